@@ -1,0 +1,3 @@
+"""Model Doctor."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,62 @@
+"""Draw noise and choices from integer keys: the same bits on every device, in any order or chunk."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_MIX_FIRST, _MIX_SECOND, _GOLDEN = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
+
+
+def key(*parts: int | str) -> int:
+    """Return a 63-bit number that depends on every part and on their order.
+
+    >>> key("shuffle", 0, 3) == key("shuffle", 0, 3), key(1, 2) == key(2, 1)
+    (True, False)
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _mix(state: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Scramble 32-bit integers: two multiply-and-shift rounds with logical shifts, wrapping on overflow."""
+    state = (state ^ ((state >> 16) & 0xFFFF)) * _MIX_FIRST
+    state = (state ^ ((state >> 15) & 0x1FFFF)) * _MIX_SECOND
+    return state ^ ((state >> 16) & 0xFFFF)
+
+
+def _signed(value: int) -> int:
+    """Read the low 32 bits of `value` as a signed integer."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def uniform_noise(
+    ids: Int[Tensor, " image"],
+    draws: range,
+    shape: tuple[int, int, int],
+    *,
+    seed: int,
+    layer: str,
+    stream: str = "diagnosis",
+    step: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "draw image channel height width"]:
+    """Draw sigma of Eq. 4, uniform in (-1, 1), keyed by (seed, stream, step, layer, image, draw, position).
+
+    The values are multiples of 2^-24, so that float32 and float64 hold the same numbers.
+    """
+    device = ids.device
+    start = key("noise", seed, stream, step, layer)
+    base = torch.tensor(_signed(start), dtype=torch.int32, device=device)
+    second = torch.tensor(_signed(start >> 31), dtype=torch.int32, device=device)
+    image_keys = _mix(_mix(ids.to(torch.int32) + base) ^ second)
+    draw_keys = torch.arange(draws.start, draws.stop, dtype=torch.int32, device=device) * _GOLDEN
+    keys = _mix(image_keys[None, :] ^ _mix(draw_keys + second)[:, None])
+    positions = torch.arange(shape[0] * shape[1] * shape[2], dtype=torch.int32, device=device)
+    bits = _mix(_mix(positions * _GOLDEN + base) ^ keys[:, :, None])
+    units = ((bits >> 8) & 0xFFFFFF).to(dtype)
+    return ((units + 0.5) * 2.0**-23 - 1.0).view(len(draws), len(ids), *shape)
