@@ -1,3 +1,31 @@
-"""Model Doctor."""
+"""Model Doctor: diagnose, treat and re-examine convolutional image classifiers."""
+
+from torchdoctor.constraints import Constraint
+from torchdoctor.data import load_data
+from torchdoctor.diagnosis import diagnose
+from torchdoctor.evaluation import compare
+from torchdoctor.layers import candidate_layers, default_layers
+from torchdoctor.models import load_model
+from torchdoctor.training import Recipe
+from torchdoctor.treatment import treat
+from torchdoctor.types import Batch, Comparison, Diagnosis, InputError, ModelDoctorError, Treatment
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Comparison",
+    "Constraint",
+    "Diagnosis",
+    "InputError",
+    "ModelDoctorError",
+    "Recipe",
+    "Treatment",
+    "candidate_layers",
+    "compare",
+    "default_layers",
+    "diagnose",
+    "load_data",
+    "load_model",
+    "treat",
+]

@@ -21,6 +21,7 @@ from torchdoctor.gradients import (
     run_tapped,
     score_gradients,
 )
+from torchdoctor.layers import default_layers
 from torchdoctor.masks import background_mask
 from torchdoctor.noise import uniform_noise
 from torchdoctor.sifting import LowOrder, device_of, dtype_of, only, predict_logits, sift
@@ -49,7 +50,7 @@ def diagnose(
     model: nn.Module,
     images: Images,
     *,
-    layers: Sequence[str],
+    layers: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     evidence: Evidence = "gradient",
     draws: int = 10,
@@ -67,10 +68,15 @@ def diagnose(
     For every category c and kernel k of every layer (Eq. 4): the mean over the T sifted images and J
     draws of the sum over space of abs(d y_c / d(m_k + sigma)), sigma uniform in [-delta, delta] at one
     layer at a time. `delta` is in units of the map; by default 0.1 x the layer's standard deviation
-    over the sifted images. `draws=0` means sigma = 0 (Eq. 3). A kernel is correlated with c where
+    over the sifted images. `layers`: by default the last convolution and two earlier ones. `draws=0`
+    means sigma = 0 (Eq. 3). A kernel is correlated with c where
     (a - min) / (max - min) >= theta. InputError for layers or images that cannot be used.
     """
     _check_settings(draws, delta, theta, images_per_category)
+    if layers is None:
+        layers = default_layers(model, _example(model, images))
+    if classes is None:
+        classes = getattr(images, "classes", None)
     ids, labels, logits = predict_logits(model, images)
     names = tuple(classes) if classes is not None else tuple(map(str, range(logits.shape[1])))
     if len(names) != logits.shape[1]:
@@ -87,8 +93,7 @@ def diagnose(
         low_order=low_order,
     )
     chosen = [image for category in sifting.high for image in category]
-    example = next(iter(images)).images.to(device_of(model), dtype_of(model))
-    shapes = map_shapes(model, example, layers)
+    shapes = map_shapes(model, _example(model, images), layers)
     counts = np.array([len(category) for category in sifting.high], dtype=np.int64)
     found, path = [], "none"
     for number, layer in enumerate(layers):
@@ -112,6 +117,13 @@ def diagnose(
         path=path,
         model_sha256=state_sha256(model),
     )
+
+
+def _example(model: nn.Module, images: Images) -> Tensor:
+    """Return the first batch where the network lies; InputError when there is none."""
+    for batch in images:
+        return batch.images.to(device_of(model), dtype_of(model))
+    raise InputError("there are no images: the source yielded no batch; check the data and its split")
 
 
 def _check_settings(draws: int, delta: float | None, theta: float, images_per_category: int) -> None:

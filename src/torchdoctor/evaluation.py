@@ -36,7 +36,7 @@ def compare(
     *,
     primary: str | None = None,
     classes: Sequence[str] | None = None,
-    layers: Sequence[str] = (),
+    layers: Sequence[str] | None = None,
     evidence: Evidence = "gradient_x_activation",
     max_loss: float = 5.0,
     seed: int = 0,
@@ -47,7 +47,8 @@ def compare(
     `model` holds the base weights and is left as it was. The gain is treated minus control, in
     percentage points. The verdict is that of the `primary` split (default: the first), but `harmed` if
     another split loses more than `max_loss` points. `layers` are where the background share of the
-    evidence is measured. InputError for an unknown primary split or no arms.
+    evidence is measured: by default those that were treated. InputError for an unknown primary split, or
+    without arms.
     """
     if not tests:
         raise InputError("there is no test split to compare on")
@@ -59,7 +60,9 @@ def compare(
         raise InputError("the treatment has no arms: nothing to compare")
     own, splits, done = copy.deepcopy(model), {}, 0
     total = len(tests) * (1 + 2 * len(seeds))
-    names: tuple[str, ...] = tuple(classes or ())
+    names: tuple[str, ...] = tuple(classes or getattr(tests[primary], "classes", None) or ())
+    if layers is None:
+        layers = _treated_layers(treatment)
     for split, images in tests.items():
         right: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
         shares: dict[str, list[float]] = {arm: [] for arm in ARMS}
@@ -86,6 +89,12 @@ def compare(
         },
         steps=treatment.arms[0].steps,
     )
+
+
+def _treated_layers(treatment: Treatment) -> list[str]:
+    """Return the layers that any constraint was on, in their order."""
+    found = [one["layers"] for one in treatment.prescription]
+    return list(dict.fromkeys(layer for some in found if isinstance(some, list) for layer in some))
 
 
 def _states(model: nn.Module, treatment: Treatment) -> list[tuple[str, Mapping[str, Tensor]]]:

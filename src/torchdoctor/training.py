@@ -23,7 +23,8 @@ from torchdoctor.types import Batch, Images, InputError, ModelDoctorError, NormP
 class Recipe:
     """How a network is trained: the optimiser, its schedule (warm-up, then cosine to 0), and batch-norm.
 
-    `norm="frozen"` keeps batch-norm's running statistics as they are; `train` updates them.
+    `norm="train"` normalises by the batch and updates the running statistics; `frozen` keeps them as they
+    are, which was less stable at the learning rates tried.
     """
 
     epochs: int = 5
@@ -32,7 +33,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warm_up: float = 0.1
-    norm: NormPolicy = "frozen"
+    norm: NormPolicy = "train"
 
 
 Term = Callable[[Batch, Tensor, int], dict[str, Float[Tensor, ""]]]

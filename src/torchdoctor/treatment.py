@@ -266,8 +266,8 @@ def prescribe(
             raise InputError(
                 f"constraint {constraint.name!r} on {', '.join(constraint.layers) or 'no layer'} with "
                 f"evidence {constraint.evidence!r} reaches no trainable parameter: its penalty has no "
-                "gradient and training would ignore it. Unfreeze layers, choose an earlier layer, or use the evidence "
-                "gradient_x_activation"
+                "gradient and training would ignore it. Unfreeze layers, choose an earlier layer, or use the "
+                "evidence gradient_x_activation"
             )
         weight = constraint.weight
         if weight == "auto":

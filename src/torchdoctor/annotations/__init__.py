@@ -1,0 +1,60 @@
+"""Turn annotations into object masks: PNG files and boxes become L images, 255 on the object, 0 elsewhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from torchdoctor.types import InputError
+
+__all__ = ["check_mask_size", "mask_from_boxes", "mask_from_png"]
+
+
+def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
+    """Return the mask in a PNG file: bright pixels (128 and more) are the object.
+
+    A file whose brightest value is 1 counts as a 0/1 mask. InputError names a file that is no image.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            grey = np.asarray(file if file.mode.startswith("I") else file.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: cannot be decoded as a mask ({error}); expected a PNG image") from error
+    if grey.dtype != np.uint8:
+        grey = grey // 257
+    threshold = 1 if grey.max() == 1 else 128
+    return Image.fromarray(np.where(grey >= threshold, 255, 0).astype(np.uint8))
+
+
+def mask_from_boxes(
+    boxes: Sequence[Sequence[int | float]], width: int, height: int, name: str = "image"
+) -> Image.Image:
+    """Return the union of boxes (xmin, ymin, xmax, ymax in pixels, all inclusive), cut at the image's edge.
+
+    InputError names a box that is not four finite numbers in order or lies off the image.
+    """
+    mask = np.zeros((height, width), dtype=np.uint8)
+    for box in boxes:
+        if len(box) != 4 or not np.isfinite(box).all() or box[0] > box[2] or box[1] > box[3]:
+            raise InputError(
+                f"{name}: box {list(box)}: expected xmin <= xmax, ymin <= ymax, four numbers in all"
+            )
+        left, top, right, bottom = (round(edge) for edge in box)
+        if right < 0 or bottom < 0 or left >= width or top >= height:
+            raise InputError(f"{name}: box {list(box)} lies off the image of {width} x {height} pixels")
+        mask[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = 255
+    return Image.fromarray(mask)
+
+
+def check_mask_size(mask: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
+    """Return the mask if it is as large as its image (`size`: width, height), else raise InputError."""
+    if mask.size != size:
+        found, expected = ("{} x {}".format(*pair) for pair in (mask.size, size))
+        raise InputError(
+            f"{name}: the mask is {found} pixels but the image is {expected}; draw the mask on the full image"
+        )
+    return mask

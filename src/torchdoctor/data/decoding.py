@@ -1,0 +1,43 @@
+"""Decode image files completely, so that a damaged one is named before it reaches the network."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from torchdoctor.types import InputError
+
+LARGEST_PIXELS = 100_000_000  # a file that claims more is refused before it is decoded
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def decode_image(source: bytes | Path, name: str) -> Image.Image:
+    """Return the whole image as RGB, upright as its EXIF orientation says, as torchvision would show it.
+
+    Grey images of 16 bits keep their upper 8; CMYK and palettes are converted, alpha is dropped.
+    InputError names a file that is damaged, is no image, or claims more than `LARGEST_PIXELS` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if file.width * file.height > LARGEST_PIXELS:
+                raise InputError(
+                    f"{name}: {file.width} x {file.height} pixels, expected at most {LARGEST_PIXELS} in all; "
+                    "scale the image down"
+                )
+            return to_eight_bits(ImageOps.exif_transpose(file)).convert("RGB")
+    except DAMAGED as error:
+        raise InputError(
+            f"{name}: cannot be decoded as an image ({error}); repair or remove the file"
+        ) from error
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Return grey images of 16 bits as L; every other mode as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))

@@ -1,0 +1,133 @@
+"""Say what a run would do and about how long it takes, without writing anything."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from torchdoctor.constraints import Noise, constraints_named
+from torchdoctor.diagnosis import diagnose
+from torchdoctor.engine.demo import demo_settings
+from torchdoctor.engine.preparation import Case, prepare
+from torchdoctor.engine.settings import Settings, Verb, filled
+from torchdoctor.engine.stages import out_folder, recipe_of
+from torchdoctor.sifting import device_of, predict_logits
+from torchdoctor.training import Term, fit
+from torchdoctor.treatment import Prescription
+from torchdoctor.types import Batch
+
+TRIED = 3  # steps that are really run to measure the time of one
+
+
+def plan(settings: Settings, verb: Verb) -> dict[str, object]:
+    """Return what would run, with times in seconds measured on a few steps of the real thing.
+
+    Raises InputError exactly where the run itself would refuse its input.
+    """
+    if verb == "demo":
+        base, further = demo_settings(settings)
+        training, checkup = _plan(base, "train"), _plan(further, "checkup", needs_weights=False)
+        total = float(str(training["seconds"])) + float(str(checkup["seconds"]))
+        return {"verb": "demo", "seconds": total, "train": training, "checkup": checkup}
+    return _plan(settings, verb, needs_weights=verb != "train")
+
+
+def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict[str, object]:
+    """Plan one verb."""
+    case = prepare(filled(settings, verb), needs_weights=needs_weights)
+    steps = case.data.train.steps_per_epoch * recipe_of(case.settings).epochs
+    first = next(iter(case.data.train.epoch(0, 0)))
+    plain = _seconds_per_step(case, first, treated=False)
+    seconds = {"train": plain * steps}
+    if verb != "train":
+        seconds = {"diagnose": _diagnosis_seconds(case, first)}
+    if verb in ("treat", "checkup"):
+        treated = _seconds_per_step(case, first, treated=True)
+        seconds["control"] = plain * steps * case.settings.seeds
+        seconds["treated"] = treated * steps * case.settings.seeds
+    if verb == "checkup":
+        images = sum(len(one) for one in case.data.tests.values())
+        seconds["compare"] = plain / 3 * images / len(first.labels) * (1 + 2 * case.settings.seeds)
+    return {
+        "verb": verb,
+        "out": str(out_folder(case.settings, verb)),
+        "model": case.settings.model,
+        "data": case.settings.data,
+        "categories": len(case.classes),
+        "images": {
+            "train": len(case.data.train),
+            "validation": len(case.data.validation),
+            **{name: len(one) for name, one in case.data.tests.items()},
+        },
+        "masks": case.data.has_masks,
+        "preprocessing": case.data.preprocessing.to_json(),
+        "layers": case.layers,
+        "seeds": case.settings.seeds,
+        "epochs": case.settings.epochs,
+        "steps_per_arm": steps,
+        "primary": case.settings.primary,
+        "seconds_by_stage": {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": round(sum(seconds.values()), 1),
+    }
+
+
+def _timed(action: Callable[[], object]) -> float:
+    """Return the seconds an action takes, the GPU's work included."""
+    started = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
+    """Time a few steps on one batch with a copy of the network."""
+    model = copy.deepcopy(case.model)
+    term = None
+    if treated:
+        if batch.masks is not None:
+            batch = replace(batch, annotated=torch.arange(len(batch.labels)) < max(1, len(batch.labels) // 8))
+        term = _term(case, batch, model)
+    recipe = replace(recipe_of(case.settings), epochs=1)
+
+    def run() -> object:
+        return fit(model, lambda _epoch: [batch] * TRIED, recipe, steps_per_epoch=TRIED, seed=0, penalty=term)
+
+    run()
+    return _timed(run) / TRIED
+
+
+def _term(case: Case, batch: Batch, model: torch.nn.Module) -> Term:
+    """Build the penalty on a diagnosis of one batch, which costs the same as that of the real one."""
+    settings = case.settings
+    diagnosis = diagnose(case.model, [batch], layers=case.layers, draws=0, confidence=0.0)
+    names = settings.constraints or (("channel", "space") if case.data.has_masks else ("channel",))
+    constraints = constraints_named(
+        names,
+        layers=case.layers,
+        evidence=settings.evidence or "gradient_x_activation",
+        scale=settings.scale,
+        weights=dict.fromkeys(names, 0.0),
+    )
+    noise = Noise(1 if settings.draws is None else settings.draws)
+    prescription = Prescription(constraints, diagnosis, noise, settings.targets, settings.expand_pixels or 0)
+    return prescription.term(model, 0)
+
+
+def _diagnosis_seconds(case: Case, batch: Batch) -> float:
+    """Estimate the diagnosis from one batch: predictions over all images, draws over the sifted ones."""
+    settings = case.settings
+    draws = 10 if settings.draws is None else settings.draws
+    predicting = _timed(lambda: predict_logits(case.model, [batch]))
+    pixels = batch.images.to(device_of(case.model))
+    one = _timed(
+        lambda: diagnose(
+            case.model, [replace(batch, images=pixels)], layers=case.layers, draws=draws, confidence=0.0
+        )
+    )
+    sifted = min(len(case.data.train), settings.images_per_category * len(case.classes))
+    return predicting * len(case.data.train) / len(batch.labels) + one * sifted / len(batch.labels)

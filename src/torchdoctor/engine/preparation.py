@@ -1,0 +1,195 @@
+"""Turn settings into a model, data and layers, and refuse what does not fit before anything is written."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchdoctor.constraints import CONSTRAINTS
+from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, Splits, load_data
+from torchdoctor.engine.settings import Settings
+from torchdoctor.gradients import map_shapes
+from torchdoctor.layers import default_layers
+from torchdoctor.models import load_into, load_model, load_weights, weights_card
+from torchdoctor.noise import key
+from torchdoctor.types import InputError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One classifier with its data and the layers to look at, checked against each other."""
+
+    settings: Settings
+    model: nn.Module
+    data: Splits
+    layers: tuple[str, ...]
+    card: Mapping[str, object]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the categories."""
+        return self.data.classes
+
+
+def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
+    """Build the model, read the data, load the weights and check that they fit one another.
+
+    Raises InputError for a missing flag, unknown names or layers, weights or class counts that do not
+    fit, and constraints that the data cannot serve.
+    """
+    if needs_weights and settings.weights is None:
+        raise InputError(
+            "--weights is missing: give the trained classifier's .safetensors or state dict (train makes one)"
+        )
+    card = weights_card(settings.weights) if settings.weights is not None else None
+    settings = _from_card(settings, card)
+    if settings.model is None:
+        raise InputError("--model is missing: give torchvision:NAME, timm:NAME or package.module:factory")
+    if settings.data is None:
+        raise InputError("--data is missing: give folder:PATH, parquet:PATH or scenes")
+    state = load_weights(settings.weights) if settings.weights is not None else None
+    data = _data(settings, card)
+    _check_classes(settings, data, card)
+    torch.manual_seed(key("weights", settings.seed) % (1 << 63))
+    model = load_model(settings.model, data.classes)
+    if state is not None:
+        load_into(model, state, str(settings.weights))
+    model = model.to(device_named(settings.device)).eval()
+    layers = _layers(settings, model, data)
+    _check_constraints(settings, data)
+    settings = replace(settings, primary=data.primary, layers=layers)
+    return Case(settings, model, data, layers, card_of(settings, data))
+
+
+def _from_card(settings: Settings, card: Mapping[str, object] | None) -> Settings:
+    """Take the model's name from the card beside the weights where the user gives none."""
+    if card is None or settings.model is not None or not isinstance(card.get("model"), str):
+        return settings
+    return replace(settings, model=str(card["model"]))
+
+
+def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
+    """Load the data with the preprocessing that the weights were trained with, where it is known."""
+    kept: Any = (card or {}).get("preprocessing") or {}
+    return load_data(
+        str(settings.data),
+        image_size=settings.image_size or kept.get("image_size"),
+        mean=tuple(kept.get("mean", IMAGENET_MEAN)),
+        std=tuple(kept.get("std", IMAGENET_STD)),
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        limit=settings.limit,
+        seed=settings.seed,
+        primary=settings.primary,
+        augment=settings.augment,
+    )
+
+
+def _check_classes(settings: Settings, data: Splits, card: Mapping[str, object] | None) -> None:
+    """Refuse data whose categories are not those the weights were trained for."""
+    trained = (card or {}).get("classes")
+    if isinstance(trained, list) and tuple(trained) != data.classes:
+        raise InputError(
+            f"weights {settings.weights!r} were trained for {len(trained)} categories ({_few(trained)}); the "
+            f"data {settings.data!r} has {len(data.classes)} ({_few(list(data.classes))})"
+        )
+
+
+def _few(names: list[str]) -> str:
+    """Name the first few."""
+    return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device; `auto` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"--device {name!r} cannot be used ({first}); expected auto, cpu or cuda") from error
+    return device
+
+
+def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ...]:
+    """Return the layers asked for, or the default ones."""
+    example = next(iter(data.train.select([int(data.train.table.ids[0])]))).images
+    example = example.to(next(model.parameters()).device)
+    if settings.layers is None:
+        return default_layers(model, example)
+    map_shapes(model, example, settings.layers)
+    return settings.layers
+
+
+def _check_constraints(settings: Settings, data: Splits) -> None:
+    """Refuse unknown constraints, and those that need masks where the training data has none."""
+    for name in settings.constraints or ():
+        if name not in CONSTRAINTS:
+            raise InputError(f"--constraints {name!r} is unknown; there are: {', '.join(CONSTRAINTS)}")
+        if CONSTRAINTS[name].needs_masks and not data.has_masks:
+            raise InputError(
+                f"--constraints {name!r} needs object masks, and {settings.data!r} has none: give data with "
+                "mask or bbox columns or PNGs beside the images, or leave it out"
+            )
+    weights = settings.weights_by_constraint
+    if isinstance(weights, dict):
+        for name in weights:
+            if name not in (settings.constraints or CONSTRAINTS):
+                raise InputError(f"--weight {name!r} names no constraint of this run")
+
+
+def card_of(settings: Settings, data: Splits) -> dict[str, object]:
+    """Return what lies beside saved weights: the model's name, the categories, the preprocessing."""
+    return {
+        "model": settings.model,
+        "classes": list(data.classes),
+        "preprocessing": data.preprocessing.to_json(),
+    }
+
+
+def environment() -> dict[str, object]:
+    """Return the versions and the machine that a result depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in ("torchdoctor", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+    }
+
+
+def loading_code(settings: Settings, classes: int, weights: Path) -> str:
+    """Return the lines that load treated weights in plain PyTorch."""
+    source, _, name = str(settings.model).partition(":")
+    if source == "torchvision":
+        extra = ", aux_logits=False, init_weights=False" if name in ("googlenet", "inception_v3") else ""
+        build = f"import torchvision; model = torchvision.models.{name}(num_classes={classes}{extra})"
+    elif source == "timm":
+        build = f"import timm; model = timm.create_model({name!r}, num_classes={classes})"
+    elif name:
+        build = f"from {source} import {name}; model = {name}(num_classes={classes})"
+    else:
+        build = f"from torchdoctor.models import OWN; model = OWN[{source!r}]({classes})"
+    return "\n".join(
+        (
+            "from safetensors.torch import load_file",
+            build,
+            f"model.load_state_dict(load_file({str(weights)!r}))",
+        )
+    )

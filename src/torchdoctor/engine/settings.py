@@ -1,0 +1,188 @@
+"""Hold everything a verb can be told, with its defaults: defaults < file < command line."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from torchdoctor.types import Evidence, InputError, NormPolicy, Scale, Targets
+
+Verb = Literal["train", "diagnose", "treat", "checkup", "demo"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run; None means that the verb, the model or the data decides.
+
+    `seeds` is a count. `limit` is in training images per category, `masks_per_category` likewise,
+    `expand_pixels` in input pixels, `delta` in units of the layer's map, `max_loss` in points.
+    """
+
+    model: str | None = None
+    weights: str | None = None
+    data: str | None = None
+    out: str | None = None
+    seeds: int = 3
+    seed: int = 0
+    epochs: int | None = None
+    limit: int | None = None
+    batch_size: int = 64
+    workers: int = 0
+    device: str = "auto"
+    primary: str | None = None
+    image_size: int | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float | None = None
+    weight_decay: float = 5e-4
+    norm: NormPolicy | None = None
+    augment: Literal["none", "crop", "crop_flip"] = "crop_flip"
+    layers: tuple[str, ...] | None = None
+    evidence: Evidence | None = None
+    scale: Scale = "share"
+    draws: int | None = None
+    delta: float | None = None
+    theta: float = 0.2
+    images_per_category: int = 100
+    confidence: float = 0.9
+    diagnosis: str | None = None
+    constraints: tuple[str, ...] | None = None
+    weight: tuple[str, ...] = ("auto",)
+    tau: float = 1.0
+    targets: Targets = "prediction"
+    masks_per_category: int = 20
+    annotated_per_batch: float = 0.125
+    expand_pixels: int | None = None
+    max_loss: float = 5.0
+
+    @property
+    def weights_by_constraint(self) -> float | str | dict[str, float | str]:
+        """Read `weight`: auto, one number for all, or name=number for each."""
+        named: dict[str, float | str] = {}
+        for part in self.weight:
+            name, equals, value = part.rpartition("=")
+            try:
+                read: float | str = value if value == "auto" else float(value)
+            except ValueError:
+                raise InputError(
+                    f"--weight {part!r}: expected auto, a number, or constraint=number"
+                ) from None
+            if isinstance(read, float) and not 0 <= read < float("inf"):
+                raise InputError(f"--weight {part!r}: expected a finite number >= 0")
+            if not equals:
+                return read
+            named[name] = read
+        return named
+
+
+LEAST = {
+    "seeds": 1,
+    "epochs": 0,
+    "limit": 1,
+    "batch_size": 2,
+    "workers": 0,
+    "image_size": 8,
+    "draws": 0,
+    "images_per_category": 1,
+    "masks_per_category": 1,
+    "expand_pixels": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "delta": 0,
+    "theta": 0,
+    "tau": 0,
+    "max_loss": 0,
+}
+MOST = {"theta": 1, "confidence": 1, "annotated_per_batch": 1}
+
+
+def settings_from(
+    given: Mapping[str, object], file: str | Path | None = None, base: Settings | None = None
+) -> Settings:
+    """Merge defaults, a YAML file and what was given on the command line, and check every value."""
+    merged = dict(read_config(file)) if file is not None else {}
+    merged.update({name: value for name, value in given.items() if value is not None})
+    kinds = get_type_hints(Settings)
+    checked: dict[str, Any] = {name: _checked(name, value, kinds[name]) for name, value in merged.items()}
+    return replace(base or Settings(), **checked)
+
+
+def read_config(file: str | Path) -> dict[str, object]:
+    """Read a YAML file of settings; InputError names unknown keys and near ones."""
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {str(file)!r} cannot be read ({error.strerror or error})") from error
+    except yaml.YAMLError as error:
+        first = str(error).replace("\n", " ")
+        raise InputError(f"--config {str(file)!r} is not YAML ({first})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"--config {str(file)!r} holds {type(found).__name__}; expected names with values")
+    known = [one.name for one in fields(Settings)]
+    merged: dict[str, object] = {}
+    for raw, value in found.items():
+        name = str(raw).replace("-", "_")
+        if name == "verb":
+            continue
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"--config {str(file)!r}: {raw!r} is no setting{hint}")
+        if value is not None:
+            merged[name] = value
+    return merged
+
+
+def _checked(name: str, value: object, kind: Any) -> object:
+    """Return the value in the setting's type; InputError says what was expected."""
+    flag = "--" + name.replace("_", "-")
+    allowed = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    wanted = next(one for one in allowed if one is not type(None))
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise InputError(f"{flag} {value!r}: expected one of {', '.join(get_args(wanted))}")
+        return value
+    if get_origin(wanted) is tuple:
+        parts = [value] if isinstance(value, str | int | float) else value
+        if not isinstance(parts, list | tuple):
+            raise InputError(f"{flag} {value!r}: expected a list of names")
+        return tuple(part.strip() for one in parts for part in str(one).split(",") if part.strip())
+    if wanted in (int, float):
+        return _number(flag, name, value, wanted)
+    return str(value)
+
+
+def _number(flag: str, name: str, value: object, wanted: type) -> int | float:
+    """Return a number within its range."""
+    fits = isinstance(value, int) or (wanted is float and isinstance(value, float))
+    if isinstance(value, bool) or not fits:
+        raise InputError(f"{flag} {value!r}: expected {'a whole' if wanted is int else 'a'} number")
+    number = wanted(value)
+    low, high = LEAST.get(name), MOST.get(name, float("inf"))
+    if not (low is None or number >= low) or not number <= high or number == float("inf"):
+        raise InputError(f"{flag} {value!r}: expected a number from {low} to {high}")
+    return number
+
+
+def settings_record(verb: str, settings: Settings) -> dict[str, object]:
+    """Return what `config.yaml` holds: the verb and every setting that is set."""
+    record = {name: value for name, value in asdict(settings).items() if value is not None}
+    return {"verb": verb, **record}
+
+
+def filled(settings: Settings, verb: Verb) -> Settings:
+    """Fill in what the verb decides: further training is shorter and gentler than training from scratch."""
+    scratch = verb == "train"
+    defaults: dict[str, Any] = {
+        "epochs": 20 if scratch else 5,
+        "learning_rate": 0.1 if scratch else 0.01,
+        "norm": "train",
+        "evidence": "gradient" if verb == "diagnose" else "gradient_x_activation",
+    }
+    missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
+    return replace(settings, **missing)

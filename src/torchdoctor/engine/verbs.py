@@ -1,0 +1,134 @@
+"""Run the verbs: each prepares its case, calls the function of its name, and writes a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torchdoctor.diagnosis import Progress, silent
+from torchdoctor.engine.preparation import Case, loading_code, prepare
+from torchdoctor.engine.records import (
+    load_comparison,
+    load_diagnosis,
+    load_treatment,
+)
+from torchdoctor.engine.settings import Settings, filled, read_config, settings_from
+from torchdoctor.engine.stages import (
+    DONE,
+    INCONCLUSIVE,
+    Outcome,
+    checkup_stages,
+    compare_stage,
+    diagnose_stage,
+    diagnosis_record,
+    out_folder,
+    report_stage,
+    start_run,
+    train_stage,
+    treat_stage,
+)
+from torchdoctor.engine.storage import (
+    RunFolder,
+    open_run,
+    seal,
+)
+from torchdoctor.types import InputError
+
+
+def run_train(settings: Settings, progress: Progress = silent) -> Outcome:
+    """Train a classifier, so that there is something to treat; the last epoch's weights are kept."""
+    settings = filled(settings, "train")
+    case = prepare(settings, needs_weights=False)
+    with RunFolder.create(out_folder(settings, "train")) as run:
+        start_run(run.path, "train", case.settings)
+        return train_stage(case, run.path, progress)
+
+
+def run_diagnose(settings: Settings, progress: Progress = silent) -> Outcome:
+    """Diagnose the classifier on its training images."""
+    case = prepare(filled(settings, "diagnose"))
+    with RunFolder.create(out_folder(settings, "diagnose")) as run:
+        start_run(run.path, "diagnose", case.settings)
+        diagnosis = diagnose_stage(case, run.path, progress)
+        code = INCONCLUSIVE if diagnosis.inconclusive else DONE
+        return Outcome(code, diagnosis_record(run.path, diagnosis), diagnosis)
+
+
+def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
+    """Treat the classifier beside its control; the diagnosis is made first unless a run has one."""
+    case = prepare(filled(settings, "treat"))
+    with RunFolder.create(out_folder(settings, "treat")) as run:
+        start_run(run.path, "treat", case.settings)
+        diagnosis, treatment = treat_stage(case, run.path, progress)
+        weights = run.path / "treatment" / "treated" / "seed0" / "model.safetensors"
+        arms = [
+            {"arm": arm.name, "seed": arm.seed, "seconds": round(arm.seconds, 1), "steps": arm.steps,
+             **(dict(arm.history[-1]) if arm.history else {})}
+            for arm in treatment.arms
+        ]  # fmt: skip
+        record = {"out": str(run.path), "prescription": treatment.prescription, "arms": arms}
+        code = INCONCLUSIVE if diagnosis.inconclusive else DONE
+        lines = loading_code(case.settings, len(case.classes), weights)
+        return Outcome(code, record, diagnosis, treatment, loading_code=lines)
+
+
+def run_compare(run: str, given: Mapping[str, object], progress: Progress = silent) -> Outcome:
+    """Compare the arms of a finished treat run on the test splits: once."""
+    folder, case = _reopened(run, given)
+    if (folder / "compare.json").exists():
+        raise InputError(
+            f"run {run!r} is compared already ({folder / 'compare.json'}): the test split is used once"
+        )
+    diagnosis = load_diagnosis(folder / "diagnosis")
+    treatment = load_treatment(folder / "treatment")
+    outcome = compare_stage(case, folder, diagnosis, treatment, progress)
+    seal(folder)
+    return outcome
+
+
+def _reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case]:
+    """Open a finished run and prepare its case again from its own settings."""
+    folder = open_run(Path(run))
+    settings = settings_from(given, base=settings_from(read_config(folder / "config.yaml")))
+    return folder, prepare(filled(settings, "treat"))
+
+
+def run_report(
+    run: str, given: Mapping[str, object], file: str | None = None, progress: Progress = silent
+) -> Outcome:
+    """Write the report of a finished run, into the run or to another file."""
+    folder, case = _reopened(run, given)
+    target = Path(file) if file else folder / "report.html"
+    if target.exists():
+        raise InputError(f"{str(target)!r} exists already: give --out another file")
+    diagnosis = load_diagnosis(folder / "diagnosis")
+    treatment = load_treatment(folder / "treatment") if (folder / "treatment").is_dir() else None
+    found = folder / "compare.json"
+    comparison = load_comparison(found) if found.is_file() else None
+    report_stage(case, folder, target, diagnosis, treatment, comparison, progress)
+    if not file:
+        seal(folder)
+    return Outcome(DONE, {"out": str(folder), "report": str(target)}, diagnosis, treatment, comparison)
+
+
+def run_checkup(settings: Settings, progress: Progress = silent) -> Outcome:
+    """Diagnose, treat, compare and report in one go."""
+    case = prepare(filled(settings, "checkup"))
+    with RunFolder.create(out_folder(settings, "checkup")) as run:
+        start_run(run.path, "checkup", case.settings)
+        return checkup_stages(case, run.path, progress)
+
+
+def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
+    """Train a small network on `scenes`, where the background gives the category away, and check it up."""
+    from torchdoctor.engine.demo import demo_settings
+
+    base, further = demo_settings(settings)
+    case = prepare(filled(base, "train"), needs_weights=False)
+    with RunFolder.create(out_folder(settings, "demo")) as run:
+        trained = train_stage(case, run.path / "base", progress)
+        again = prepare(filled(replace(further, weights=str(trained.record["weights"])), "demo"))
+        start_run(run.path, "checkup", again.settings)
+        outcome = checkup_stages(again, run.path, progress)
+        return replace(outcome, record={**outcome.record, "base": trained.record})

@@ -1,0 +1,166 @@
+"""Print results for a person: a few tables, the verdict, and how to load the treated network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from torchdoctor.engine import Outcome
+from torchdoctor.types import Comparison, Diagnosis
+
+
+def shown(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """Write a number, or a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """Print what a verb found, where it lies, and how to use it."""
+    if outcome.diagnosis is not None:
+        print_diagnosis(console, outcome.diagnosis)
+    if outcome.treatment is not None:
+        print_prescription(console, outcome.treatment.prescription)
+    if outcome.comparison is not None:
+        print_comparison(console, outcome.comparison)
+        if outcome.diagnosis is not None and outcome.diagnosis.inconclusive:
+            console.print("Inconclusive: most categories could not be diagnosed.")
+    for name in ("validation_accuracy", "weights", "report", "out"):
+        if name in outcome.record:
+            value = outcome.record[name]
+            text = f"{value:.1f} %" if isinstance(value, float) else str(value)
+            console.print(f"{name.replace('_', ' ')}: {text}", highlight=False, soft_wrap=True, markup=False)
+    if outcome.loading_code:
+        console.print("\nLoad it in plain PyTorch:", markup=False)
+        console.print(outcome.loading_code, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """Print the diagnosed layers, the categories, and what could not be diagnosed."""
+    table = Table(title="Diagnosis", title_justify="left")
+    for name in ("layer", "kernels", "correlated per category", "delta", "background share"):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for layer in diagnosis.layers:
+        counts = layer.correlated.sum(1)[diagnosis.counts > 0]
+        known = layer.background_share[~(layer.background_share != layer.background_share)]
+        table.add_row(
+            layer.name,
+            str(layer.correlation.shape[1]),
+            f"{counts.min()} to {counts.max()}" if len(counts) else "-",
+            f"{layer.delta:.3g}",
+            f"{100 * known.mean():.0f} %" if len(known) else "-",
+        )
+    console.print(table)
+    missing = diagnosis.not_diagnosed
+    if missing:
+        most = diagnosis.sifting.images_per_category
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        console.print(f"not diagnosed: 0 of {most}: {names}", markup=False, soft_wrap=True)
+    print_confusions(console, diagnosis)
+
+
+def print_confusions(console: Console, diagnosis: Diagnosis, most: int = 5) -> None:
+    """Print the worst categories and what they are taken for, on the training images."""
+    off = diagnosis.confusion.copy()
+    for category in range(len(off)):
+        off[category, category] = 0
+    worst = sorted(range(len(off)), key=lambda one: (_orderly(diagnosis.accuracy[one]), one))[:most]
+    table = Table(title="Weakest categories (training images)", title_justify="left")
+    for name in ("category", "accuracy", "most often taken for"):
+        table.add_column(name, justify="right" if name == "accuracy" else "left")
+    for one in worst:
+        other = int(off[one].argmax())
+        taken = f"{diagnosis.classes[other]} ({off[one, other]})" if off[one, other] else "-"
+        table.add_row(diagnosis.classes[one], shown(float(diagnosis.accuracy[one])), taken)
+    console.print(table, markup=False)
+
+
+def _orderly(value: Any) -> float:
+    """Put NaN last."""
+    return math.inf if math.isnan(value) else float(value)
+
+
+def print_prescription(console: Console, prescription: Sequence[Mapping[str, Any]]) -> None:
+    """Print the constraints with their weights and what they reach."""
+    table = Table(title="Prescription", title_justify="left")
+    for name in ("constraint", "layers", "evidence", "scale", "weight", "parameters reached"):
+        table.add_column(name)
+    for one in prescription:
+        reached = f"{one['parameters_reached']} of {one['parameters_trainable']}"
+        table.add_row(
+            str(one["constraint"]),
+            "\n".join(one["layers"]),
+            str(one["evidence"]),
+            str(one["scale"]),
+            f"{one['weight']:.3g} ({one['weight_chosen']})",
+            reached,
+        )
+    console.print(table)
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Print the comparison table and the verdict."""
+    table = Table(
+        title=f"Comparison: accuracy in percent, mean of {len(comparison.seeds)} seed(s)",
+        title_justify="left",
+    )
+    for name in ("split", "base", "control", "treated", "gain", "95 % interval", "p", "verdict"):
+        table.add_column(name, justify="left" if name in ("split", "verdict") else "right")
+    for name, split in comparison.splits.items():
+        means = [
+            sum(split.accuracy[arm]) / len(split.accuracy[arm]) for arm in ("base", "control", "treated")
+        ]
+        gain = split.gain
+        table.add_row(
+            f"{name} *" if name == comparison.primary else name,
+            *(shown(one) for one in means),
+            shown(gain.mean, sign=True),
+            f"{shown(gain.low, sign=True)} to {shown(gain.high, sign=True)}",
+            f"{gain.p_value:.2g}",
+            split.verdict,
+        )
+    console.print(table)
+    for name, split in comparison.splits.items():
+        shares = split.background_share
+        if shares["base"] is not None:
+            text = ", ".join(
+                f"{arm} {100 * value:.0f} %" for arm, value in shares.items() if value is not None
+            )
+            console.print(f"evidence on the background, {name}: {text}", highlight=False)
+        console.print(
+            f"{name}: {len(split.repaired)} images repaired, {len(split.broken)} newly broken",
+            highlight=False,
+        )
+    console.print(f"Verdict: {comparison.verdict} ({comparison.reason})", highlight=False, markup=False)
+
+
+def print_predictions(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line per image."""
+    table = Table()
+    for name in ("image", "category", "confidence", "runner-up", "confidence"):
+        table.add_column(name, justify="right" if name == "confidence" else "left")
+    for one in found:
+        table.add_row(
+            one["image"],
+            one["category"],
+            shown(one["confidence"], 3),
+            one["runner_up"] or "-",
+            shown(one["runner_up_confidence"], 3),
+        )
+    console.print(table, markup=False)
+
+
+def print_plan(console: Console, plan: Mapping[str, Any], indent: str = "") -> None:
+    """Print what would run."""
+    for name, value in plan.items():
+        if isinstance(value, Mapping):
+            console.print(f"{indent}{name}:", highlight=False)
+            print_plan(console, value, indent + "  ")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            console.print(f"{indent}{name}: {text}", highlight=False, markup=False, soft_wrap=True)

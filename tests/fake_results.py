@@ -1,0 +1,163 @@
+"""Invent diagnoses, comparisons and examples from a seed, for the tests of figures and reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from torchdoctor.report import Example
+from torchdoctor.types import (
+    QUANTILES,
+    Comparison,
+    Diagnosis,
+    Gain,
+    LayerDiagnosis,
+    Sifting,
+    SplitComparison,
+    Verdict,
+)
+
+CLASSES = ("airplane", "bird", "boat", "cat", "deer", "dog", "frog", "truck")
+
+
+def fake_layer(
+    name: str, kernels: int, generator: np.random.Generator, empty: tuple[int, ...]
+) -> LayerDiagnosis:
+    """Return a layer in which each category relies on a few kernels of its own; rows in `empty` are zero."""
+    return fake_layer_of(len(CLASSES), name, kernels, generator, empty)
+
+
+def fake_layer(
+    categories: int, name: str, kernels: int, generator: np.random.Generator, empty: tuple[int, ...]
+) -> LayerDiagnosis:
+    """Return a layer in which each category relies on kernels of its own; rows in `empty` are zero."""
+    correlation = generator.gamma(1.2, 0.08, (categories, kernels))
+    owner = generator.integers(0, categories, kernels)
+    correlation[owner, np.arange(kernels)] += generator.gamma(2.0, 0.3, kernels)
+    correlation[list(empty)] = 0
+    top = correlation.max(axis=1, keepdims=True)
+    background = generator.uniform(0.2, 0.6, categories)
+    background[list(empty)] = np.nan
+    return LayerDiagnosis(
+        name=name,
+        correlation=correlation,
+        variance=0.1 * correlation,
+        quantiles=np.stack([correlation] * len(QUANTILES)),
+        activation=correlation,
+        correlated=(correlation >= 0.5 * top) & (top > 0),
+        background_share=background,
+        delta=0.031,
+        standard_deviation=0.012,
+        flags=("flat: hardly any kernel stands out",) if name == "layer1.conv2" else (),
+    )
+
+
+def fake_diagnosis(
+    classes: tuple[str, ...] = CLASSES,
+    empty: tuple[int, ...] = (),
+    layers: tuple[tuple[str, int], ...] = (("layer3.conv2", 128), ("layer2.conv2", 96), ("layer1.conv2", 64)),
+    seed: int = 0,
+) -> Diagnosis:
+    """Return a diagnosis of a mediocre classifier; the categories in `empty` were not diagnosed."""
+    generator = np.random.default_rng(seed)
+    categories = len(classes)
+    confusion = generator.poisson(3.0, (categories, categories))
+    confusion[np.diag_indices(categories)] += generator.integers(60, 170, categories)
+    confusion[3 % categories, 5 % categories] += 41
+    counts = generator.integers(20, 60, categories)
+    counts[list(empty)] = 0
+    return Diagnosis(
+        classes=classes,
+        layers=tuple(fake_layer(categories, name, size, generator, empty) for name, size in layers),
+        sifting=Sifting(tuple((1, 2) for _ in classes), tuple((3,) for _ in classes), 0.9, 60),
+        counts=counts,
+        confusion=confusion,
+        evidence="gradient",
+        draws=8,
+        theta=0.5,
+        seed=seed,
+        path="autograd",
+        model_sha256="3f" * 32,
+    )
+
+
+def fake_split(
+    gain: float, verdict: Verdict, categories: int, generator: np.random.Generator, base: float = 71.0
+) -> SplitComparison:
+    """Return a split on which treated beats control by `gain` points."""
+    control = base + 3.0 + generator.normal(0, 0.5, 5)
+    treated = control + gain + generator.normal(0, 0.5, 5)
+    per_base = np.clip(base + generator.normal(0, 9, categories), 0, 100)
+    gains = gain + generator.normal(0, 5, categories)
+    width = 0.1 * abs(gain) + 1.2
+    return SplitComparison(
+        accuracy={"base": (base,), "control": tuple(control), "treated": tuple(treated)},
+        per_category={
+            "base": tuple(per_base),
+            "control": tuple(per_base + 3),
+            "treated": tuple(np.clip(per_base + 3 + gains, 0, 100)),
+        },
+        background_share={"base": 0.52, "control": 0.5, "treated": 0.18},
+        gain=Gain(gain, gain - width, gain + width, 0.0004 if verdict != "no evidence" else 0.41, "seeds"),
+        gain_per_category=tuple(gains),
+        verdict=verdict,
+        repaired=tuple(range(83)),
+        broken=tuple(range(100, 119)),
+        images=1600,
+    )
+
+
+def fake_comparison(
+    gain: float = 12.4, verdict: Verdict = "helped", classes: tuple[str, ...] = CLASSES, seed: int = 1
+) -> Comparison:
+    """Return a comparison on three splits, the primary one of which is called "shifted"."""
+    generator = np.random.default_rng(seed)
+    same = fake_split(-0.2, "no evidence", len(classes), generator, base=88.0)
+    splits = {
+        "shifted": fake_split(gain, verdict, len(classes), generator),
+        "same": replace(same, background_share={"base": None, "treated": None}),
+        "noise": fake_split(1.1, "no evidence", len(classes), generator, base=64.0),
+    }
+    return Comparison(
+        classes=classes,
+        splits=splits,
+        primary="shifted",
+        verdict=verdict,
+        reason=f"{gain:+.1f} points on shifted",
+        max_loss=1.0,
+        seeds=(0, 1, 2, 3, 4),
+        seconds={"control": (41.0, 40.2, 40.9, 41.1, 40.6), "treated": (63.0, 62.1, 64.0, 63.3, 62.8)},
+        steps=200,
+    )
+
+
+def fake_example(kind: str, number: int, size: int = 64, name: str = "", label: str = "cat") -> Example:
+    """Return an image of a bright disc on a textured background; the evidence moves from corner to disc."""
+    generator = np.random.default_rng(number)
+    rows, columns = np.mgrid[0:size, 0:size] / size
+    centre = generator.uniform(0.35, 0.65, 2)
+    inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < 0.06
+    wave = 0.5 + 0.3 * np.sin(rows * generator.uniform(8, 30)) * np.cos(columns * generator.uniform(8, 30))
+    image = wave[..., None] * generator.uniform(0.4, 1.0, 3)
+    image[inside] = generator.uniform(0.3, 1.0, 3) * (0.8 + 0.2 * wave[inside, None])
+    corner = np.exp(-((rows - 0.12) ** 2 + (columns - 0.85) ** 2) / 0.02) * 0.004
+    disc = np.exp(-((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) / 0.03) * 0.003
+    grain = generator.uniform(0, 0.0005, (size, size))
+    after = label if kind in ("repaired", "annotated") else "dog"
+    return Example(
+        split="shifted",
+        name=name or f"{label}-{number:05d}.png",
+        image=np.clip(image, 0, 1),
+        mask=inside if number % 3 else None,
+        label=label,
+        before=label if kind == "broken" else "dog",
+        before_confidence=0.93,
+        after=after,
+        after_confidence=0.81,
+        map_before=corner + 0.2 * disc + grain,
+        map_after=0.15 * corner + disc + grain,
+        background_before=0.61 if number % 3 else None,
+        background_after=0.14 if number % 3 else None,
+        kind=kind,  # type: ignore[arg-type]
+    )

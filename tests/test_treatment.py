@@ -1,0 +1,171 @@
+"""The control arm differs in nothing but the constraints, and dead constraints are refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from reference import tiny_net
+from torch import nn
+
+from torchdoctor.diagnosis import diagnose, state_sha256
+from torchdoctor.evaluation import compare
+from torchdoctor.training import Recipe, fit
+from torchdoctor.treatment import ShuffledBatches, masked_ids, treat
+from torchdoctor.types import Batch, InputError, ModelDoctorError, TrainingImages
+
+
+class Net(nn.Module):
+    """A small classifier with batch-norm and drop-out, in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.drop = nn.Dropout(0.3)
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, images):
+        maps = torch.relu(self.bn1(self.conv1(images)))
+        maps = torch.relu(self.conv2(maps))
+        return self.fc(self.drop(maps.mean((2, 3))))
+
+
+def data(masks=True):
+    """Return batches whose category is the colour of a square."""
+    generator = torch.Generator().manual_seed(0)
+    images = 0.3 * torch.rand(48, 3, 12, 12, generator=generator)
+    labels = torch.arange(48) % 3
+    object_masks = torch.zeros(48, 1, 12, 12)
+    object_masks[:, :, 4:8, 3:9] = 1
+    for row in range(48):
+        images[row, labels[row], 4:8, 3:9] += 0.7
+    return [
+        Batch(
+            images[part], labels[part], torch.arange(48)[part], object_masks[part] if masks else None,
+            torch.ones(len(part)).bool() if masks else None,
+        )
+        for part in torch.arange(48).split(16)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """A trained network, its data, and its diagnosis."""
+    torch.manual_seed(0)
+    model, batches = Net(), data()
+    recipe = Recipe(epochs=12, learning_rate=0.1, norm="train")
+    fit(model, lambda epoch: batches, recipe, steps_per_epoch=3, seed=0)
+    diagnosis = diagnose(model.eval(), batches, layers=["conv1", "conv2"], draws=2, confidence=0.3)
+    assert min(diagnosis.counts) > 0
+    return model, batches, diagnosis
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "train"])
+@pytest.mark.parametrize("draws", [0, 2])
+def test_weight_zero_is_the_control_arm_bit_for_bit(patient, norm, draws):
+    model, batches, diagnosis = patient
+    recipe = Recipe(epochs=2, learning_rate=0.05, norm=norm)
+    found = treat(model, batches, diagnosis, weight=0.0, draws=draws, recipe=recipe, seeds=2)
+    for seed in (0, 1):
+        assert same(found.arm("control", seed).state, found.arm("treated", seed).state)
+    assert not same(found.arm("control", 0).state, found.arm("control", 1).state)
+
+
+def test_weights_change_the_treated_arm_and_never_the_model(patient):
+    model, batches, diagnosis = patient
+    before = state_sha256(model)
+    found = treat(model, batches, diagnosis, weight=1.0, recipe=Recipe(epochs=1), seeds=1)
+    assert state_sha256(model) == before
+    assert not same(found.arm("control", 0).state, found.arm("treated", 0).state)
+    assert found.arm("control", 0).steps == found.arm("treated", 0).steps == 3
+    again = treat(model, batches, diagnosis, weight=1.0, recipe=Recipe(epochs=1), seeds=1)
+    assert same(found.arm("treated", 0).state, again.arm("treated", 0).state)
+
+
+def test_a_large_weight_lowers_the_penalty(patient):
+    model, batches, diagnosis = patient
+    recipe = Recipe(epochs=6, learning_rate=0.05)
+    found = treat(
+        model, batches, diagnosis, constraints=["space"], layers=["conv1"], weight=20.0, recipe=recipe,
+        seeds=1, expand_pixels=0,
+    )  # fmt: skip
+    history = found.arm("treated", 0).history
+    assert history[-1]["space"] < 0.8 * history[0]["space"]
+
+
+def test_auto_weight_balances_the_gradient_norms(patient):
+    model, batches, diagnosis = patient
+    found = treat(model, batches, diagnosis, tau=0.5, recipe=Recipe(epochs=0), seeds=1)
+    for one in found.prescription:
+        balance = one["weight"] * one["penalty_gradient_norm"] / one["loss_gradient_norm"]
+        assert balance == pytest.approx(0.5) and one["weight_chosen"] == "auto"
+
+
+def test_a_penalty_that_reaches_nothing_is_refused(patient):
+    model, batches, diagnosis = patient
+    frozen = copy.deepcopy(model)
+    frozen.fc.requires_grad_(False)
+    with pytest.raises(InputError, match=r"'channel' on conv2 with evidence 'gradient' reaches no trainable"):
+        treat(
+            frozen, batches, diagnosis, constraints=["channel"], layers=["conv2"], evidence="gradient",
+            recipe=Recipe(epochs=1), seeds=1,
+        )  # fmt: skip
+
+
+def test_space_without_masks_is_refused(patient):
+    model, _, diagnosis = patient
+    with pytest.raises(InputError, match="'space' needs object masks"):
+        treat(model, data(masks=False), diagnosis, constraints=["space"], seeds=1)
+    found = treat(model, data(masks=False), diagnosis, recipe=Recipe(epochs=0), seeds=1)
+    assert [one["constraint"] for one in found.prescription] == ["channel"]
+
+
+def test_layers_must_be_diagnosed(patient):
+    model, batches, diagnosis = patient
+    with pytest.raises(InputError, match="layer 'bn1', which was not diagnosed; diagnosed: conv1, conv2"):
+        treat(model, batches, diagnosis, layers=["bn1"], seeds=1)
+
+
+def test_masks_are_taken_from_the_low_images_first(patient):
+    _, batches, diagnosis = patient
+    chosen = masked_ids(ShuffledBatches(tuple(batches)), diagnosis, 4)
+    assert len(chosen) == 12
+    for category, low in enumerate(diagnosis.sifting.low):
+        assert set(low[:4]) <= set(chosen), category
+
+
+def test_a_loss_that_is_not_finite_names_its_images(patient):
+    model, batches, _ = patient
+    broken = [Batch(torch.full_like(batches[0].images, torch.nan), batches[0].labels, batches[0].ids)]
+    with pytest.raises(ModelDoctorError, match=r"not finite .* on images \[0, 1, 2"):
+        fit(copy.deepcopy(model), lambda epoch: broken, Recipe(epochs=1), steps_per_epoch=1, seed=0)
+
+
+def test_a_frozen_model_is_refused():
+    model = tiny_net().requires_grad_(False)
+    with pytest.raises(InputError, match="no parameter of the model is trainable"):
+        fit(model, lambda epoch: [], Recipe(epochs=1), steps_per_epoch=0, seed=0)
+
+
+def test_plain_batches_are_training_images():
+    assert isinstance(ShuffledBatches(tuple(data())), TrainingImages)
+
+
+def test_treat_and_compare_from_python(patient):
+    model, batches, diagnosis = patient
+    treatment = treat(model, batches, diagnosis, recipe=Recipe(epochs=1), seeds=2)
+    comparison = compare(model, treatment, {"test": batches})
+    split = comparison.splits["test"]
+    assert len(split.accuracy["treated"]) == 2 and len(split.accuracy["base"]) == 1
+    assert split.gain.mean == pytest.approx(
+        sum(split.accuracy["treated"]) / 2 - sum(split.accuracy["control"]) / 2
+    )
+    assert 0 < split.background_share["base"] < 1
+    assert comparison.steps == 3
