@@ -1,4 +1,4 @@
-"""Check every array shape of the package while the tests run."""
+"""Settings of all tests; array shapes are checked throughout (see pytest's options in pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
-
-with install_import_hook("torchdoctor", "beartype.beartype"):
-    import torchdoctor  # noqa: F401
 
 torch.set_num_threads(1)
 

@@ -22,13 +22,6 @@ CLASSES = ("airplane", "bird", "boat", "cat", "deer", "dog", "frog", "truck")
 
 
 def fake_layer(
-    name: str, kernels: int, generator: np.random.Generator, empty: tuple[int, ...]
-) -> LayerDiagnosis:
-    """Return a layer in which each category relies on a few kernels of its own; rows in `empty` are zero."""
-    return fake_layer_of(len(CLASSES), name, kernels, generator, empty)
-
-
-def fake_layer(
     categories: int, name: str, kernels: int, generator: np.random.Generator, empty: tuple[int, ...]
 ) -> LayerDiagnosis:
     """Return a layer in which each category relies on kernels of its own; rows in `empty` are zero."""

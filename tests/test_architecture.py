@@ -9,7 +9,8 @@ import torchdoctor
 
 PACKAGE = Path(torchdoctor.__file__).parent
 LINE = (
-    "types", "noise", "gradients", "layers", "masks", "sifting", "diagnosis", "constraints", "training",
+    "types", "noise", "gradients", "layers", "masks", "sifting", "diagnosis", "contrast", "constraints",
+    "training",
     "treatment", "evaluation", "figures", "pictures", "report", "annotations", "models", "data", "engine",
     "summary", "cli",
 )  # fmt: skip

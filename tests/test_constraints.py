@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import penalty, tiny_net, total_loss
-from test_diagnosis import LAYERS, batches_of, some_images
 from torch import nn
 
+from reference import penalty, tiny_net, total_loss
+from test_diagnosis import LAYERS, batches_of, some_images
 from torchdoctor.constraints import Constraint, Noise, constraints_named, penalise
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.masks import background_mask

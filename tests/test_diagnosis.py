@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from reference import correlation, tiny_net
 from torch import nn
 
+from reference import correlation, tiny_net
 from torchdoctor.diagnosis import correlated_kernels, diagnose, state_sha256
 from torchdoctor.types import Batch, InputError
 

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from reference import tiny_net
 from torch import nn
 
+from reference import tiny_net
 from torchdoctor.diagnosis import diagnose, state_sha256
 from torchdoctor.evaluation import compare
 from torchdoctor.training import Recipe, fit

@@ -29,7 +29,8 @@ DIM = 0.6
 def literal(text: str, most: int = 32) -> str:
     """Return `text` on one line, at most `most` characters long, with nothing matplotlib would interpret."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text).strip()
-    shown = shown if len(shown) <= most else shown[: most - 1] + "…"
+    if len(shown) > most:  # the ends tell long names apart
+        shown = f"{shown[: most - most // 3 - 1]}…{shown[-(most // 3) :]}"
     return shown.replace("$", r"\$")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIDE = 160
+MOST_CATEGORIES = 100
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,67 @@ class Picture:
 
 
 def drawn_figures(diagnosis: Diagnosis, comparison: Comparison | None, most_layers: int) -> dict[str, Any]:
-    """Draw all figures of a report; heat maps and gains come as (name, picture) pairs."""
+    """Draw all figures of a report; heat maps and gains come as (name, picture) pairs.
+
+    With more than 100 categories the heat maps show the least accurate ones, the gains the best and the
+    worst, and there is no confusion matrix (None).
+    """
+    fewer = least_accurate(diagnosis, MOST_CATEGORIES)
     drawn: dict[str, Any] = {
         "layers": [
-            (
-                one.name,
-                draw(figures.correlation_heat_map(diagnosis, one.name), f"Heat map of layer {one.name}"),
-            )
-            for one in diagnosis.layers[-most_layers:]
+            (one.name, draw(figures.correlation_heat_map(fewer, one.name), f"Heat map of layer {one.name}"))
+            for one in fewer.layers[-most_layers:]
         ],
-        "confusion": draw(figures.confusion_matrix(diagnosis), "Confusion matrix of the diagnosed images"),
+        "confusion": None,
     }
+    if fewer is diagnosis:
+        alt = "Confusion matrix of the diagnosed images"
+        drawn["confusion"] = draw(figures.confusion_matrix(diagnosis), alt)
     if comparison is not None:
         alt = "Accuracy of base, control and treated on every split"
         drawn["summary"] = draw(figures.accuracy_summary(comparison), alt)
+        extreme = {name: most_changed(comparison, name, MOST_CATEGORIES) for name in comparison.splits}
         drawn["gains"] = [
-            (name, draw(figures.category_gains(comparison, name), f"Gain of each category on {name}"))
+            (name, draw(figures.category_gains(extreme[name], name), f"Gain of each category on {name}"))
             for name in sorted(comparison.splits, key=lambda name: name != comparison.primary)
         ]
     return drawn
+
+
+def least_accurate(diagnosis: Diagnosis, most: int) -> Diagnosis:
+    """Return the diagnosis of the `most` least accurate categories only, in their order."""
+    if len(diagnosis.classes) <= most:
+        return diagnosis
+    kept = np.sort(np.argsort(np.nan_to_num(diagnosis.accuracy, nan=101.0), kind="stable")[:most])
+    layers = tuple(
+        replace(
+            one,
+            correlation=one.correlation[kept],
+            variance=one.variance[kept],
+            quantiles=one.quantiles[:, kept],
+            activation=one.activation[kept],
+            correlated=one.correlated[kept],
+            background_share=one.background_share[kept],
+        )
+        for one in diagnosis.layers
+    )
+    names, counts = tuple(diagnosis.classes[one] for one in kept), diagnosis.counts[kept]
+    confusion = diagnosis.confusion[np.ix_(kept, kept)]
+    return replace(diagnosis, classes=names, counts=counts, confusion=confusion, layers=layers)
+
+
+def most_changed(comparison: Comparison, split: str, most: int) -> Comparison:
+    """Return the comparison on one split with only the categories that won or lost most."""
+    chosen = comparison.splits[split]
+    if len(comparison.classes) <= most:
+        return comparison
+    order = np.argsort(-np.nan_to_num(chosen.gain_per_category), kind="stable")
+    kept = [*order[: most // 2].tolist(), *order[-(most // 2) :].tolist()]
+    rows = {arm: tuple(values[one] for one in kept) for arm, values in chosen.per_category.items()}
+    gains = tuple(chosen.gain_per_category[one] for one in kept)
+    fewer = replace(chosen, per_category=rows, gain_per_category=gains)
+    names = tuple(comparison.classes[one] for one in kept)
+    return replace(comparison, classes=names, splits={split: fewer})
 
 
 def draw(figure: Figure, alt: str) -> Picture:

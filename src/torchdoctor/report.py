@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from torchdoctor import figures
-from torchdoctor.pictures import Picture, drawn_figures, photograph, ramp
+from torchdoctor.pictures import MOST_CATEGORIES, Picture, drawn_figures, photograph, ramp
 from torchdoctor.types import Comparison, Diagnosis, SplitComparison
 
 Kind = Literal["repaired", "broken", "still wrong", "annotated"]
@@ -96,6 +96,7 @@ def render_report(
         examples_left_out=max(0, len(examples) - MOST_EXAMPLES),
         ramp=ramp(),
         categories=_categories(diagnosis),
+        most_categories=MOST_CATEGORIES,
         confusions=_confusions(diagnosis),
         prescription=prescription,
         prescribed=list(dict.fromkeys(key for row in prescription for key in row)),
@@ -105,7 +106,7 @@ def render_report(
         loading_code=loading_code,
         notes=notes,
     )
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return page.strip().encode("utf-8", "replace").decode("utf-8")
 
 
 def headline(diagnosis: Diagnosis, comparison: Comparison | None) -> str:

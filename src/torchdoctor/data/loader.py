@@ -151,6 +151,8 @@ class Loader:
     def _cuts(self, size: int, merge: bool) -> list[slice]:
         """Return the slices of the batches; `merge` joins a last batch of one to its neighbour."""
         starts = list(range(0, len(self), size))
+        if not starts:
+            return []
         if merge and len(starts) > 1 and len(self) - starts[-1] == 1:
             starts.pop()
         return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(self)], strict=True)]

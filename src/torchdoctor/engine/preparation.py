@@ -47,13 +47,13 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
         raise InputError(
             "--weights is missing: give the trained classifier's .safetensors or state dict (train makes one)"
         )
+    state = load_weights(settings.weights) if settings.weights is not None else None
     card = weights_card(settings.weights) if settings.weights is not None else None
     settings = _from_card(settings, card)
     if settings.model is None:
         raise InputError("--model is missing: give torchvision:NAME, timm:NAME or package.module:factory")
     if settings.data is None:
         raise InputError("--data is missing: give folder:PATH, parquet:PATH or scenes")
-    state = load_weights(settings.weights) if settings.weights is not None else None
     data = _data(settings, card)
     _check_classes(settings, data, card)
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))

@@ -1,0 +1,269 @@
+"""The command line: every refusal is one clear line with exit code 2 and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from torchdoctor import cli
+from torchdoctor.data import load_data
+from torchdoctor.engine.records import load_diagnosis
+from torchdoctor.engine.storage import open_run, sha256_of
+from torchdoctor.models import load_model
+from torchdoctor.types import InputError
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["torchdoctor", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """An ImageFolder of two colours, 24 px: train/ and test/, and trained weights for it."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", 24), ("test", 8)):
+        for name, colour in (("blue", 2), ("red", 0)):
+            (root / split / name).mkdir(parents=True)
+            for position in range(number):
+                pixels = torch.randint(0, 120, (24, 24, 3), generator=generator, dtype=torch.uint8)
+                pixels[6:18, 6:18, colour] += 120
+                Image.fromarray(pixels.numpy()).save(root / split / name / f"{position}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A finished train run."""
+    out = tmp_path_factory.mktemp("runs") / "base"
+    from torchdoctor.engine import Settings, run_train
+
+    settings = Settings(model="small_resnet", data=f"folder:{photos}", out=str(out), epochs=6, batch_size=16)
+    assert run_train(settings).exit_code == 0
+    return out
+
+
+def weights(trained):
+    return trained / "model.safetensors"
+
+
+QUICK = ("--epochs", 1, "--seeds", 2, "--batch-size", 16, "--draws", 1)
+
+
+def test_train_leaves_weights_with_their_card(trained, photos):
+    card = json.loads((trained / "model.json").read_text())
+    assert card["classes"] == ["blue", "red"] and card["model"] == "small_resnet"
+    assert card["preprocessing"]["image_size"] == 24
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["files"]["model.safetensors"] == sha256_of(weights(trained))
+    assert (trained / "checkpoints" / "last.safetensors").is_file()
+    assert yaml.safe_load((trained / "config.yaml").read_text())["epochs"] == 6
+
+
+def test_a_checkup_leaves_a_whole_run(command, trained, photos, tmp_path):
+    code, out, err = command(
+        "checkup",
+        "--weights",
+        weights(trained),
+        "--data",
+        f"folder:{photos}",
+        "--out",
+        "run",
+        "--json",
+        *QUICK,
+    )
+    found = json.loads(out)
+    assert code == found["exit_code"] and code in (0, 3, 4), err
+    run = open_run(tmp_path / "run")
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "compare.json",
+        "report.html",
+        "diagnosis/diagnosis.json",
+    ):
+        assert (run / name).is_file(), name
+    saved = json.loads((run / "compare.json").read_text())
+    assert len(saved["arms"]["treated"]["test"]["accuracy"]) == 2
+    assert len(saved["arms"]["base"]["test"]["accuracy"]) == 1
+    assert set(saved["gain"]["test"]) >= {"mean", "low", "high", "p_value"}
+    assert saved["verdicts"]["test"] == saved["verdict"]
+    for arm in ("control", "treated"):
+        for seed in (0, 1):
+            state = load_file(run / "treatment" / arm / f"seed{seed}" / "model.safetensors")
+            load_model("small_resnet", 2).load_state_dict(state)
+    assert load_diagnosis(run / "diagnosis").classes == ("blue", "red")
+    assert not list(run.rglob("*.part"))
+    again, _, err = command(
+        "checkup", "--weights", weights(trained), "--data", f"folder:{photos}", "--out", "run", *QUICK
+    )
+    assert again == 2 and "'run' exists already" in err and open_run(run)
+
+
+def test_the_verbs_one_by_one_give_the_checkups_numbers(command, trained, photos, tmp_path):
+    common = ("--weights", weights(trained), "--data", f"folder:{photos}")
+    code, out, err = command(
+        "diagnose", *common, "--out", "d", "--evidence", "gradient_x_activation", "--json", "--draws", 1
+    )
+    assert code == 0, err
+    assert [len(layer["correlated_kernels"]) for layer in json.loads(out)["layers"]] == [2, 2, 2]
+    code, out, err = command("treat", *common, "--diagnosis", "d", "--out", "t", *QUICK)
+    assert code == 0, err
+    assert "load_state_dict" in out and "Prescription" in out
+    assert not (tmp_path / "t" / "compare.json").exists()
+    code, _, err = command("compare", "t")
+    assert code in (0, 3, 4), err
+    assert command("compare", "t")[0] == 2
+    assert command("report", "t")[0] == 0 and (tmp_path / "t" / "report.html").is_file()
+    assert command("report", "t")[0] == 2
+    assert command("report", "d", "--out", "d.html")[0] == 0 and (tmp_path / "d.html").is_file()
+    command("checkup", *common, "--out", "c", *QUICK)
+    one, other = (json.loads((tmp_path / name / "compare.json").read_text())["gain"] for name in ("t", "c"))
+    assert one == other
+    for arm in ("control", "treated"):
+        place = Path("treatment") / arm / "seed1" / "model.safetensors"
+        assert (tmp_path / "t" / place).read_bytes() == (tmp_path / "c" / place).read_bytes()
+
+
+def test_predict_names_the_categories(command, trained, photos):
+    code, out, _ = command("predict", photos / "test" / "red", "--weights", weights(trained), "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found) == 8
+    assert all(0 <= one["confidence"] <= 1 and one["category"] in ("blue", "red") for one in found)
+    assert sum(one["category"] == "red" for one in found) >= 6
+
+
+def test_dry_run_writes_nothing(command, trained, photos, tmp_path):
+    code, out, _ = command(
+        "checkup", "--weights", weights(trained), "--data", f"folder:{photos}", "--dry-run", "--json"
+    )
+    plan = json.loads(out)
+    assert code == 0 and plan["seconds"] > 0 and len(plan["layers"]) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_files_come_between_defaults_and_flags(command, trained, photos, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        f"weights: {weights(trained)}\ndata: 'folder:{photos}'\nepochs: 3\nbatch-size: 8\n"
+    )
+    code, out, err = command("checkup", "--config", "c.yaml", "--epochs", 2, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0, err
+    assert plan["epochs"] == 2 and plan["steps_per_arm"] >= 2 * 40 // 8
+    (tmp_path / "bad.yaml").write_text("epoch: 3\n")
+    code, _, err = command("checkup", "--config", "bad.yaml")
+    assert code == 2 and "'epoch' is no setting; did you mean epochs?" in err
+
+
+def refusals(trained, photos):
+    good = {"--weights": weights(trained), "--data": f"folder:{photos}"}
+    return {
+        "no weights": ({"--data": f"folder:{photos}", "--model": "small_resnet"}, "--weights is missing"),
+        "no data": ({"--weights": weights(trained)}, "--data is missing"),
+        "wrong weights path": ({**good, "--weights": "no/such.safetensors"}, "'no/such.safetensors'"),
+        "wrong data path": ({**good, "--data": "folder:no/such"}, "no/such"),
+        "wrong scheme": ({**good, "--data": "foldr:x"}, "foldr"),
+        "unknown layer": ({**good, "--layers": "layer4.conv3"}, "did you mean layer4.conv"),
+        "flat layer": ({**good, "--layers": "fc"}, "'fc' gives shape (1, 2); expected a 4-dimensional map"),
+        "no masks": ({**good, "--constraints": "space"}, "'space' needs object masks"),
+        "no such constraint": ({**good, "--constraints": "spice"}, "'spice' is unknown"),
+        "class count": ({**good, "--data": "scenes"}, "were trained for 2 categories"),
+        "unknown model": ({**good, "--model": "torchvision:resnet81"}, "did you mean resnet18"),
+        "unknown split": ({**good, "--primary": "shifted"}, "shifted"),
+        "bad weight": ({**good, "--weight": "heavy"}, "--weight 'heavy'"),
+        "bad evidence": ({**good, "--evidence": "grad"}, "--evidence 'grad'"),
+        "no diagnosis": ({**good, "--diagnosis": "nowhere"}, "'nowhere'"),
+    }
+
+
+@pytest.mark.parametrize("verb", ["checkup", "treat", "diagnose"])
+def test_refusals_repeat_the_bad_value_and_leave_nothing(command, trained, photos, tmp_path, verb):
+    for name, (flags, message) in refusals(trained, photos).items():
+        if verb == "diagnose" and name in ("no masks", "no such constraint", "bad weight", "no diagnosis"):
+            continue
+        words = [word for pair in flags.items() for word in pair]
+        code, out, err = command(verb, *words, "--out", "run")
+        assert code == 2, (name, out, err)
+        assert message in err and err.count("\n") == 1, (name, err)
+        assert list(tmp_path.iterdir()) == [], name
+
+
+def test_a_head_of_another_size_is_refused(command, photos, tmp_path):
+    save_file(load_model("small_resnet", 5).state_dict(), tmp_path / "five.safetensors")
+    code, _, err = command(
+        "treat", "--weights", "five.safetensors", "--model", "small_resnet", "--data", f"folder:{photos}"
+    )
+    assert code == 2 and "fc.weight: (5, 128) in the file, (2, 128) in the model" in err
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(command, photos, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"state_dict": Evil()}, tmp_path / "evil2.pt")
+    for name in ("evil.pt", "evil2.pt"):
+        code, _, err = command(
+            "treat", "--weights", name, "--model", "small_resnet", "--data", f"folder:{photos}"
+        )
+        assert code == 2 and name in err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_weights_and_runs_are_named(command, trained, photos, tmp_path):
+    whole = weights(trained).read_bytes()
+    for size in (0, 7, 100, len(whole) // 2):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:size])
+        code, _, err = command(
+            "treat", "--weights", "cut.safetensors", "--model", "small_resnet", "--data", f"folder:{photos}"
+        )
+        assert code == 2 and "'cut.safetensors'" in err, size
+    code, _, err = command("compare", tmp_path)
+    assert code == 2 and "manifest.json" in err
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in ("manifest.json", "model.json"):
+        (changed / file).write_bytes((trained / file).read_bytes())
+    with pytest.raises(InputError, match="is missing or not what the run wrote"):
+        open_run(changed)
+
+
+def test_a_barely_trained_network_gets_a_report_and_exit_code_4(command, tmp_path):
+    data = load_data("scenes:31", limit=20)
+    torch.manual_seed(0)
+    save_file(load_model("small_resnet", data.classes).state_dict(), tmp_path / "raw.safetensors")
+    code, out, err = command(
+        "checkup", "--model", "small_resnet", "--weights", "raw.safetensors", "--data", "scenes:31",
+        "--limit", 20, "--epochs", 1, "--seeds", 1, "--draws", 1, "--out", "run",
+    )  # fmt: skip
+    assert code == 4, err
+    assert "not diagnosed: 0 of 100" in out
+    assert "Inconclusive" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_version_and_help(command):
+    assert command("--version")[1].startswith("torchdoctor 0.")
+    code, out, _ = command("checkup", "--help")
+    assert code == 0 and "--masks-per-category" in out
+    assert command("chekup")[0] == 2

@@ -1,0 +1,60 @@
+"""A planted defect is found: five scrambled kernels, and the category that depends on them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from torchdoctor.contrast import contrast
+from torchdoctor.data import load_data
+from torchdoctor.diagnosis import diagnose
+from torchdoctor.models import load_model
+from torchdoctor.noise import key
+from torchdoctor.training import Recipe, fit
+from torchdoctor.types import InputError
+
+LAYER = "layer4.conv2"
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    """A network trained on a part of `scenes` with another data seed, its images and its diagnosis."""
+    data = load_data("scenes:21", limit=120)
+    torch.manual_seed(key("weights", 0))
+    model = load_model("small_resnet", data.classes)
+    fit(
+        model, lambda epoch: data.train.epoch(epoch, 0), Recipe(epochs=10, learning_rate=0.1, norm="train"),
+        steps_per_epoch=data.train.steps_per_epoch, seed=0,
+    )  # fmt: skip
+    model.eval()
+    return model, data, diagnose(model, data.train, layers=[LAYER], draws=2, images_per_category=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("category", [0, 3, 6])
+def test_scrambled_kernels_and_their_category_are_found(healthy, category):
+    model, data, reference = healthy
+    planted = reference.layer(LAYER).correlation[category].argsort()[::-1][:5].tolist()
+    hurt = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(key("scramble", category))
+    weight = hurt.get_submodule(LAYER).weight
+    with torch.no_grad():
+        for kernel in planted:
+            order = torch.randperm(weight[kernel].numel(), generator=generator)
+            weight[kernel] = weight[kernel].flatten()[order].view_as(weight[kernel])
+    found = contrast(
+        diagnose(hurt, data.train, layers=[LAYER], draws=2, images_per_category=40), reference, LAYER
+    )
+    assert len(set(found.kernels[:5]) & set(planted)) >= 4
+    assert found.categories[0] == category, found.lost
+
+
+@pytest.mark.slow
+def test_a_network_beside_itself_shows_nothing(healthy):
+    _, _, reference = healthy
+    found = contrast(reference, reference, LAYER)
+    assert (found.scores == 0).all() and (found.lost == 0).all()
+    with pytest.raises(InputError, match="'layer9' was not diagnosed"):
+        contrast(reference, reference, "layer9")
