@@ -262,6 +262,16 @@ def test_a_barely_trained_network_gets_a_report_and_exit_code_4(command, tmp_pat
     assert "Inconclusive" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_a_small_demo_runs_to_its_report(command, tmp_path):
+    code, out, err = command("demo", "--limit", 20, "--epochs", 1, "--seeds", 1, "--out", "run")
+    assert code in (0, 3, 4), err
+    assert "Comparison" in out and "shifted *" in out and "load_state_dict" in out
+    run = open_run(tmp_path / "run")
+    assert (run / "report.html").is_file() and (run / "base" / "model.safetensors").is_file()
+    assert (run / "treatment" / "treated" / "seed0" / "model.safetensors").is_file()
+
+
 def test_version_and_help(command):
     assert command("--version")[1].startswith("torchdoctor 0.")
     code, out, _ = command("checkup", "--help")

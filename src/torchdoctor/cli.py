@@ -73,7 +73,7 @@ Constraints = Annotated[
     Many, _flag("--constraints", "channel, space. [channel, and space where masks exist]")
 ]
 Weight = Annotated[Many, _flag("--weight", "auto, a number, or constraint=number. [auto]")]
-Tau = Annotated[Number, _flag("--tau", "auto: the penalty's gradient norm, relative to the loss's. [1]")]
+Tau = Annotated[Number, _flag("--tau", "auto: the penalty's gradient norm, relative to the loss's. [0.3]")]
 Targets = Annotated[
     Text, _flag("--targets", "n and s of Eq. 5: prediction (the paper's) or label. [prediction]")
 ]

@@ -108,7 +108,7 @@ def treat(
     evidence: Evidence = "gradient_x_activation",
     scale: Scale = "share",
     weight: float | Literal["auto"] | Mapping[str, float | Literal["auto"]] = "auto",
-    tau: float = 1.0,
+    tau: float = 0.3,
     draws: int = 1,
     targets: Targets = "prediction",
     masks_per_category: int = 20,

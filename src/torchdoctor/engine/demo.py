@@ -10,11 +10,11 @@ from torchdoctor.engine.settings import Settings
 PRESCRIPTION = {
     "layers": ("layer2",),
     "constraints": ("space",),
-    "weight": ("5",),
+    "weight": ("6.5",),
     "annotated_per_batch": 0.25,
     "expand_pixels": 2,
     "learning_rate": 0.05,
-    "epochs": 5,
+    "epochs": 6,
 }
 
 

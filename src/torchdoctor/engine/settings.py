@@ -53,7 +53,7 @@ class Settings:
     diagnosis: str | None = None
     constraints: tuple[str, ...] | None = None
     weight: tuple[str, ...] = ("auto",)
-    tau: float = 1.0
+    tau: float = 0.3
     targets: Targets = "prediction"
     masks_per_category: int = 20
     annotated_per_batch: float = 0.125
