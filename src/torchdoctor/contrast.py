@@ -34,8 +34,8 @@ def contrast(diagnosis: Diagnosis, reference: Diagnosis, layer: str) -> Contrast
     """
     if diagnosis.classes != reference.classes or diagnosis.evidence != reference.evidence:
         raise InputError(
-            f"the diagnoses do not match: {len(diagnosis.classes)} categories by {diagnosis.evidence} against "
-            f"{len(reference.classes)} by {reference.evidence}; expected the same"
+            f"the diagnoses do not match: {len(diagnosis.classes)} categories by {diagnosis.evidence} "
+            f"against {len(reference.classes)} by {reference.evidence}; expected the same"
         )
     try:
         mine, healthy = diagnosis.layer(layer), reference.layer(layer)
