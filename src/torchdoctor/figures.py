@@ -118,8 +118,8 @@ def category_gains(comparison: Comparison, split: str) -> Figure:
     right.barh(places, np.nan_to_num(gains), height=0.62, color=np.where(gains < 0, ORANGE, BLUE).tolist())
     right.axvline(0, color=INK, linewidth=0.8)
     for place, (was, gain) in enumerate(zip(base, gains, strict=True)):
-        _label_bar(left, place, float(was), f"{was:.1f}", _font(row_height))
-        _label_bar(right, place, float(gain), _signed(gain), _font(row_height))
+        _label_bar(left, float(place), float(was), f"{was:.1f}", _font(row_height))
+        _label_bar(right, float(place), float(gain), _signed(gain), _font(row_height))
     reach = max(1.0, float(np.max(np.abs(np.nan_to_num(gains)))))
     right.set_xlim(-1.2 * reach if np.any(gains < 0) else -0.04 * reach, 1.2 * reach)
     left.set_xlim(0, 118)
@@ -283,7 +283,7 @@ def _seed_dots(axes: Axes, place: float, accuracies: Sequence[float], colour: st
         axes.scatter(values, [place] * len(values), s=16, color=colour, alpha=0.4, linewidths=0, zorder=2)
     axes.scatter([mean], [place], s=58, color=colour, edgecolors="white", zorder=3, label=label)
     if values:
-        _label_bar(axes, place, max(values), f"{mean:.1f}", 8.5, gap=8)
+        _label_bar(axes, place, max(values), f"{mean:.1f}", 8.5, gap=8.0)
 
 
 def _interval(axes: Axes, place: int, split: SplitComparison) -> None:

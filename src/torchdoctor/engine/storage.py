@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import yaml
 from safetensors.torch import save as save_tensors
@@ -104,7 +103,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path) -> Self:
+    def create(cls, path: Path) -> RunFolder:
         """Create the folder; InputError if something is there already or it cannot be written."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
@@ -118,7 +117,7 @@ class RunFolder:
             raise InputError(f"--out {str(path)!r} cannot be written ({error.strerror or error})") from error
         return cls(path)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RunFolder:
         """Return the folder."""
         return self
 
