@@ -121,7 +121,8 @@ def _print(found: Any, as_json: bool, pretty: Callable[[Console, Any], None]) ->
 
         sys.stdout.write(json.dumps(plain(found), ensure_ascii=False, allow_nan=False) + "\n")
     else:
-        pretty(Console(soft_wrap=False), found)
+        console = Console()
+        pretty(console if console.is_terminal else Console(width=120), found)
 
 
 class _bar:
