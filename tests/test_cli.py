@@ -262,6 +262,14 @@ def test_a_barely_trained_network_gets_a_report_and_exit_code_4(command, tmp_pat
     assert "Inconclusive" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_demo_can_be_planned(command, tmp_path):
+    code, out, err = command("demo", "--limit", 20, "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["checkup"]["layers"] == ["layer2"] and plan["train"]["epochs"] == 14
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_small_demo_runs_to_its_report(command, tmp_path):
     code, out, err = command("demo", "--limit", 20, "--epochs", 1, "--seeds", 1, "--out", "run")

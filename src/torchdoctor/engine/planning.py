@@ -30,7 +30,10 @@ def plan(settings: Settings, verb: Verb) -> dict[str, object]:
     """
     if verb == "demo":
         base, further = demo_settings(settings)
-        training, checkup = _plan(base, "train"), _plan(further, "checkup", needs_weights=False)
+        training, checkup = (
+            _plan(base, "train", needs_weights=False),
+            _plan(further, "checkup", needs_weights=False),
+        )
         total = float(str(training["seconds"])) + float(str(checkup["seconds"]))
         return {"verb": "demo", "seconds": total, "train": training, "checkup": checkup}
     return _plan(settings, verb, needs_weights=verb != "train")
