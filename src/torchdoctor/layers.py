@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchdoctor.gradients import measuring
+from torchdoctor.gradients import as_logits, measuring
 from torchdoctor.types import InputError
 
 
@@ -37,12 +37,7 @@ def candidate_layers(
     handles = [module.register_forward_hook(remember) for module in names]
     try:
         with measuring(model), torch.enable_grad():
-            output = model(images[:1])
-            logits = output if isinstance(output, Tensor) else None
-            if logits is None or logits.ndim != 2:
-                raise InputError(
-                    f"the model returned {type(output).__name__}; expected logits [batch, category]"
-                )
+            logits = as_logits(model(images[:1]))
             live = torch.autograd.grad(
                 logits.sum(), [kept for _, kept in calls], allow_unused=True, retain_graph=False
             )

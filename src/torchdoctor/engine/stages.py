@@ -46,6 +46,11 @@ class Outcome:
     loading_code: str | None = None
 
 
+def treated_weights(folder: Path) -> Path:
+    """Return where a run keeps the treated weights of its first seed."""
+    return folder / "treatment" / "treated" / "seed0" / "model.safetensors"
+
+
 def out_folder(settings: Settings, verb: str) -> Path:
     """Return where the run goes: `--out`, or runs/<verb>-<time>."""
     return Path(settings.out or f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -231,7 +236,7 @@ def compare_stage(
     code = exit_code_of(diagnosis, comparison)
     record = comparison_record(comparison, code)
     write_json(folder / "compare.json", record)
-    weights = folder / "treatment" / "treated" / "seed0" / "model.safetensors"
+    weights = treated_weights(folder)
     lines = loading_code(settings, len(case.classes), weights)
     return Outcome(code, {"out": str(folder), **record}, diagnosis, treatment, comparison, lines)
 
@@ -256,7 +261,7 @@ def report_stage(
     """Collect the images behind the errors and write the page."""
     progress("report", 0, 1)
     examples = collect_examples(case, treatment, comparison)
-    weights = folder / "treatment" / "treated" / "seed0" / "model.safetensors"
+    weights = treated_weights(folder)
     page = render_report(
         title=f"{case.settings.model} on {case.settings.data}",
         diagnosis=diagnosis,

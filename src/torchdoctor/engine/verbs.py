@@ -27,6 +27,7 @@ from torchdoctor.engine.stages import (
     start_run,
     train_stage,
     treat_stage,
+    treated_weights,
 )
 from torchdoctor.engine.storage import (
     RunFolder,
@@ -61,7 +62,7 @@ def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
     with RunFolder.create(out_folder(settings, "treat")) as run:
         start_run(run.path, "treat", case.settings)
         diagnosis, treatment = treat_stage(case, run.path, progress)
-        weights = run.path / "treatment" / "treated" / "seed0" / "model.safetensors"
+        weights = treated_weights(run.path)
         arms = [
             {"arm": arm.name, "seed": arm.seed, "seconds": round(arm.seconds, 1), "steps": arm.steps,
              **(dict(arm.history[-1]) if arm.history else {})}
