@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from torchdoctor import cli
 from torchdoctor.data import load_data
+from torchdoctor.engine import settings_from
+from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.records import load_diagnosis
-from torchdoctor.engine.storage import open_run, sha256_of
+from torchdoctor.engine.storage import RunFolder, open_run, sha256_of
 from torchdoctor.models import load_model
 from torchdoctor.types import InputError
 
@@ -173,6 +176,13 @@ def test_config_files_come_between_defaults_and_flags(command, trained, photos, 
     assert code == 2 and "'epoch' is no setting; did you mean epochs?" in err
 
 
+def nine_logits():
+    """A factory that cannot be told the number of categories, but takes the weights of two."""
+    model = load_model("small_resnet", 2)
+    model.register_forward_hook(lambda _module, _inputs, logits: logits[:, :1].repeat(1, 9))
+    return model
+
+
 def refusals(trained, photos):
     good = {"--weights": weights(trained), "--data": f"folder:{photos}"}
     return {
@@ -191,13 +201,22 @@ def refusals(trained, photos):
         "bad weight": ({**good, "--weight": "heavy"}, "--weight 'heavy'"),
         "bad evidence": ({**good, "--evidence": "grad"}, "--evidence 'grad'"),
         "no diagnosis": ({**good, "--diagnosis": "nowhere"}, "'nowhere'"),
+        "no layer": ({**good, "--layers": ""}, "--layers '': expected at least one name"),
+        "logits": ({**good, "--model": "test_cli:nine_logits"}, "gives 9 logits, and"),
+        "two weights": ({**good, "--weight": "1,space=2"}, "--weight '1, space=2': expected one number"),
     }
 
 
 @pytest.mark.parametrize("verb", ["checkup", "treat", "diagnose"])
 def test_refusals_repeat_the_bad_value_and_leave_nothing(command, trained, photos, tmp_path, verb):
     for name, (flags, message) in refusals(trained, photos).items():
-        if verb == "diagnose" and name in ("no masks", "no such constraint", "bad weight", "no diagnosis"):
+        if verb == "diagnose" and name in (
+            "no masks",
+            "no such constraint",
+            "bad weight",
+            "no diagnosis",
+            "two weights",
+        ):
             continue
         words = [word for pair in flags.items() for word in pair]
         code, out, err = command(verb, *words, "--out", "run")
@@ -285,3 +304,92 @@ def test_version_and_help(command):
     code, out, _ = command("checkup", "--help")
     assert code == 0 and "--masks-per-category" in out
     assert command("chekup")[0] == 2
+
+
+def test_a_diagnosis_of_something_else_is_refused(command, trained, photos, tmp_path):
+    common = ("--weights", weights(trained), "--data", f"folder:{photos}")
+    assert command("diagnose", *common, "--out", "d", "--draws", 1)[0] == 0
+    state = load_file(weights(trained))
+    state["fc.bias"] += 1
+    save_file(state, tmp_path / "other.safetensors")
+    shutil.copy(weights(trained).with_suffix(".json"), tmp_path / "other.json")
+    shutil.copytree(photos, tmp_path / "photos")
+    for flags, message in (
+        (("--weights", "other.safetensors", *common[2:]), "'d' was made of other weights"),
+        ((*common[:2], "--data", "folder:photos"), "where its image numbers mean other images"),
+        ((*common, "--theta", 0.5), "--theta 0.5 would need a new diagnosis"),
+    ):
+        code, _, err = command("treat", *flags, "--diagnosis", "d", "--out", "t")
+        assert code == 2 and message in err, err
+        assert not (tmp_path / "t").exists()
+    assert command("treat", *common, "--diagnosis", "d", "--out", "t", "--dry-run")[0] == 0
+
+
+def test_reports_of_unfinished_ways_say_what_they_are(command, trained, photos, tmp_path):
+    common = ("--weights", weights(trained), "--data", f"folder:{photos}")
+    assert command("diagnose", *common, "--out", "a d", "--draws", 1)[0] == 0
+    assert command("report", "a d")[0] == 0
+    page = (tmp_path / "a d" / "report.html").read_text()
+    assert "not yet treated" in page and "Nothing was trained" in page and "Load the" not in page
+    assert "torchdoctor diagnose --config &#39;a d/config.yaml&#39;" in page
+    assert command("treat", *common, "--out", "t", *QUICK)[0] == 0
+    code, out, _ = command("report", "t")
+    page = (tmp_path / "t" / "report.html").read_text()
+    assert code == 0 and "load_state_dict" in out
+    assert "Treated, not yet compared" in page and "Load the treated network" in page
+    assert "torchdoctor treat --config" in page and "Nothing was trained" not in page
+
+
+def test_a_refusal_after_training_keeps_what_was_trained(tmp_path):
+    for trained_first in (False, True):
+        path = tmp_path / str(trained_first)
+        with pytest.raises(InputError), RunFolder.create(path) as run:
+            (run.path / "config.yaml").write_text("x")
+            if trained_first:
+                (run.path / "model.safetensors").write_bytes(b"x")
+            raise InputError("late")
+        assert path.exists() == trained_first
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError), RunFolder.create(empty) as run:
+        (run.path / "config.yaml").write_text("x")
+        raise InputError("early")
+    assert list(empty.iterdir()) == []
+
+
+def test_a_card_cannot_choose_code_to_run(command, trained, photos, tmp_path):
+    shutil.copy(weights(trained), tmp_path / "w.safetensors")
+    card = json.loads(weights(trained).with_suffix(".json").read_text())
+    (tmp_path / "w.json").write_text(json.dumps({**card, "model": "os:getcwd"}))
+    for words in (("checkup", "--data", f"folder:{photos}"), ("predict", photos / "test")):
+        code, _, err = command(*words, "--weights", "w.safetensors")
+        assert code == 2 and "names the factory 'os:getcwd'" in err
+
+
+def test_predict_without_a_card_finds_the_head(command, photos, tmp_path):
+    save_file(load_model("torchvision:squeezenet1_1", 3).state_dict(), tmp_path / "w.safetensors")
+    code, out, err = command(
+        "predict", photos / "test", "--weights", "w.safetensors", "--model", "torchvision:squeezenet1_1",
+        "--image-size", 32, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert {one["category"] for one in json.loads(out)} <= {"0", "1", "2"}
+
+
+def test_text_is_no_checkpoint_and_yaml_numbers_are_read(command, photos, tmp_path):
+    (tmp_path / "w.pt").write_text("hello there")
+    code, _, err = command("checkup", "--weights", "w.pt", "--data", f"folder:{photos}")
+    assert code == 2 and "no checkpoint of torch.save" in err
+    (tmp_path / "c.yaml").write_text("learning_rate: 1e-3\n")
+    assert settings_from({}, tmp_path / "c.yaml").learning_rate == 0.001
+    (tmp_path / "c.yaml").write_bytes(b"model: \xff\xfe")
+    code, _, err = command("checkup", "--config", "c.yaml")
+    assert code == 2 and "'c.yaml' is not YAML" in err
+
+
+def test_the_demo_lets_the_user_decide():
+    base, further = demo_settings(settings_from({"learning_rate": 0.02, "limit": 9}))
+    assert (base.epochs, base.limit) == (14, 9) and further.learning_rate == 0.02
+    assert further.constraints == ("space",)
+    _, other = demo_settings(settings_from({"model": "torchvision:resnet18"}))
+    assert other.layers is None and other.constraints is None

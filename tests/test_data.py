@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pictures import scene, table_of, write_split
+from torchdoctor.annotations import mask_from_png
 from torchdoctor.data import carve, limit_per_category, load_data, load_tables
 from torchdoctor.data.table import ImageTable
 from torchdoctor.types import InputError
@@ -95,6 +96,9 @@ def test_folder_errors_name_the_file(tmp_path):
     (tmp_path / "b" / "cat" / "again").symlink_to(tmp_path / "b")
     with pytest.raises(InputError, match="again: a link that leads in a circle"):
         load_tables(f"folder:{tmp_path / 'b'}")
+    write_split(tmp_path / "d" / "val", {"cat": 3, "dog": 3})
+    with pytest.raises(InputError, match="found val without train; expected CLASS"):
+        load_tables(f"folder:{tmp_path / 'd'}")
     (tmp_path / "c" / "cat").mkdir(parents=True)
     with pytest.raises(InputError, match="no images"):
         load_tables(f"folder:{tmp_path / 'c'}")
@@ -129,10 +133,34 @@ def test_damaged_and_odd_images(tmp_path):
 def test_a_mask_of_the_wrong_size_names_both(tmp_path):
     write_split(tmp_path, {"cat": 4, "dog": 4})
     for number in range(4):
-        Image.new("L", (8, 16)).save(tmp_path / "cat" / f"{number}.mask.png")
+        Image.new("L", (8, 16), 255).save(tmp_path / "cat" / f"{number}.mask.png")
     tables = load_tables(f"folder:{tmp_path}")
     with pytest.raises(InputError, match=r"\.png: the mask is 8 x 16 pixels but the image is 32 x 32"):
         tables.train.read(int(np.flatnonzero(tables.train.has_mask)[0]))
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535, 300, 0])
+def test_masks_of_any_depth_mark_the_object(top):
+    kind = np.uint16 if top > 255 else np.uint8
+    pixels = np.zeros((8, 8), dtype=kind)
+    pixels[2:4, 2:4] = top
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    if top in (0, 300):  # nothing there, and black as good as
+        with pytest.raises(
+            InputError, match=f"m: the mask marks no pixel .its brightest value is {top // 257}"
+        ):
+            mask_from_png(file.getvalue(), "m")
+    else:
+        assert int((np.asarray(mask_from_png(file.getvalue(), "m")) == 255).sum()) == 4
+
+
+def test_a_damaged_test_image_is_found_before_training(tmp_path):
+    write_split(tmp_path / "train", {"cat": 4, "dog": 4})
+    write_split(tmp_path / "test", {"cat": 2, "dog": 2})
+    (tmp_path / "test" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"0\.png: cannot be decoded"):
+        load_data(f"folder:{tmp_path}", image_size=32).tests["test"].check()
 
 
 def test_sizes_are_those_of_the_data(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
 from pictures import RAW, is_red, same, scene, table_of, write_split
@@ -167,3 +169,17 @@ def test_other_sizes_are_scaled_and_cut_alike(tmp_path):
     wide, wide_mask = fit(image.crop((0, 0, 64, 32)), mask.crop((0, 0, 64, 32)), 32)
     assert wide.shape == (3, 32, 32)
     assert torch.equal(wide_mask[0], torch.from_numpy(np.array(mask))[:32, 16:48] // 255)
+
+
+def test_a_crop_that_leaves_the_object_behind_is_not_annotated():
+    table = table_of(16)
+    corner = Image.new("L", (32, 32))
+    corner.putpixel((0, 0), 255)
+    table = replace(
+        table, read=lambda position: (scene(position)[0], corner), has_mask=np.ones(16, dtype=bool)
+    )
+    loader = Loader(table, RAW, batch_size=16, augment="crop")
+    batch = next(loader.epoch(0, 0))
+    inside = batch.masks.flatten(1).any(1)
+    assert not inside.all() and torch.equal(batch.annotated, inside)
+    assert bool(next(iter(loader)).annotated.all())

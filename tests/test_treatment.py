@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from reference import tiny_net
+from torchdoctor.constraints import CONSTRAINTS
 from torchdoctor.diagnosis import diagnose, state_sha256
 from torchdoctor.evaluation import compare
-from torchdoctor.training import Recipe, fit
-from torchdoctor.treatment import ShuffledBatches, masked_ids, treat
-from torchdoctor.types import Batch, InputError, ModelDoctorError, TrainingImages
+from torchdoctor.training import Recipe, _schedule, fit
+from torchdoctor.treatment import ShuffledBatches, drawn_per_batch, masked_ids, treat
+from torchdoctor.types import Batch, InputError, ModelDoctorError, Targets, TrainingImages, check_choice
 
 
 class Net(nn.Module):
@@ -169,3 +171,59 @@ def test_treat_and_compare_from_python(patient):
     )
     assert 0 < split.background_share["base"] < 1
     assert comparison.steps == 3
+
+
+def test_the_diagnosis_must_be_of_these_weights(patient):
+    model, batches, diagnosis = patient
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(other.fc.bias)
+    with pytest.raises(InputError, match="the diagnosis was made of other weights"):
+        treat(other, batches, diagnosis, seeds=1)
+
+
+def test_names_that_the_history_could_not_tell_apart_are_refused(patient):
+    model, batches, diagnosis = patient
+    for constraints, message in (
+        (["channel", "channel"], "'channel' is given twice"),
+        ([replace(CONSTRAINTS["channel"], name="loss", layers=("conv2",))], "'loss': this name is taken"),
+    ):
+        with pytest.raises(InputError, match=message):
+            treat(model, batches, diagnosis, constraints=constraints, seeds=1)
+    with pytest.raises(InputError, match="weight of 'spice': no such constraint"):
+        treat(model, batches, diagnosis, weight={"spice": 1.0}, seeds=1)
+
+
+def test_choices_of_words_are_checked():
+    check_choice("targets", "label", Targets)
+    with pytest.raises(InputError, match="targets 'both': expected one of prediction, label"):
+        check_choice("targets", "both", Targets)
+
+
+def test_the_seed_reaches_the_arms(patient):
+    model, batches, diagnosis = patient
+    recipe = Recipe(epochs=1, learning_rate=0.05)
+    zero, again, one = (
+        treat(model, batches, diagnosis, weight=1.0, recipe=recipe, seeds=1, seed=seed) for seed in (0, 0, 1)
+    )
+    for arm in ("control", "treated"):
+        assert same(zero.arm(arm, 0).state, again.arm(arm, 0).state)
+        assert not same(zero.arm(arm, 0).state, one.arm(arm, 0).state)
+
+
+def test_weights_measured_do_not_depend_on_the_other_constraints(patient):
+    model, batches, diagnosis = patient
+    alone, beside = (
+        treat(model, batches, diagnosis, constraints=names, recipe=Recipe(epochs=0), seeds=1).prescription[-1]
+        for names in (["space"], ["channel", "space"])
+    )
+    assert alone == beside
+
+
+def test_at_least_one_annotated_image_is_drawn():
+    assert [drawn_per_batch(share, 16) for share in (0.0, 0.01, 0.125, 0.5)] == [0, 1, 2, 8]
+
+
+def test_the_warm_up_never_exceeds_the_learning_rate():
+    for total in range(1, 40):
+        factors = [_schedule(step, total, 0.1) for step in range(total)]
+        assert 0 < max(factors) <= 1.0, total

@@ -23,7 +23,16 @@ from torchdoctor.gradients import (
 from torchdoctor.masks import background_mask
 from torchdoctor.noise import uniform_noise
 from torchdoctor.sifting import take
-from torchdoctor.types import Batch, Diagnosis, Evidence, InputError, ReduceDraws, Scale, Targets
+from torchdoctor.types import (
+    Batch,
+    Diagnosis,
+    Evidence,
+    InputError,
+    ReduceDraws,
+    Scale,
+    Targets,
+    check_choice,
+)
 
 
 @dataclass(frozen=True)
@@ -303,6 +312,8 @@ def constraints_named(
     for name in names:
         if name not in CONSTRAINTS:
             raise InputError(f"constraint {name!r} is unknown; there are: {', '.join(CONSTRAINTS)}")
+    check_choice("evidence", evidence, Evidence)
+    check_choice("scale", scale, Scale)
     given = weights or {}
     return tuple(
         replace(

@@ -25,7 +25,16 @@ from torchdoctor.layers import default_layers
 from torchdoctor.masks import background_mask
 from torchdoctor.noise import uniform_noise
 from torchdoctor.sifting import LowOrder, device_of, dtype_of, only, predict_logits, sift
-from torchdoctor.types import QUANTILES, Batch, Diagnosis, Evidence, Images, InputError, LayerDiagnosis
+from torchdoctor.types import (
+    QUANTILES,
+    Batch,
+    Diagnosis,
+    Evidence,
+    Images,
+    InputError,
+    LayerDiagnosis,
+    check_choice,
+)
 
 Progress = Callable[[str, int, int], None]
 MOST_NOISE = 1 << 24  # floats of noise in one tail pass: 64 MiB, and a few times that behind it
@@ -72,6 +81,7 @@ def diagnose(
     means sigma = 0 (Eq. 3). A kernel is correlated with c where
     (a - min) / (max - min) >= theta. InputError for layers or images that cannot be used.
     """
+    check_choice("evidence", evidence, Evidence)
     _check_settings(draws, delta, theta, images_per_category)
     if layers is None:
         layers = default_layers(model, _example(model, images))

@@ -118,10 +118,10 @@ def background_share(
         return math.nan
     for batch in images:
         if batch.masks is None:
-            return math.nan
+            continue
         maps = evidence_maps(model, batch.images, layers, evidence)
         shares += [background_shares_of(one, batch) for one in maps.values()]
-    values = np.concatenate(shares)
+    values = np.concatenate(shares) if shares else np.zeros(0)
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
@@ -164,7 +164,7 @@ def compare_split(
     control, treated = np.stack(right["control"]), np.stack(right["treated"])
     gain = paired_gain(control, treated, seed=key_seed)
     difference = (treated.astype(float) - control.astype(float)).mean(0)
-    half_control, half_treated = control.mean(0) > 0.5, treated.mean(0) > 0.5
+    by_control, by_treated = control.mean(0), treated.mean(0)
     per_category = {
         arm: tuple(_per_category(np.stack(rows).mean(0), labels, categories)) for arm, rows in right.items()
     }
@@ -178,8 +178,8 @@ def compare_split(
         gain=gain,
         gain_per_category=tuple(_per_category(difference, labels, categories)),
         verdict=verdict_of(gain),
-        repaired=tuple(ids[half_treated & ~half_control].tolist()),
-        broken=tuple(ids[~half_treated & half_control].tolist()),
+        repaired=tuple(ids[(by_treated > 0.5) & (by_control < 0.5)].tolist()),
+        broken=tuple(ids[(by_treated < 0.5) & (by_control > 0.5)].tolist()),
         images=len(labels),
     )
 

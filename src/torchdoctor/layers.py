@@ -38,9 +38,8 @@ def candidate_layers(
     try:
         with measuring(model), torch.enable_grad():
             logits = as_logits(model(images[:1]))
-            live = torch.autograd.grad(
-                logits.sum(), [kept for _, kept in calls], allow_unused=True, retain_graph=False
-            )
+            maps = [kept for _, kept in calls]
+            live = torch.autograd.grad(logits.sum(), maps, allow_unused=True) if maps else ()
     finally:
         for handle in handles:
             handle.remove()

@@ -75,6 +75,7 @@ def render_report(
 
     At most 36 examples and the heat maps of the last 16 layers are shown, so that the page can be mailed.
     """
+    treated = comparison is not None or bool(prescription)
     from jinja2 import Environment, StrictUndefined
 
     template = resources.files("torchdoctor").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -87,12 +88,12 @@ def render_report(
         diagnosis=diagnosis,
         comparison=comparison,
         tone=comparison.verdict if comparison and not diagnosis.inconclusive else "no evidence",
-        headline=headline(diagnosis, comparison),
-        explanation=explanation(diagnosis, comparison),
+        headline=headline(diagnosis, comparison, treated=bool(prescription)),
+        explanation=explanation(diagnosis, comparison, treated=bool(prescription)),
         cards=_cards(diagnosis, comparison),
         pictures=drawn_figures(diagnosis, comparison, MOST_LAYERS),
         layers_left_out=max(0, len(diagnosis.layers) - MOST_LAYERS),
-        examples=_examples(examples[:MOST_EXAMPLES], comparison is not None),
+        examples=_examples(examples[:MOST_EXAMPLES], treated),
         examples_left_out=max(0, len(examples) - MOST_EXAMPLES),
         ramp=ramp(),
         categories=_categories(diagnosis),
@@ -105,18 +106,20 @@ def render_report(
         command=command,
         loading_code=loading_code,
         notes=notes,
+        treated=treated,
     )
     return page.strip().encode("utf-8", "replace").decode("utf-8")
 
 
-def headline(diagnosis: Diagnosis, comparison: Comparison | None) -> str:
+def headline(diagnosis: Diagnosis, comparison: Comparison | None, *, treated: bool = False) -> str:
     """Say the outcome in one plain sentence."""
     if diagnosis.inconclusive:
         return "Inconclusive: too little to diagnose"
     if comparison is None:
         totals = diagnosis.confusion.sum()
         right = 100.0 * np.trace(diagnosis.confusion) / totals if totals else math.nan
-        return f"Diagnosed, not yet treated: {number(right)} % of {totals:,} images classified correctly"
+        state = "Treated, not yet compared" if treated else "Diagnosed, not yet treated"
+        return f"{state}: {number(right)} % of {totals:,} images classified correctly"
     name, split = decisive_split(comparison)
     said = {
         "helped": "The treatment helped",
@@ -136,7 +139,7 @@ def decisive_split(comparison: Comparison) -> tuple[str, SplitComparison]:
     return name, comparison.splits[name]
 
 
-def explanation(diagnosis: Diagnosis, comparison: Comparison | None) -> list[str]:
+def explanation(diagnosis: Diagnosis, comparison: Comparison | None, *, treated: bool = False) -> list[str]:
     """Say in a few sentences what was compared and what the outcome rests on."""
     said = []
     if diagnosis.inconclusive:
@@ -146,6 +149,12 @@ def explanation(diagnosis: Diagnosis, comparison: Comparison | None) -> list[str
             "than half of them missing, a treatment would rest on guesses. Train longer, or ask for less "
             "confidence."
         )
+    if comparison is None and treated:
+        return [
+            *said,
+            "The network was treated beside a control, and neither was tested yet: whether the treatment "
+            "helped is not known. Compare the run to find out; the accuracy above is of the base network.",
+        ]
     if comparison is None:
         return said or ["This page shows what the network relies on and where it errs. Nothing was trained."]
     seeds = "one seed" if len(comparison.seeds) == 1 else f"{len(comparison.seeds)} seeds"

@@ -34,20 +34,26 @@ def predict_logits(
     """
     ids, labels, logits = [], [], []
     device, dtype = device_of(model), dtype_of(model)
-    with measuring(model), torch.inference_mode():
+    with measuring(model):
         for batch in images:
-            logits.append(as_logits(model(batch.images.to(device, dtype))).float().cpu())
+            with torch.inference_mode():
+                logits.append(as_logits(model(batch.images.to(device, dtype))).float().cpu())
             ids.append(batch.ids.cpu())
             labels.append(batch.labels.cpu())
     if not ids:
         raise InputError("there are no images: the source yielded no batch; check the data and its split")
-    all_labels, all_logits = torch.cat(labels), torch.cat(logits)
+    all_ids, all_labels, all_logits = torch.cat(ids), torch.cat(labels), torch.cat(logits)
+    if len(all_ids.unique()) < len(all_ids):
+        twice = int(torch.mode(all_ids).values)
+        raise InputError(
+            f"image id {twice} comes twice: number the images of a split once each in `Batch.ids`"
+        )
     if int(all_labels.max()) >= all_logits.shape[1]:
         raise InputError(
             f"the data has a label {int(all_labels.max())} but the model only {all_logits.shape[1]} logits: "
             "give weights whose head has one output per category of the data"
         )
-    return torch.cat(ids), all_labels, all_logits
+    return all_ids, all_labels, all_logits
 
 
 def sift(

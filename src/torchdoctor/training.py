@@ -111,7 +111,7 @@ def _schedule(step: int, total: int, warm_up: float) -> float:
     """Return the factor on the learning rate: linear warm-up, then a cosine to 0."""
     warm = max(1.0, warm_up * total)
     if step < warm:
-        return (step + 1) / warm if warm > 1 else 1.0
+        return min(1.0, (step + 1) / warm)
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(total - warm, 1.0)))
 
 

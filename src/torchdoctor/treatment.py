@@ -9,16 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from torchdoctor.constraints import Constraint, Noise, constraints_named, penalise
-from torchdoctor.diagnosis import Progress, silent
-from torchdoctor.gradients import as_logits
+from torchdoctor.constraints import Constraint, Noise, constraints_named
+from torchdoctor.diagnosis import Progress, silent, state_sha256
 from torchdoctor.masks import default_expansion
 from torchdoctor.noise import key
-from torchdoctor.sifting import device_of, dtype_of
-from torchdoctor.training import Recipe, Term, fit, move, set_mode
+from torchdoctor.prescription import Prescription, prescribe
+from torchdoctor.training import Recipe, fit
 from torchdoctor.types import (
     Arm,
     Batch,
@@ -26,10 +24,12 @@ from torchdoctor.types import (
     Evidence,
     Images,
     InputError,
+    NormPolicy,
     Scale,
     Targets,
     TrainingImages,
     Treatment,
+    check_choice,
 )
 
 Weight = float | Literal["auto"]
@@ -67,37 +67,6 @@ class ShuffledBatches:
         return ShuffledBatches(tuple(shown(batch) for batch in self.batches))
 
 
-@dataclass(frozen=True)
-class Prescription:
-    """Everything that turns the constraints into the penalty terms of one step."""
-
-    constraints: tuple[Constraint, ...]
-    diagnosis: Diagnosis
-    noise: Noise
-    targets: Targets
-    expand_pixels: int
-
-    def term(self, model: nn.Module, seed: int) -> Term:
-        """Return the weighted penalty terms of a step as a function of the batch."""
-        noise = replace(self.noise, seed=seed)
-
-        def weighted(batch: Batch, logits: Tensor, step: int) -> dict[str, Tensor]:
-            values = penalise(
-                model,
-                batch,
-                self.constraints,
-                self.diagnosis,
-                noise=noise,
-                targets=self.targets,
-                expand_pixels=self.expand_pixels,
-                step=step,
-                logits=logits,
-            )
-            return {one.name: float(one.weight) * values[one.name].mean() for one in self.constraints}
-
-        return weighted
-
-
 def treat(
     model: nn.Module,
     images: TrainingImages | Iterable[Batch],
@@ -116,6 +85,7 @@ def treat(
     expand_pixels: int | None = None,
     recipe: Recipe | None = None,
     seeds: int = 3,
+    seed: int = 0,
     validation: Images | None = None,
     save_arm: Callable[[Arm], None] | None = None,
     progress: Progress = silent,
@@ -125,24 +95,36 @@ def treat(
     For each of `seeds` seeds two arms: `control` (the loss alone) and `treated` (Eq. 7), with the same
     batches, augmentation, annotated images, steps and optimiser. The last epoch's weights are kept:
     nothing is selected. InputError where masks are missing, a constraint reaches no trainable
-    parameter, or the diagnosis belongs to other layers or categories.
+    parameter, or the diagnosis belongs to another network, other layers or other categories.
     """
+    check_choice("targets", targets, Targets)
     recipe = recipe or Recipe()
+    check_choice("norm", recipe.norm, NormPolicy)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
+    if diagnosis.model_sha256 != state_sha256(model):
+        raise InputError(
+            "the diagnosis was made of other weights (sha256 "
+            f"{diagnosis.model_sha256[:12]}..., the model has {state_sha256(model)[:12]}...): diagnose this "
+            "model, or load the weights that were diagnosed"
+        )
     source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images))
     annotated = masked_ids(source, diagnosis, masks_per_category)
     chosen = _chosen(constraints, bool(annotated), layers, diagnosis, evidence, scale, weight)
     example = next(iter(source)).images
     expansion = expand_pixels if expand_pixels is not None else default_expansion(example.shape[-1])
     largest = max(len(batch.labels) for batch in source)
-    per_batch = round(annotated_per_batch * largest) if any(one.needs_masks for one in chosen) else 0
+    needs_masks = any(one.needs_masks for one in chosen)
+    per_batch = drawn_per_batch(annotated_per_batch, largest) if needs_masks else 0
     drawn = source.with_annotations(annotated, per_batch)
     plan = Prescription(chosen, diagnosis, Noise(draws=draws), targets, expansion)
-    plan, measured = prescribe(model, drawn, plan, recipe, tau)
+    plan, measured = prescribe(model, drawn, plan, recipe, tau, seed=seed)
     arms = []
-    for seed in range(seeds):
+    for number in range(seeds):
+        stream = key("treatment", seed, number)
         for name in ("control", "treated"):
             own = copy.deepcopy(model)
-            arm = _run_arm(own, drawn, plan, recipe, name, seed, validation, progress)
+            arm = _run_arm(own, drawn, plan, recipe, name, number, stream, validation, progress)
             arms.append(arm)
             if save_arm is not None:
                 save_arm(arm)
@@ -155,25 +137,31 @@ def _run_arm(
     plan: Prescription,
     recipe: Recipe,
     name: str,
-    seed: int,
+    number: int,
+    stream: int,
     validation: Images | None,
     progress: Progress,
 ) -> Arm:
-    """Train one copy in place and return what became of it."""
+    """Train one copy in place and return what became of it; both arms of a number draw from one stream."""
     started = time.perf_counter()
     history, steps = fit(
         model,
-        lambda epoch: images.epoch(epoch, seed),
+        lambda epoch: images.epoch(epoch, stream),
         recipe,
         steps_per_epoch=images.steps_per_epoch,
-        seed=seed,
-        penalty=plan.term(model, seed) if name == "treated" else None,
+        seed=stream,
+        penalty=plan.term(model, stream) if name == "treated" else None,
         validation=validation,
         progress=progress,
-        stage=f"{name}, seed {seed}",
+        stage=f"{name}, seed {number}",
     )
     state = {entry: value.detach().cpu().clone() for entry, value in model.state_dict().items()}
-    return Arm(name, seed, state, history, steps, time.perf_counter() - started)
+    return Arm(name, number, state, history, steps, time.perf_counter() - started)
+
+
+def drawn_per_batch(share: float, batch_size: int) -> int:
+    """Return how many annotated images are drawn into every batch: at least one unless the share is 0."""
+    return max(1, round(share * batch_size)) if share > 0 else 0
 
 
 def masked_ids(images: Images, diagnosis: Diagnosis, masks_per_category: int) -> tuple[int, ...]:
@@ -214,6 +202,7 @@ def _chosen(
         )
     }
     chosen = tuple(built[one] if isinstance(one, str) else one for one in constraints)
+    _check_names([one.name for one in chosen], weights if isinstance(weight, Mapping) else {})
     for one in chosen:
         if one.needs_masks and not has_masks:
             raise InputError(
@@ -229,88 +218,18 @@ def _chosen(
     return chosen
 
 
-def prescribe(
-    model: nn.Module,
-    images: TrainingImages,
-    plan: Prescription,
-    recipe: Recipe,
-    tau: float,
-    batches: int = 4,
-) -> tuple[Prescription, tuple[Mapping[str, object], ...]]:
-    """Measure on the first batches what each constraint reaches, and set the weights that are `auto`.
+RESERVED = ("loss", "images", "epoch", "validation_accuracy")
 
-    weight = tau x norm of the loss's gradient / norm of the penalty's, over the parameters that the
-    penalty reaches. InputError when it reaches none: training would ignore it.
-    """
-    own = copy.deepcopy(model)
-    set_mode(own, recipe.norm)
-    parameters = {name: one for name, one in own.named_parameters() if one.requires_grad}
-    first = [move(batch, device_of(own), dtype_of(own)) for batch in _first(images, batches)]
-    chosen: list[Constraint] = []
-    measured: list[Mapping[str, object]] = []
-    for constraint in plan.constraints:
-        alone = replace(plan, constraints=(replace(constraint, weight=1.0),)).term(own, 0)
-        loss_norm, penalty_norm, value = 0.0, 0.0, 0.0
-        reached: set[str] = set()
-        for step, batch in enumerate(first):
-            logits = as_logits(own(batch.images))
-            loss = _gradients(functional.cross_entropy(logits, batch.labels), parameters)
-            term = alone(batch, logits.detach(), step)[constraint.name]
-            value += float(term.detach()) / len(first)
-            found = _gradients(term, parameters)
-            live = {name for name, one in found.items() if bool((one != 0).any())}
-            reached |= live
-            loss_norm += _norm(loss[name] for name in live) / len(first)
-            penalty_norm += _norm(found.values()) / len(first)
-        if not reached:
+
+def _check_names(names: Sequence[str], weights: Mapping[str, object]) -> None:
+    """Refuse constraints that the history could not tell apart, and weights of constraints not there."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"constraint {name!r} is given twice: give each a name of its own")
+        if name in RESERVED:
             raise InputError(
-                f"constraint {constraint.name!r} on {', '.join(constraint.layers) or 'no layer'} with "
-                f"evidence {constraint.evidence!r} reaches no trainable parameter: its penalty has no "
-                "gradient and training would ignore it. Unfreeze layers, choose an earlier layer, or use the "
-                "evidence gradient_x_activation"
+                f"constraint {name!r}: this name is taken by the training history; choose another"
             )
-        weight = constraint.weight
-        if weight == "auto":
-            weight = tau * loss_norm / penalty_norm
-        chosen.append(replace(constraint, weight=float(weight)))
-        measured.append(
-            {
-                "constraint": constraint.name,
-                "layers": list(constraint.layers),
-                "evidence": constraint.evidence,
-                "scale": constraint.scale,
-                "weight": float(weight),
-                "weight_chosen": "auto" if constraint.weight == "auto" else "given",
-                "tau": tau if constraint.weight == "auto" else None,
-                "penalty_before": value,
-                "loss_gradient_norm": loss_norm,
-                "penalty_gradient_norm": penalty_norm,
-                "parameters_reached": len(reached),
-                "parameters_trainable": len(parameters),
-            }
-        )
-    return replace(plan, constraints=tuple(chosen)), tuple(measured)
-
-
-def _first(images: TrainingImages, number: int) -> Iterator[Batch]:
-    """Yield the first batches of the first epoch."""
-    for position, batch in enumerate(images.epoch(0, 0)):
-        if position == number:
-            return
-        yield batch
-
-
-def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return d value / d parameter, zero where the value does not depend on it."""
-    if not value.requires_grad:
-        return {name: torch.zeros_like(one) for name, one in parameters.items()}
-    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(parameters[name]) if one is None else one
-        for name, one in zip(parameters, found, strict=True)
-    }
-
-
-def _norm(tensors: Iterable[Tensor]) -> float:
-    """Return the Euclidean norm of all entries together."""
-    return float(sum(float(one.double().square().sum()) for one in tensors)) ** 0.5
+    for name in weights:
+        if name not in names:
+            raise InputError(f"weight of {name!r}: no such constraint here; there are: {', '.join(names)}")

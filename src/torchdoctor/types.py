@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,6 +30,12 @@ class InputError(ModelDoctorError):
     """Something given by the user cannot be used: what was found, what was expected, what to do."""
 
     exit_code = 2
+
+
+def check_choice(name: str, value: object, kind: Any) -> None:
+    """Raise InputError unless `value` is one of the words of a Literal."""
+    if value not in get_args(kind):
+        raise InputError(f"{name} {value!r}: expected one of {', '.join(map(str, get_args(kind)))}")
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,22 @@ __all__ = ["check_mask_size", "mask_from_boxes", "mask_from_png"]
 def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
     """Return the mask in a PNG file: bright pixels (128 and more) are the object.
 
-    A file whose brightest value is 1 counts as a 0/1 mask. InputError names a file that is no image.
+    A file whose brightest value is 1 counts as a 0/1 mask. InputError names a file that is no image, or
+    marks nothing.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             grey = np.asarray(file if file.mode.startswith("I") else file.convert("L"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded as a mask ({error}); expected a PNG image") from error
-    if grey.dtype != np.uint8:
+    threshold = 1 if grey.max(initial=0) <= 1 else 128
+    if grey.dtype != np.uint8 and threshold > 1:
         grey = grey // 257
-    threshold = 1 if grey.max() == 1 else 128
+    if not (grey >= threshold).any():
+        raise InputError(
+            f"{name}: the mask marks no pixel (its brightest value is {grey.max(initial=0)}); expected "
+            "the object in white, or 1 in a 0/1 mask. Images without an object need no mask file"
+        )
     return Image.fromarray(np.where(grey >= threshold, 255, 0).astype(np.uint8))
 
 

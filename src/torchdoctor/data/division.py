@@ -31,7 +31,8 @@ def divide(splits: Mapping[str, ImageTable], origin: str, seed: int, validation_
     """
     train = splits["train"]
     if len(train.classes) < 2:
-        raise InputError(f"{origin}: found the single category {train.classes[0]!r}, expected at least two")
+        found = f"the single category {train.classes[0]!r}" if train.classes else "no image and no category"
+        raise InputError(f"{origin}: found {found}, expected at least two categories")
     tests = {name: table for name, table in splits.items() if is_test_name(name)}
     held_out = next((name for name in VALIDATION_NAMES if name in splits), None)
     if tests and held_out is not None:

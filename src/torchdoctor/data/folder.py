@@ -44,6 +44,9 @@ def read_folder(location: str, seed: int, validation_share: float) -> Tables:
         raise InputError(f"{origin}: is not a folder; {LAYOUT}")
     refuse_foreign_links(root)
     if not (root / "train").is_dir():
+        alone = sorted(one.name for one in root.iterdir() if one.is_dir() and is_split_name(one.name))
+        if alone:
+            raise InputError(f"{origin}: found {', '.join(alone)} without train; {LAYOUT}")
         return divide(
             {"train": folder_table(root, category_names(root), origin)}, origin, seed, validation_share
         )

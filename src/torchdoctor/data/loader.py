@@ -119,6 +119,11 @@ class Loader:
             raise InputError(f"{per_batch} annotated images per batch: expected at least one annotated image")
         return replace(self, annotated=frozenset(wanted), annotated_per_batch=per_batch)
 
+    def check(self) -> None:
+        """Decode every image once; InputError names a damaged one."""
+        place = np.array([self.store.positions[one] for one in self.table.ids.tolist()], dtype=np.int64)
+        self.store.check(place)
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield every image once, in table order, not augmented; the last batch may be smaller."""
         order = np.arange(len(self))
@@ -206,6 +211,8 @@ class Loader:
         masks = torch.zeros((len(rows), 1, *images.shape[-2:]))
         for place in np.flatnonzero(shown).tolist():
             masks[place] = _present(decoded[place][1])
+        # A crop can leave an object behind: then the mask would call the whole image background.
+        shown = shown & masks.flatten(1).any(1).numpy()
         return Batch(images, labels, ids, masks, torch.from_numpy(shown))
 
 

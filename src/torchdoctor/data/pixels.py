@@ -160,8 +160,20 @@ class PixelStore:
         missing = positions[~self._decoded[positions]] if self.cached else positions[:0]
         if not len(missing):
             return
+        # Made here, by one thread: since Python 3.12 nothing stops two from making one each.
+        # Never inference tensors, which nobody could write to after `torch.inference_mode` has ended.
+        with torch.inference_mode(False):
+            _ = self._images, self._masks
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             list(threads.map(self._keep, np.unique(missing).tolist()))
+
+    def check(self, positions: Int[np.ndarray, " chosen"]) -> None:
+        """Decode these images once, kept or not; InputError names a damaged one."""
+        self.prepare(positions)
+        if not self.cached:
+            with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+                for _ in threads.map(self.table.read, positions.tolist()):
+                    pass
 
     def _keep(self, position: int) -> None:
         self._images[position], mask = self.decode(position)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from torchdoctor.data import Loader
 from torchdoctor.diagnosis import background_shares_of
-from torchdoctor.engine.preparation import Case
+from torchdoctor.engine.preparation import Case, example_of
 from torchdoctor.evaluation import evidence_maps
+from torchdoctor.gradients import map_shapes
 from torchdoctor.report import Example, Kind
 from torchdoctor.sifting import predict_logits
 from torchdoctor.types import Batch, Comparison, Treatment
@@ -68,10 +69,7 @@ def _kinds(ids: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> dict[i
 
 def _shown_layer(case: Case) -> str:
     """Return the deepest of the case's layers whose map is fine enough to look at."""
-    from torchdoctor.gradients import map_shapes
-
-    example = next(iter(case.data.train.select([int(case.data.train.table.ids[0])]))).images
-    shapes = map_shapes(case.model, example.to(next(case.model.parameters()).device), case.layers)
+    shapes = map_shapes(case.model, example_of(case.model, case.data), case.layers)
     fine = [name for name in case.layers if min(shapes[name][1:]) >= LEAST_MAP_SIDE]
     return fine[-1] if fine else case.layers[0]
 

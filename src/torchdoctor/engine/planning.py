@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
-from torchdoctor.constraints import Noise, constraints_named
+from torchdoctor.constraints import CONSTRAINTS, Noise, constraints_named
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.settings import Settings, Verb, filled
-from torchdoctor.engine.stages import out_folder, recipe_of
+from torchdoctor.engine.stages import out_folder, recipe_of, taken_over
+from torchdoctor.engine.storage import RunFolder
+from torchdoctor.prescription import Prescription
 from torchdoctor.sifting import device_of, predict_logits
 from torchdoctor.training import Term, fit
-from torchdoctor.treatment import Prescription
+from torchdoctor.treatment import drawn_per_batch
 from torchdoctor.types import Batch
 
 TRIED = 3  # steps that are really run to measure the time of one
@@ -42,7 +44,9 @@ def plan(settings: Settings, verb: Verb) -> dict[str, object]:
 def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict[str, object]:
     """Plan one verb."""
     case = prepare(filled(settings, verb), needs_weights=needs_weights)
-    steps = case.data.train.steps_per_epoch * recipe_of(case.settings).epochs
+    RunFolder.refuse_existing(out_folder(case.settings, verb))
+    taken_over(case)
+    steps = _steps_per_epoch(case, verb) * recipe_of(case.settings).epochs
     first = next(iter(case.data.train.epoch(0, 0)))
     plain = _seconds_per_step(case, first, treated=False)
     seconds = {"train": plain * steps}
@@ -78,6 +82,20 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     }
 
 
+def _steps_per_epoch(case: Case, verb: Verb) -> int:
+    """Return the steps of an epoch: annotated images take places in the batches of a treatment."""
+    train, names = case.data.train, _constraints(case)
+    if verb in ("treat", "checkup") and any(CONSTRAINTS[name].needs_masks for name in names):
+        size = min(train.batch_size, len(train))
+        train = replace(train, annotated_per_batch=drawn_per_batch(case.settings.annotated_per_batch, size))
+    return train.steps_per_epoch
+
+
+def _constraints(case: Case) -> Sequence[str]:
+    """Return the names of the constraints of a treatment."""
+    return case.settings.constraints or (("channel", "space") if case.data.has_masks else ("channel",))
+
+
 def _timed(action: Callable[[], object]) -> float:
     """Return the seconds an action takes, the GPU's work included."""
     started = time.perf_counter()
@@ -108,7 +126,7 @@ def _term(case: Case, batch: Batch, model: torch.nn.Module) -> Term:
     """Build the penalty on a diagnosis of one batch, which costs the same as that of the real one."""
     settings = case.settings
     diagnosis = diagnose(case.model, [batch], layers=case.layers, draws=0, confidence=0.0)
-    names = settings.constraints or (("channel", "space") if case.data.has_masks else ("channel",))
+    names = _constraints(case)
     constraints = constraints_named(
         names,
         layers=case.layers,

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, ImageTable, Loader, Preprocessing
-from torchdoctor.engine.preparation import device_named
+from torchdoctor.data.decoding import decode_image
+from torchdoctor.engine.preparation import device_named, model_of_card
 from torchdoctor.engine.settings import Settings
 from torchdoctor.models import load_model, load_weights, weights_card
 from torchdoctor.models.loading import load_into
@@ -31,11 +32,11 @@ def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]
         raise InputError("--weights is missing: give the classifier's .safetensors or state dict")
     files = _image_files(paths)
     card: dict[str, Any] = dict(weights_card(settings.weights) or {})
-    name = settings.model or card.get("model")
-    if not isinstance(name, str):
+    name = settings.model or model_of_card(card, settings.weights)
+    if name is None:
         raise InputError("--model is missing, and no card lies beside the weights: give torchvision:NAME")
     state = load_weights(settings.weights)
-    classes = card.get("classes") or [str(one) for one in range(_head_size(state))]
+    classes = card.get("classes") or [str(one) for one in range(_head_size(name, state))]
     model = load_model(name, classes)
     load_into(model, state, settings.weights)
     model = model.to(device_named(settings.device))
@@ -54,13 +55,19 @@ def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]
     ]
 
 
-def _head_size(state: dict[str, torch.Tensor]) -> int:
-    """Return the size of the last matrix: the number of logits."""
-    return [value.shape[0] for value in state.values() if value.ndim >= 2][-1]
+def _head_size(name: str, state: dict[str, torch.Tensor]) -> int:
+    """Return the number of logits in the file: the size of what the model has as its last matrix.
+
+    The order of the file says nothing: safetensors are sorted by name.
+    """
+    for entry, value in reversed(load_model(name, 2).state_dict().items()):
+        if value.ndim >= 2 and entry in state:
+            return state[entry].shape[0]
+    raise InputError(f"the weights hold no head of {name}: they belong to another model")
 
 
 def _preprocessing(settings: Settings, card: dict[str, Any]) -> Preprocessing:
-    """Return the card's preprocessing, else 224 px with ImageNet's mean and deviation."""
+    """Return the card's preprocessing, else the size asked for (or 224 px) and ImageNet's statistics."""
     if settings.image_size is None and "preprocessing" in card:
         return Preprocessing.from_json(card["preprocessing"])
     kept = card.get("preprocessing") or {}
@@ -87,11 +94,7 @@ def _table(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
     """Make a table of unlabelled images."""
 
     def read(position: int) -> tuple[Image.Image, None]:
-        try:
-            with Image.open(files[position]) as image:
-                return image.convert("RGB"), None
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise InputError(f"image {str(files[position])!r} cannot be decoded ({error})") from error
+        return decode_image(files[position], str(files[position])), None
 
     number = len(files)
     return ImageTable(

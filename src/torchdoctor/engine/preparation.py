@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from torchdoctor.constraints import CONSTRAINTS
 from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, Splits, load_data
 from torchdoctor.engine.settings import Settings
-from torchdoctor.gradients import map_shapes
+from torchdoctor.gradients import as_logits, map_shapes, measuring
 from torchdoctor.layers import default_layers
-from torchdoctor.models import load_into, load_model, load_weights, weights_card
+from torchdoctor.models import OWN, load_into, load_model, load_weights, weights_card
 from torchdoctor.noise import key
+from torchdoctor.sifting import device_of
 from torchdoctor.types import InputError
 
 
@@ -69,9 +71,20 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
 
 def _from_card(settings: Settings, card: Mapping[str, object] | None) -> Settings:
     """Take the model's name from the card beside the weights where the user gives none."""
-    if card is None or settings.model is not None or not isinstance(card.get("model"), str):
-        return settings
-    return replace(settings, model=str(card["model"]))
+    return replace(settings, model=settings.model or model_of_card(card, str(settings.weights)))
+
+
+def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None:
+    """Return the model named by the card; InputError for a factory: no data file chooses code to run."""
+    name = (card or {}).get("model")
+    if not isinstance(name, str):
+        return None
+    if name.partition(":")[0] in ("torchvision", "timm") or name in OWN:
+        return name
+    raise InputError(
+        f"the card beside {weights!r} names the factory {name!r}, which would be imported and run: "
+        f"give --model {name} yourself if you trust it"
+    )
 
 
 def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
@@ -121,12 +134,24 @@ def device_named(name: str) -> torch.device:
 
 def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ...]:
     """Return the layers asked for, or the default ones."""
-    example = next(iter(data.train.select([int(data.train.table.ids[0])]))).images
-    example = example.to(next(model.parameters()).device)
+    example = example_of(model, data)
+    with measuring(model), torch.no_grad():
+        found = as_logits(model(example)).shape[1]
+    if found != len(data.classes):
+        raise InputError(
+            f"--model {settings.model!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
+            "categories: give a model with one logit per category"
+        )
     if settings.layers is None:
         return default_layers(model, example)
     map_shapes(model, example, settings.layers)
     return settings.layers
+
+
+def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel height width"]:
+    """Return one training image where the network lies."""
+    first = next(iter(data.train.select([int(data.train.table.ids[0])])))
+    return first.images.to(device_of(model))
 
 
 def _check_constraints(settings: Settings, data: Splits) -> None:

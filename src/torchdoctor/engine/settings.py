@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -64,6 +65,11 @@ class Settings:
     def weights_by_constraint(self) -> float | str | dict[str, float | str]:
         """Read `weight`: auto, one number for all, or name=number for each."""
         named: dict[str, float | str] = {}
+        if len(self.weight) > 1 and not all("=" in part for part in self.weight):
+            raise InputError(
+                f"--weight {', '.join(self.weight)!r}: expected one number for all constraints, or "
+                "constraint=number for each"
+            )
         for part in self.weight:
             name, equals, value = part.rpartition("=")
             try:
@@ -76,6 +82,8 @@ class Settings:
                 raise InputError(f"--weight {part!r}: expected a finite number >= 0")
             if not equals:
                 return read
+            if name in named:
+                raise InputError(f"--weight {part!r}: {name} has a weight already")
             named[name] = read
         return named
 
@@ -118,7 +126,7 @@ def read_config(file: str | Path) -> dict[str, object]:
         found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--config {str(file)!r} cannot be read ({error.strerror or error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).replace("\n", " ")
         raise InputError(f"--config {str(file)!r} is not YAML ({first})") from error
     if not isinstance(found, dict):
@@ -138,6 +146,12 @@ def read_config(file: str | Path) -> dict[str, object]:
     return merged
 
 
+def verb_of(folder: Path) -> str:
+    """Return the verb that made a run."""
+    found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return str(found.get("verb", "checkup"))
+
+
 def _checked(name: str, value: object, kind: Any) -> object:
     """Return the value in the setting's type; InputError says what was expected."""
     flag = "--" + name.replace("_", "-")
@@ -151,14 +165,23 @@ def _checked(name: str, value: object, kind: Any) -> object:
         parts = [value] if isinstance(value, str | int | float) else value
         if not isinstance(parts, list | tuple):
             raise InputError(f"{flag} {value!r}: expected a list of names")
-        return tuple(part.strip() for one in parts for part in str(one).split(",") if part.strip())
+        names = tuple(part.strip() for one in parts for part in str(one).split(",") if part.strip())
+        if not names:
+            text = ", ".join(map(str, parts))
+            raise InputError(
+                f"{flag} {text!r}: expected at least one name; leave the flag out for the default"
+            )
+        return names
     if wanted in (int, float):
         return _number(flag, name, value, wanted)
     return str(value)
 
 
 def _number(flag: str, name: str, value: object, wanted: type) -> int | float:
-    """Return a number within its range."""
+    """Return a number within its range; YAML reads 1e-3 as text, so text may hold one."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value) if wanted is float else int(value)
     fits = isinstance(value, int) or (wanted is float and isinstance(value, float))
     if isinstance(value, bool) or not fits:
         raise InputError(f"{flag} {value!r}: expected {'a whole' if wanted is int else 'a'} number")

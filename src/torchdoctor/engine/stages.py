@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torchdoctor.diagnosis import Progress, diagnose
+from torchdoctor.diagnosis import Progress, diagnose, state_sha256
 from torchdoctor.engine.examples import collect_examples
 from torchdoctor.engine.preparation import Case, environment, loading_code
 from torchdoctor.engine.records import (
@@ -17,7 +18,7 @@ from torchdoctor.engine.records import (
     save_diagnosis,
     save_treatment,
 )
-from torchdoctor.engine.settings import Settings, settings_record
+from torchdoctor.engine.settings import Settings, read_config, settings_record
 from torchdoctor.engine.storage import (
     open_run,
     write_bytes,
@@ -159,13 +160,15 @@ def diagnosis_record(folder: Path, diagnosis: Diagnosis) -> dict[str, object]:
     }
 
 
-def treat_stage(case: Case, folder: Path, progress: Progress) -> tuple[Diagnosis, Treatment]:
-    """Diagnose (or take over a diagnosis), treat, and save each arm as it ends."""
+def treat_stage(
+    case: Case, folder: Path, given: Diagnosis | None, progress: Progress
+) -> tuple[Diagnosis, Treatment]:
+    """Diagnose (unless a diagnosis is given), treat, and save each arm as it ends."""
     settings = case.settings
-    if settings.diagnosis is None:
+    if given is None:
         diagnosis = diagnose_stage(case, folder, progress)
     else:
-        diagnosis = _taken_over(settings, case)
+        diagnosis = given
         save_diagnosis(folder / "diagnosis", diagnosis)
     assert settings.evidence is not None
 
@@ -189,6 +192,7 @@ def treat_stage(case: Case, folder: Path, progress: Progress) -> tuple[Diagnosis
         expand_pixels=settings.expand_pixels,
         recipe=recipe_of(settings),
         seeds=settings.seeds,
+        seed=settings.seed,
         validation=case.data.validation,
         save_arm=save,
         progress=progress,
@@ -197,10 +201,30 @@ def treat_stage(case: Case, folder: Path, progress: Progress) -> tuple[Diagnosis
     return diagnosis, treatment
 
 
-def _taken_over(settings: Settings, case: Case) -> Diagnosis:
-    """Read the diagnosis of another run; InputError where it speaks of other categories or layers."""
-    source = open_run(Path(str(settings.diagnosis)))
+def taken_over(case: Case) -> Diagnosis | None:
+    """Read the diagnosis of another run where one is named; InputError where it does not belong here.
+
+    It must be of the same weights, data, categories and layers, and what only a new diagnosis could
+    follow must not be asked for.
+    """
+    settings = case.settings
+    if settings.diagnosis is None:
+        return None
+    source = open_run(Path(settings.diagnosis))
     diagnosis = load_diagnosis(source / "diagnosis")
+    check_weights(case, diagnosis, f"--diagnosis {settings.diagnosis!r}")
+    data = str(read_config(source / "config.yaml").get("data"))
+    if _place(data) != _place(str(settings.data)):
+        raise InputError(
+            f"--diagnosis {settings.diagnosis!r} is of --data {data!r}; this run has {settings.data!r}, "
+            "where its image numbers mean other images"
+        )
+    for name in ("theta", "delta", "confidence", "images_per_category"):
+        if getattr(settings, name) != getattr(Settings(), name):
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)!r} would need a new diagnosis, and "
+                f"--diagnosis {settings.diagnosis!r} is used as it is: leave one of them out"
+            )
     if diagnosis.classes != case.classes:
         raise InputError(
             f"--diagnosis {settings.diagnosis!r} is of {len(diagnosis.classes)} categories; the data has "
@@ -214,6 +238,24 @@ def _taken_over(settings: Settings, case: Case) -> Diagnosis:
             f"{', '.join(known)}: give --layers out of these, or diagnose again"
         )
     return diagnosis
+
+
+def check_weights(case: Case, diagnosis: Diagnosis, source: str) -> None:
+    """Raise InputError unless the case's weights are those that were diagnosed."""
+    found = state_sha256(case.model)
+    if found != diagnosis.model_sha256:
+        raise InputError(
+            f"{source} was made of other weights than {case.settings.weights!r} holds now (sha256 "
+            f"{diagnosis.model_sha256[:12]}..., found {found[:12]}...): give the weights that were diagnosed"
+        )
+
+
+def _place(data: str) -> str:
+    """Return the data's spec with its path in full, so that two ways to write it are equal."""
+    scheme, _, location = data.partition(":")
+    return (
+        f"{scheme}:{location}" if scheme == "scenes" else f"{scheme}:{Path(location).expanduser().resolve()}"
+    )
 
 
 def compare_stage(
@@ -236,9 +278,8 @@ def compare_stage(
     code = exit_code_of(diagnosis, comparison)
     record = comparison_record(comparison, code)
     write_json(folder / "compare.json", record)
-    weights = treated_weights(folder)
-    lines = loading_code(settings, len(case.classes), weights)
-    return Outcome(code, {"out": str(folder), **record}, diagnosis, treatment, comparison, lines)
+    record = {"out": str(folder), **record}
+    return Outcome(code, record, diagnosis, treatment, comparison, lines_of(case, folder))
 
 
 def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:
@@ -256,12 +297,11 @@ def report_stage(
     treatment: Treatment | None,
     comparison: Comparison | None,
     progress: Progress,
-    verb: str = "checkup",
+    verb: str,
 ) -> None:
     """Collect the images behind the errors and write the page."""
     progress("report", 0, 1)
     examples = collect_examples(case, treatment, comparison)
-    weights = treated_weights(folder)
     page = render_report(
         title=f"{case.settings.model} on {case.settings.data}",
         diagnosis=diagnosis,
@@ -271,7 +311,7 @@ def report_stage(
         settings=settings_record(verb, case.settings),
         environment=environment(),
         command=command_of(folder, verb),
-        loading_code=loading_code(case.settings, len(case.classes), weights),
+        loading_code=lines_of(case, folder) if treatment else "",
         notes=notes_of(diagnosis),
     )
     write_bytes(target, page.encode())
@@ -280,7 +320,13 @@ def report_stage(
 
 def command_of(folder: Path, verb: str) -> str:
     """Return the command that runs the same again."""
-    return f"torchdoctor {verb} --config {folder / 'config.yaml'} --out {folder}-again"
+    config, again = shlex.quote(str(folder / "config.yaml")), shlex.quote(f"{folder}-again")
+    return f"torchdoctor {verb} --config {config} --out {again}"
+
+
+def lines_of(case: Case, folder: Path) -> str:
+    """Return the lines that load a run's treated weights in plain PyTorch."""
+    return loading_code(case.settings, len(case.classes), treated_weights(folder))
 
 
 def notes_of(diagnosis: Diagnosis) -> list[str]:
@@ -292,10 +338,10 @@ def notes_of(diagnosis: Diagnosis) -> list[str]:
     return notes
 
 
-def checkup_stages(case: Case, folder: Path, progress: Progress, verb: str = "checkup") -> Outcome:
+def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, progress: Progress) -> Outcome:
     """Run the stages of a checkup in a folder."""
-    diagnosis, treatment = treat_stage(case, folder, progress)
+    diagnosis, treatment = treat_stage(case, folder, given, progress)
     outcome = compare_stage(case, folder, diagnosis, treatment, progress)
     report = folder / "report.html"
-    report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, progress, verb)
+    report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})

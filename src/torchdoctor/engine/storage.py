@@ -101,21 +101,28 @@ class RunFolder:
     """A new run's folder. As a context: refused input takes it away again, a finished run seals it."""
 
     path: Path
+    was_there: bool = False
 
-    @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Create the folder; InputError if something is there already or it cannot be written."""
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """Raise InputError if something is there already; an empty folder is welcome."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
                 f"--out {str(path)!r} exists already and is never overwritten: choose another folder"
             )
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Create the folder; InputError if something is there already or it cannot be written."""
+        cls.refuse_existing(path)
+        was_there = path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
             raise InputError(f"--out {str(path)!r} cannot be written ({error.strerror or error})") from error
-        return cls(path)
+        return cls(path, was_there)
 
     def __enter__(self) -> RunFolder:
         """Return the folder."""
@@ -124,11 +131,20 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Seal a finished run; take away one whose input was refused; leave an interrupted one as it is."""
+        """Seal a finished run; take away one whose input was refused before anything was trained.
+
+        An interrupted run stays as it is, and so does whatever has been trained by then.
+        """
         if kind is None:
             seal(self.path)
-        elif issubclass(kind, InputError):
-            shutil.rmtree(self.path, ignore_errors=True)
+        elif issubclass(kind, InputError) and not any(self.path.rglob("model.safetensors")):
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+            if not self.was_there:
+                self.path.rmdir()
 
 
 def seal(path: Path) -> None:

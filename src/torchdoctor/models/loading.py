@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -90,13 +90,16 @@ def _factory(module: str, function: str, classes: int) -> nn.Module:
         ) from error
     except AttributeError as error:
         raise InputError(f"model {full!r}: {module} has no {function!r}") from error
-    try:
-        model = factory(num_classes=classes)
-    except TypeError:
-        model = factory()
+    model = factory(num_classes=classes) if _takes_classes(factory) else factory()
     if not isinstance(model, nn.Module):
         raise InputError(f"model {full!r} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+def _takes_classes(factory: Callable[..., object]) -> bool:
+    """Return whether a factory can be told the number of categories."""
+    parameters = inspect.signature(factory).parameters.values()
+    return any(one.name == "num_classes" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -107,6 +110,13 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"weights {str(path)!r}: no such file")
+    with file.open("rb") as opened:
+        start = opened.read(2)
+    if file.suffix != ".safetensors" and start not in (b"PK", b"\x80\x02", b"\x80\x04"):
+        raise InputError(
+            f"weights {str(path)!r} are no checkpoint of torch.save (it starts with {start!r}): expected a "
+            ".safetensors file or a state dict"
+        )
     try:
         if file.suffix == ".safetensors":
             found: object = load_file(file)
@@ -117,7 +127,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             f"weights {str(path)!r} hold more than tensors and were not opened: loading them could run code. "
             "Save model.state_dict(), or a .safetensors file"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can make the readers fail in any way
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"weights {str(path)!r} cannot be read ({first}): expected a .safetensors file or a state dict"
