@@ -211,13 +211,14 @@ def _cards(diagnosis: Diagnosis, comparison: Comparison | None) -> list[tuple[st
     """Return the key numbers: name, value and a remark each."""
     layers, all_categories = diagnosis.layers, len(diagnosis.classes)
     known = f"{all_categories - len(diagnosis.not_diagnosed)} of {all_categories}"
+    places = "in one layer" if len(layers) == 1 else f"in {len(layers)} layers"
     if comparison is None:
         kernels = sum(int(one.correlated.any(axis=0).sum()) for one in layers)
         total = sum(one.correlated.shape[1] for one in layers)
         outside = share(_mean(np.array([one.background_share for one in layers], dtype=float)))
         return [
             ("categories diagnosed", known, f"from {diagnosis.counts.sum():,} images"),
-            ("correlated kernels", f"{kernels:,} of {total:,}", f"in {len(layers)} layers"),
+            ("correlated kernels", f"{kernels:,} of {total:,}", places),
             ("background evidence", outside, "mean of categories and layers"),
         ]
     name, split = decisive_split(comparison)
@@ -228,7 +229,7 @@ def _cards(diagnosis: Diagnosis, comparison: Comparison | None) -> list[tuple[st
         ("accuracy, %", f"{means['base']} → {means['treated']}", f"control {means['control']}"),
         ("background evidence", f"{shares['base']} → {shares['treated']}", f"control {shares['control']}"),
         ("images repaired", f"{len(split.repaired):,}", f"{len(split.broken):,} broken, of {split.images:,}"),
-        ("categories diagnosed", known, f"in {len(layers)} layers"),
+        ("categories diagnosed", known, places),
     ]
 
 
