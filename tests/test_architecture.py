@@ -9,9 +9,10 @@ import torchdoctor
 
 PACKAGE = Path(torchdoctor.__file__).parent
 LINE = (
-    "types", "noise", "gradients", "layers", "masks", "sifting", "diagnosis", "contrast", "constraints",
+    "types", "noise", "networks", "gradients", "layers", "checks", "masks", "sifting", "diagnosis",
+    "contrast", "constraints",
     "training", "prescription", "treatment", "evaluation", "figures", "pictures", "report", "annotations",
-    "models", "data", "engine", "summary", "cli",
+    "models", "data", "engine", "summary", "terminal", "cli_models", "cli",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def test_files_stay_short():
 def test_public_names():
     assert sorted(torchdoctor.__all__) == [
         "Batch", "Comparison", "Constraint", "Diagnosis", "InputError", "ModelDoctorError", "Recipe",
-        "Treatment", "candidate_layers", "compare", "default_layers", "diagnose", "load_data", "load_model",
-        "treat",
+        "Treatment", "candidate_layers", "check_model", "compare", "default_layers", "diagnose", "load_data",
+        "load_model", "survey_layers", "treat",
     ]  # fmt: skip
     assert all(hasattr(torchdoctor, name) for name in torchdoctor.__all__)

@@ -1,10 +1,11 @@
 """Model Doctor: diagnose, treat and re-examine convolutional image classifiers."""
 
+from torchdoctor.checks import check_model
 from torchdoctor.constraints import Constraint
 from torchdoctor.data import load_data
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.evaluation import compare
-from torchdoctor.layers import candidate_layers, default_layers
+from torchdoctor.layers import candidate_layers, default_layers, survey_layers
 from torchdoctor.models import load_model
 from torchdoctor.training import Recipe
 from torchdoctor.treatment import treat
@@ -22,10 +23,12 @@ __all__ = [
     "Recipe",
     "Treatment",
     "candidate_layers",
+    "check_model",
     "compare",
     "default_layers",
     "diagnose",
     "load_data",
     "load_model",
+    "survey_layers",
     "treat",
 ]

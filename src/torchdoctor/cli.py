@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from torchdoctor import __version__
+from torchdoctor import __version__, cli_models
+from torchdoctor.terminal import AsJson, ProgressBar, show
 from torchdoctor.types import InputError, ModelDoctorError
 
 app = typer.Typer(
@@ -35,9 +32,11 @@ def _flag(name: str, text: str) -> Any:
 
 
 Model = Annotated[
-    Text, _flag("--model", "torchvision:NAME, timm:NAME, small_resnet, package.module:factory.")
+    Text, _flag("--model", "A name of `models`, torchvision:NAME, timm:NAME, package.module:factory.")
 ]
-Weights = Annotated[Text, _flag("--weights", "Trained weights: .safetensors, or a state dict of torch.save.")]
+Weights = Annotated[
+    Text, _flag("--weights", "Trained weights: .safetensors, a state dict of torch.save, or pretrained.")
+]
 Data = Annotated[Text, _flag("--data", "folder:PATH, parquet:PATH, or scenes (scenes:SEED).")]
 Out = Annotated[Text, _flag("--out", "The run's folder; must not exist yet. [runs/<verb>-<time>]")]
 Config = Annotated[Text, _flag("--config", "A YAML file of settings; the command line goes before it.")]
@@ -80,7 +79,6 @@ Targets = Annotated[
 Masks = Annotated[Whole, _flag("--masks-per-category", "Masks used per category. [20]")]
 Expand = Annotated[Whole, _flag("--expand-pixels", "Growth of the object, in input pixels. [30 at 224 px]")]
 MaxLoss = Annotated[Number, _flag("--max-loss", "Points that no other split may lose. [5]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long; write nothing.")]
 
 
@@ -98,10 +96,10 @@ def _run(verb: str, given: dict[str, Any]) -> None:
 
     settings = _settings(given)
     if given["dry_run"]:
-        _print(engine.plan(settings, verb), given["json_"], summary.print_plan)  # type: ignore[arg-type]
+        show(engine.plan(settings, verb), given["json_"], summary.print_plan)  # type: ignore[arg-type]
         return
     run = getattr(engine, f"run_{verb}")
-    with _bar(given["json_"]) as progress:
+    with ProgressBar(given["json_"]) as progress:
         outcome = run(settings, progress)
     _finish(outcome, given["json_"])
 
@@ -110,50 +108,8 @@ def _finish(outcome: Any, as_json: bool) -> None:
     """Print the outcome and end with its exit code."""
     from torchdoctor import summary
 
-    _print(outcome if not as_json else outcome.record, as_json, summary.print_outcome)
+    show(outcome if not as_json else outcome.record, as_json, summary.print_outcome)
     raise typer.Exit(outcome.exit_code)
-
-
-def _print(found: Any, as_json: bool, pretty: Callable[[Console, Any], None]) -> None:
-    """Print JSON on stdout, or tables for a person."""
-    if as_json:
-        from torchdoctor.engine.storage import plain
-
-        sys.stdout.write(json.dumps(plain(found), ensure_ascii=False, allow_nan=False) + "\n")
-    else:
-        console = Console()
-        pretty(console if console.is_terminal else Console(width=120), found)
-
-
-class _bar:
-    """A progress bar on stderr, one line per stage; silent when stderr is no terminal."""
-
-    def __init__(self, quiet: bool) -> None:
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-        )
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        """Start the bar and return the function that moves it."""
-        self.bar.start()
-        return self.move
-
-    def __exit__(self, *_error: object) -> None:
-        """Stop the bar."""
-        self.bar.stop()
-
-    def move(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is."""
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=total)
-        self.bar.update(self.tasks[stage], completed=done, total=total)
 
 
 @app.command()
@@ -238,7 +194,7 @@ def compare(
     from torchdoctor.engine import run_compare
 
     given = {"primary": primary, "max_loss": max_loss, "device": device, "workers": workers}
-    with _bar(json_) as progress:
+    with ProgressBar(json_) as progress:
         outcome = run_compare(run, {**given, "batch_size": batch_size}, progress)
     _finish(outcome, json_)
 
@@ -252,7 +208,7 @@ def report(
     """Write the HTML report of a finished run."""
     from torchdoctor.engine import run_report
 
-    with _bar(json_) as progress:
+    with ProgressBar(json_) as progress:
         outcome = run_report(run, {"device": device, "workers": workers}, out, progress)
     _finish(outcome, json_)
 
@@ -270,7 +226,11 @@ def predict(
     settings = _settings({name: given[name] for name in ("weights", "model", "config", "device",
                                                          "batch_size", "image_size")})  # fmt: skip
     found = engine.predict(settings, images)
-    _print(found, json_, summary.print_predictions)
+    show(found, json_, summary.print_predictions)
+
+
+app.command()(cli_models.models)
+app.command()(cli_models.layers)
 
 
 def _version(wanted: bool | None) -> None:

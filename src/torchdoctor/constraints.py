@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from torchdoctor.gradients import (
-    as_logits,
     evidence_of,
     map_shapes,
     noisy_tail,
@@ -21,6 +20,7 @@ from torchdoctor.gradients import (
     score_gradients,
 )
 from torchdoctor.masks import background_mask
+from torchdoctor.networks import as_logits
 from torchdoctor.noise import uniform_noise
 from torchdoctor.sifting import take
 from torchdoctor.types import (

@@ -23,6 +23,7 @@ from torchdoctor.gradients import (
 )
 from torchdoctor.layers import default_layers
 from torchdoctor.masks import background_mask
+from torchdoctor.networks import unwrap
 from torchdoctor.noise import uniform_noise
 from torchdoctor.sifting import LowOrder, device_of, dtype_of, only, predict_logits, sift
 from torchdoctor.types import (
@@ -81,6 +82,7 @@ def diagnose(
     means sigma = 0 (Eq. 3). A kernel is correlated with c where
     (a - min) / (max - min) >= theta. InputError for layers or images that cannot be used.
     """
+    model = unwrap(model)
     check_choice("evidence", evidence, Evidence)
     _check_settings(draws, delta, theta, images_per_category)
     if layers is None:

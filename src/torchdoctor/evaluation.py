@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchdoctor.diagnosis import Progress, background_shares_of, silent
 from torchdoctor.gradients import evidence_of, measuring, pick, run_tapped, score_gradients
+from torchdoctor.networks import unwrap
 from torchdoctor.sifting import device_of, dtype_of, predict_logits
 from torchdoctor.types import (
     Comparison,
@@ -50,6 +51,7 @@ def compare(
     evidence is measured: by default those that were treated. InputError for an unknown primary split, or
     without arms.
     """
+    model = unwrap(model)
     if not tests:
         raise InputError("there is no test split to compare on")
     primary = primary if primary is not None else next(iter(tests))

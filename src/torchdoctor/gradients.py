@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from torchdoctor.networks import as_logits
 from torchdoctor.types import Evidence, InputError
 
 
@@ -22,14 +23,6 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     near = difflib.get_close_matches(name, list(modules), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"layers are named like {list(modules)[-3:]}"
     raise InputError(f"layer {name!r} is not in this {type(model).__name__}; {hint}")
-
-
-def as_logits(output: object) -> Float[Tensor, "batch category"]:
-    """Return the logits out of what a forward pass returned; InputError says what it was instead."""
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return output
-    found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise InputError(f"the model returned {found}; expected one tensor of logits, shape [batch, category]")
 
 
 @contextmanager

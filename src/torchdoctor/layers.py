@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from torchdoctor.gradients import as_logits, measuring
-from torchdoctor.types import InputError
+from torchdoctor.gradients import measuring, run_tapped, score_gradients, tapped
+from torchdoctor.networks import as_logits, unwrap
+from torchdoctor.types import Evidence, InputError
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,33 @@ class Candidate:
     shape: tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class LayerFacts:
+    """What decides whether a layer is worth constraining.
+
+    `rho` is the share of the forward pass's arithmetic after the layer, which noise draws repeat.
+    `affine`: the logits are affine in its map, so that their gradient is the same for every map (a
+    global average and a linear head). `reaches_earlier`: by evidence, whether a penalty there has a
+    gradient for the parameters of the layer itself or of earlier ones.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    rho: float
+    affine: bool
+    reaches_earlier: Mapping[Evidence, bool]
+
+    @property
+    def kernels(self) -> int:
+        """The number of the map's channels."""
+        return self.shape[0]
+
+
 def candidate_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"]
 ) -> tuple[Candidate, ...]:
     """Return the convolutions with a 4-dimensional map that are called once and feed the logits, in order."""
+    model = unwrap(model)
     names: dict[nn.Module, str] = {
         module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
     }
@@ -39,7 +66,9 @@ def candidate_layers(
         with measuring(model), torch.enable_grad():
             logits = as_logits(model(images[:1]))
             maps = [kept for _, kept in calls]
-            live = torch.autograd.grad(logits.sum(), maps, allow_unused=True) if maps else ()
+            live: Sequence[Tensor | None] = [None] * len(maps)
+            if maps and logits.requires_grad:
+                live = torch.autograd.grad(logits.sum(), maps, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -81,3 +110,116 @@ def default_layers(
         if one.name not in chosen:
             chosen.append(one.name)
     return tuple(sorted(chosen, key=order.__getitem__))
+
+
+def survey_layers(
+    model: nn.Module, images: Float[Tensor, "batch channel height width"], also: Sequence[str] = ()
+) -> tuple[LayerFacts, ...]:
+    """Measure every candidate layer, and those named in `also`, on the first image, in forward order.
+
+    In double precision where the network allows it, so that rounding cannot pass for curvature.
+    """
+    model, example = unwrap(model), images[:1]
+    wanted = list(dict.fromkeys([one.name for one in candidate_layers(model, example)] + list(also)))
+    flops, maps = _compute_before(model, example, wanted)
+    order = sorted(wanted, key=lambda name: flops[name])
+    total = max(flops[""], 1)
+    try:
+        exact, double = copy.deepcopy(model).double(), example.double()
+        smooth = _gradient_moves(exact, double, order)
+    except (RuntimeError, TypeError):  # a network that casts inside
+        exact, double = model, example
+        smooth = _gradient_moves(exact, double, order)
+    # A bend that shows in single precision needs no double, which takes three times as long.
+    straight = [name for name, bend in _bends(model, example, order).items() if bend < 0.02]
+    bends = _bends(exact, double, straight)
+    tolerance = 1e-7 if double.dtype == torch.float64 else 1e-3
+    return tuple(
+        LayerFacts(
+            name=name,
+            shape=maps[name],
+            rho=1.0 - flops[name] / total,
+            affine=bends.get(name, 1.0) <= tolerance,
+            # d abs(m g) / dm holds g itself, so that it is live wherever the layer feeds the logits.
+            reaches_earlier={"gradient": smooth[name], "gradient_x_activation": True},
+        )
+        for name in order
+    )
+
+
+def _compute_before(
+    model: nn.Module, example: Tensor, names: Sequence[str]
+) -> tuple[dict[str, int], dict[str, tuple[int, int, int]]]:
+    """Return the operations up to each layer's map (`""`: of the whole pass), and the maps' shapes."""
+    flops: dict[str, int] = {}
+    shapes: dict[str, tuple[int, int, int]] = {}
+    counter = FlopCounterMode(display=False)
+
+    def note(name: str) -> Callable[[Tensor], Tensor]:
+        def tap(output: Tensor) -> Tensor:
+            flops[name] = counter.get_total_flops()
+            shapes[name] = (output.shape[1], output.shape[2], output.shape[3])
+            return output
+
+        return tap
+
+    with measuring(model), torch.no_grad(), counter, tapped(model, {name: note(name) for name in names}):
+        model(example)
+    return {**flops, "": counter.get_total_flops()}, shapes
+
+
+def _bends(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Return how far the logits are from affine in each layer's map, relative to a change's own effect.
+
+    0 where twice the change acts twice (a sigmoid's does not) and its opposite acts oppositely (a ReLU's
+    does not); 1 where the change has no effect.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, float] = {}
+
+    def bent(output: Tensor) -> Tensor:
+        size = output[:1].std(correction=0) + 1.0  # 1: where a gate bends, however small its input
+        change = size * torch.randn(output[:1].shape, generator=generator).to(output)
+        return output + torch.cat([0 * change, change, 2 * change, -change])
+
+    with measuring(model), torch.no_grad():
+        for name in names:
+            with tapped(model, {name: bent}):
+                base, once, twice, back = as_logits(model(example.expand(4, -1, -1, -1)))
+            slope = float((once - base).abs().max())
+            bend = torch.stack([twice - 2 * once + base, once - 2 * base + back]).abs().max()
+            found[name] = float(bend) / slope if slope > 0 else 1.0
+    return found
+
+
+def _gradient_moves(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, bool]:
+    """Return for each layer whether dy/dm changes smoothly with what lies before it.
+
+    The image moves a little, and with it every map. Behind ReLU and frozen batch-norm the gradients
+    stay the same to the last bit (on hardware whose sums are not repeatable: as near as a repetition),
+    unless a unit switches, which so small a step makes improbable.
+    """
+    step = 1e-9 if example.dtype == torch.float64 else 1e-5
+    generator = torch.Generator().manual_seed(0)
+    moved = example + step * torch.randn(example.shape, generator=generator).to(example)
+    before, again, after = (_gradients(model, one, names) for one in (example, example, moved))
+    return {
+        name: bool((after[name] - before[name]).abs().max() > 2 * (again[name] - before[name]).abs().max())
+        for name in names
+    }
+
+
+def _gradients(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return d y_0 / d m at each layer; InputError names one that does not feed the logits."""
+    maps: dict[str, Tensor] = {}
+
+    def store(name: str) -> Callable[[Tensor], Tensor]:
+        def tap(output: Tensor) -> Tensor:
+            maps[name] = output if output.requires_grad else output.detach().requires_grad_(True)
+            return maps[name].clone()
+
+        return tap
+
+    with measuring(model), torch.enable_grad():
+        logits = run_tapped(model, example, {name: store(name) for name in names})
+        return score_gradients([logits[:, 0]], maps)[0]

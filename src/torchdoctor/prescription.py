@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchdoctor.constraints import Constraint, Noise, penalise
-from torchdoctor.gradients import as_logits
+from torchdoctor.networks import as_logits
 from torchdoctor.noise import key
 from torchdoctor.sifting import device_of, dtype_of
 from torchdoctor.training import Recipe, Term, move, set_mode

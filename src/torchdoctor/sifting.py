@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.gradients import as_logits, measuring
+from torchdoctor.gradients import measuring
+from torchdoctor.networks import as_logits
 from torchdoctor.types import Batch, Images, InputError, Sifting
 
 LowOrder = Literal["mistakes_first", "low_confidence"]

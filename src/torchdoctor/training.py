@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchdoctor.diagnosis import Progress, silent
-from torchdoctor.gradients import as_logits
+from torchdoctor.networks import as_logits, auxiliary_logits
 from torchdoctor.noise import key
 from torchdoctor.sifting import device_of, dtype_of, predict_logits
 from torchdoctor.types import Batch, Images, InputError, ModelDoctorError, NormPolicy
@@ -36,6 +36,7 @@ class Recipe:
     norm: NormPolicy = "train"
 
 
+AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss, as GoogLeNet was trained
 Term = Callable[[Batch, Tensor, int], dict[str, Float[Tensor, ""]]]
 
 
@@ -126,8 +127,12 @@ def _step(
     """Take one step on Eq. 7; return the loss and each weighted term."""
     batch = move(batch, device_of(model), dtype_of(model))
     torch.manual_seed(layer_seed)
-    logits = as_logits(model(batch.images))
+    output = model(batch.images)
+    logits, heads = as_logits(output), auxiliary_logits(output)
     parts = {"loss": functional.cross_entropy(logits, batch.labels)}
+    if heads:
+        losses = [functional.cross_entropy(one, batch.labels) for one in heads]
+        parts["auxiliary"] = AUXILIARY_WEIGHT * torch.stack(losses).sum()
     if penalty is not None:
         parts.update(penalty(batch, logits.detach(), step))
     total = torch.stack(list(parts.values())).sum()

@@ -14,6 +14,7 @@ from torch import nn
 from torchdoctor.constraints import Constraint, Noise, constraints_named
 from torchdoctor.diagnosis import Progress, silent, state_sha256
 from torchdoctor.masks import default_expansion
+from torchdoctor.networks import unwrap
 from torchdoctor.noise import key
 from torchdoctor.prescription import Prescription, prescribe
 from torchdoctor.training import Recipe, fit
@@ -97,6 +98,7 @@ def treat(
     nothing is selected. InputError where masks are missing, a constraint reaches no trainable
     parameter, or the diagnosis belongs to another network, other layers or other categories.
     """
+    model = unwrap(model)
     check_choice("targets", targets, Targets)
     recipe = recipe or Recipe()
     check_choice("norm", recipe.norm, NormPolicy)

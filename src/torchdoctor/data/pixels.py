@@ -36,6 +36,11 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image: 3, or 1 for grey ones."""
+        return len(self.mean)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as numbers and lists."""
         return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}

@@ -1,5 +1,6 @@
 """Run verbs on settings and keep what they made in run folders."""
 
+from torchdoctor.engine.listing import survey
 from torchdoctor.engine.planning import plan
 from torchdoctor.engine.prediction import predict
 from torchdoctor.engine.settings import Settings, settings_from
@@ -27,4 +28,5 @@ __all__ = [
     "run_train",
     "run_treat",
     "settings_from",
+    "survey",
 ]

@@ -14,8 +14,7 @@ from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, ImageTable, Loader, Pr
 from torchdoctor.data.decoding import decode_image
 from torchdoctor.engine.preparation import device_named, model_of_card
 from torchdoctor.engine.settings import Settings
-from torchdoctor.models import load_model, load_weights, weights_card
-from torchdoctor.models.loading import load_into
+from torchdoctor.models import load_into, load_model, load_weights, weights_card
 from torchdoctor.sifting import predict_logits
 from torchdoctor.types import InputError
 
@@ -36,11 +35,12 @@ def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]
     if name is None:
         raise InputError("--model is missing, and no card lies beside the weights: give torchvision:NAME")
     state = load_weights(settings.weights)
-    classes = card.get("classes") or [str(one) for one in range(_head_size(name, state))]
-    model = load_model(name, classes)
+    preprocessing = _preprocessing(settings, card)
+    classes = card.get("classes") or [str(one) for one in range(_head_size(name, state, preprocessing))]
+    model = load_model(name, classes, channels=preprocessing.channels, image_size=preprocessing.image_size)
     load_into(model, state, settings.weights)
     model = model.to(device_named(settings.device))
-    loader = Loader(_table(files, classes), _preprocessing(settings, card), settings.batch_size)
+    loader = Loader(_table(files, classes), preprocessing, settings.batch_size)
     _, _, logits = predict_logits(model, loader)
     confidence, category = logits.double().softmax(1).topk(min(2, len(classes)), dim=1)
     return [
@@ -55,12 +55,13 @@ def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]
     ]
 
 
-def _head_size(name: str, state: dict[str, torch.Tensor]) -> int:
+def _head_size(name: str, state: dict[str, torch.Tensor], fitted: Preprocessing) -> int:
     """Return the number of logits in the file: the size of what the model has as its last matrix.
 
     The order of the file says nothing: safetensors are sorted by name.
     """
-    for entry, value in reversed(load_model(name, 2).state_dict().items()):
+    model = load_model(name, 2, channels=fitted.channels, image_size=fitted.image_size)
+    for entry, value in reversed(model.state_dict().items()):
         if value.ndim >= 2 and entry in state:
             return state[entry].shape[0]
     raise InputError(f"the weights hold no head of {name}: they belong to another model")

@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from torchdoctor.constraints import CONSTRAINTS
 from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, Splits, load_data
 from torchdoctor.engine.settings import Settings
-from torchdoctor.gradients import as_logits, map_shapes, measuring
+from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.layers import default_layers
-from torchdoctor.models import OWN, load_into, load_model, load_weights, weights_card
+from torchdoctor.models import (
+    MODELS,
+    PRETRAINED,
+    TIMM_SOURCES,
+    load_into,
+    load_model,
+    load_weights,
+    own_preprocessing,
+    weights_card,
+)
+from torchdoctor.networks import as_logits
 from torchdoctor.noise import key
 from torchdoctor.sifting import device_of
 from torchdoctor.types import InputError
@@ -49,17 +59,29 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
         raise InputError(
             "--weights is missing: give the trained classifier's .safetensors or state dict (train makes one)"
         )
-    state = load_weights(settings.weights) if settings.weights is not None else None
-    card = weights_card(settings.weights) if settings.weights is not None else None
+    file = settings.weights if settings.weights != PRETRAINED else None
+    state = load_weights(file) if file is not None else None
+    card = weights_card(file) if file is not None else None
     settings = _from_card(settings, card)
     if settings.model is None:
-        raise InputError("--model is missing: give torchvision:NAME, timm:NAME or package.module:factory")
+        raise InputError(
+            "--model is missing: give a name of `torchdoctor models`, torchvision:NAME, timm:NAME or "
+            "package.module:factory"
+        )
     if settings.data is None:
         raise InputError("--data is missing: give folder:PATH, parquet:PATH or scenes")
     data = _data(settings, card)
     _check_classes(settings, data, card)
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
-    model = load_model(settings.model, data.classes)
+    if settings.weights == PRETRAINED and needs_weights:
+        _check_pretrained_head(settings.model, data)
+    model = load_model(
+        settings.model,
+        data.classes,
+        PRETRAINED if settings.weights == PRETRAINED else None,
+        channels=data.preprocessing.channels,
+        image_size=data.preprocessing.image_size,
+    )
     if state is not None:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()
@@ -79,7 +101,7 @@ def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None
     name = (card or {}).get("model")
     if not isinstance(name, str):
         return None
-    if name.partition(":")[0] in ("torchvision", "timm") or name in OWN:
+    if name.partition(":")[0] in ("torchvision", "timm") or name in MODELS:
         return name
     raise InputError(
         f"the card beside {weights!r} names the factory {name!r}, which would be imported and run: "
@@ -89,7 +111,8 @@ def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None
 
 def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
     """Load the data with the preprocessing that the weights were trained with, where it is known."""
-    kept: Any = (card or {}).get("preprocessing") or {}
+    published = own_preprocessing(str(settings.model), pretrained=settings.weights == PRETRAINED)
+    kept: Any = (card or {}).get("preprocessing") or published
     return load_data(
         str(settings.data),
         image_size=settings.image_size or kept.get("image_size"),
@@ -142,10 +165,22 @@ def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ..
             f"--model {settings.model!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
             "categories: give a model with one logit per category"
         )
+    if settings.layers is None and settings.model in MODELS:
+        return MODELS[settings.model].layers
     if settings.layers is None:
         return default_layers(model, example)
     map_shapes(model, example, settings.layers)
     return settings.layers
+
+
+def _check_pretrained_head(name: str, data: Splits) -> None:
+    """Refuse published weights whose head would be new: there would be nothing to diagnose or treat yet."""
+    known = own_preprocessing(name, pretrained=True).get("categories")
+    if known != len(data.classes):
+        raise InputError(
+            f"--weights {PRETRAINED}: the head of {name} knows {known or 'unknown'} categories and the data "
+            f"has {len(data.classes)}: train it on the data first (train --weights {PRETRAINED})"
+        )
 
 
 def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel height width"]:
@@ -199,18 +234,23 @@ def environment() -> dict[str, object]:
     }
 
 
-def loading_code(settings: Settings, classes: int, weights: Path) -> str:
+def loading_code(case: Case, weights: Path) -> str:
     """Return the lines that load treated weights in plain PyTorch."""
-    source, _, name = str(settings.model).partition(":")
-    if source == "torchvision":
+    full, classes = str(case.settings.model), len(case.classes)
+    channels, size = case.data.preprocessing.channels, case.data.preprocessing.image_size
+    source, _, name = full.partition(":")
+    colour = "" if channels == 3 else f", in_chans={channels}"
+    if source == "torchvision" and not colour:
         extra = ", aux_logits=False, init_weights=False" if name in ("googlenet", "inception_v3") else ""
         build = f"import torchvision; model = torchvision.models.{name}(num_classes={classes}{extra})"
-    elif source == "timm":
-        build = f"import timm; model = timm.create_model({name!r}, num_classes={classes})"
-    elif name:
-        build = f"from {source} import {name}; model = {name}(num_classes={classes})"
+    elif source in TIMM_SOURCES:
+        known = name if source == "timm" else full
+        build = f"import timm; model = timm.create_model({known!r}, num_classes={classes}{colour})"
+    elif name and source != "torchvision":
+        build = f"from {source} import {name}; model = {name}(num_classes={classes}{colour})"
     else:
-        build = f"from torchdoctor.models import OWN; model = OWN[{source!r}]({classes})"
+        fitted = f"{full!r}, {classes}, channels={channels}, image_size={size}"
+        build = f"from torchdoctor import load_model; model = load_model({fitted})"
     return "\n".join(
         (
             "from safetensors.torch import load_file",

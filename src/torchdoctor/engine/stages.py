@@ -106,7 +106,7 @@ def train_stage(case: Case, folder: Path, progress: Progress) -> Outcome:
         "validation_accuracy": accuracy(case.model, case.data.validation),
         "images": {"train": len(case.data.train), "validation": len(case.data.validation)},
     }
-    code = loading_code(case.settings, len(case.classes), folder / "model.safetensors")
+    code = loading_code(case, folder / "model.safetensors")
     return Outcome(DONE, record, loading_code=code)
 
 
@@ -326,7 +326,7 @@ def command_of(folder: Path, verb: str) -> str:
 
 def lines_of(case: Case, folder: Path) -> str:
     """Return the lines that load a run's treated weights in plain PyTorch."""
-    return loading_code(case.settings, len(case.classes), treated_weights(folder))
+    return loading_code(case, treated_weights(folder))
 
 
 def notes_of(diagnosis: Diagnosis) -> list[str]:

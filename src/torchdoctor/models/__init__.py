@@ -1,5 +1,19 @@
 """Build classifiers and load weights into them."""
 
-from torchdoctor.models.loading import OWN, load_into, load_model, load_weights, weights_card
+from torchdoctor.models.catalogue import MODELS, ModelEntry
+from torchdoctor.models.checkpoints import load_into, load_weights, weights_card
+from torchdoctor.models.loading import TIMM_SOURCES, entry_named, load_model
+from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 
-__all__ = ["OWN", "load_into", "load_model", "load_weights", "weights_card"]
+__all__ = [
+    "MODELS",
+    "PRETRAINED",
+    "TIMM_SOURCES",
+    "ModelEntry",
+    "entry_named",
+    "load_into",
+    "load_model",
+    "load_weights",
+    "own_preprocessing",
+    "weights_card",
+]

@@ -1,55 +1,89 @@
-"""Build networks by name and load weights into them, without ever running a checkpoint's code."""
+"""Build networks by name: of the catalogue, torchvision, timm, the Hugging Face hub, or the user's own."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
-import json
-import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from torchdoctor.models.small_resnet import SmallResNet
+from torchdoctor.models.catalogue import MODELS, ModelEntry
+from torchdoctor.models.checkpoints import load_into, load_weights
+from torchdoctor.models.pretrained import PRETRAINED, load_pretrained
+from torchdoctor.models.stems import set_input_channels
+from torchdoctor.networks import unwrap
 from torchdoctor.types import InputError
 
-OWN: Mapping[str, Callable[[int], nn.Module]] = {"small_resnet": SmallResNet}
+EXPECTED = "torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory"
+TIMM_SOURCES = ("timm", "hf-hub", "local-dir")
 
 
-def load_model(name: str, classes: int | Sequence[str], weights: str | Path | None = None) -> nn.Module:
+def load_model(
+    name: str,
+    classes: int | Sequence[str],
+    weights: str | Path | None = None,
+    *,
+    channels: int = 3,
+    image_size: int | None = None,
+) -> nn.Module:
     """Build a classifier with one logit per category, and load weights into it.
 
-    `name`: `torchvision:resnet18`, `timm:resnet18`, an entry of ours (`small_resnet`), or
-    `package.module:factory`, called with num_classes. InputError for names, files or shapes that do
-    not fit; the message repeats them.
+    `name`: an entry of the catalogue (`vgg16`), `torchvision:resnet18`, `timm:resnet18`,
+    `hf-hub:timm/resnet18.a1_in1k`, `local-dir:PATH`, or `package.module:factory`, called with
+    num_classes. `weights`: a file, or `pretrained` for the library's own; then a head for another number
+    of categories stays new. `channels` of the images; `image_size` in pixels, to which the catalogue's
+    stems adapt (None: the size the network was made for). InputError for names, files or shapes that
+    do not fit; the message repeats them.
+
+    >>> load_model("mobilenet_v2", classes=10, channels=1, image_size=28).classifier[1].out_features
+    10
     """
     number = classes if isinstance(classes, int) else len(classes)
-    model = _build(name, number)
-    if weights is not None:
+    if number < 1 or channels < 1:
+        raise InputError(f"model {name!r}: {number} categories and {channels} channels; expected 1 or more")
+    pretrained = weights == PRETRAINED
+    model = unwrap(_build(name, number, channels, image_size, pretrained=pretrained))
+    if weights is not None and not pretrained:
         load_into(model, load_weights(weights), str(weights))
     return model
 
 
-def _build(name: str, classes: int) -> nn.Module:
+def entry_named(name: str) -> ModelEntry:
+    """Return the catalogue's entry; InputError suggests near names."""
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(name, list(MODELS), n=3, cutoff=0.5)
+    raise InputError(
+        f"model {name!r} is unknown; expected {EXPECTED} or one of {', '.join(MODELS)}"
+        + (f"; did you mean {' or '.join(near)}?" if near else "")
+    )
+
+
+def _build(name: str, classes: int, channels: int, image_size: int | None, *, pretrained: bool) -> nn.Module:
     """Build the network called `name`."""
     source, _, rest = name.partition(":")
     if not rest:
-        if name not in OWN:
-            near = difflib.get_close_matches(name, list(OWN), n=1)
-            raise InputError(
-                f"model {name!r} is unknown; expected torchvision:NAME, timm:NAME, package.module:factory or "
-                f"one of {', '.join(OWN)}" + (f"; did you mean {near[0]}?" if near else "")
-            )
-        return OWN[name](classes)
+        entry = entry_named(name)
+        model = entry.build(classes, channels, image_size)
+        if pretrained:
+            load_pretrained(model, entry.source, channels)
+        return model
     if source == "torchvision":
-        return _torchvision(rest, classes)
-    if source == "timm":
-        return _timm(rest, classes)
-    return _factory(source, rest, classes)
+        model = _torchvision(rest, classes)
+        set_input_channels(model, channels)
+        if pretrained:
+            load_pretrained(model, name, channels)
+        return model
+    if source in TIMM_SOURCES:
+        return _timm(name, classes, channels, pretrained=pretrained)
+    if pretrained:
+        raise InputError(
+            f"--weights {PRETRAINED}: {name!r} is a factory of yours; let it load its own weights"
+        )
+    return _factory(source, rest, classes, channels)
 
 
 def _torchvision(name: str, classes: int) -> nn.Module:
@@ -63,13 +97,27 @@ def _torchvision(name: str, classes: int) -> nn.Module:
     return models.get_model(name, weights=None, num_classes=classes, **extra)
 
 
-def _timm(name: str, classes: int) -> nn.Module:
-    """Build one of timm's classifiers, without weights."""
+def _timm(name: str, classes: int, channels: int, *, pretrained: bool) -> nn.Module:
+    """Build a classifier through timm: one of its own, of the hub, or of a folder with a config.json."""
     import timm
 
-    if not timm.is_model(name):
-        raise InputError(_unknown(f"timm:{name}", name, timm.list_models()))
-    return timm.create_model(name, pretrained=False, num_classes=classes)
+    source, _, rest = name.partition(":")
+    if source == "timm" and not timm.is_model(rest):
+        raise InputError(_unknown(name, rest, timm.list_models()))
+    if source == "local-dir" and not (Path(rest) / "config.json").is_file():
+        raise InputError(f"model {name!r}: no config.json in {rest!r}; expected a folder that timm saved")
+    try:
+        return timm.create_model(
+            rest if source == "timm" else name, pretrained=pretrained, num_classes=classes, in_chans=channels
+        )
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        what = "its pretrained weights" if pretrained else "it"
+        raise InputError(f"model {name!r}: timm could not load {what} ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _unknown(full: str, name: str, known: Sequence[str]) -> str:
@@ -78,104 +126,33 @@ def _unknown(full: str, name: str, known: Sequence[str]) -> str:
     return f"model {full!r} is unknown" + (f"; did you mean {', '.join(near)}?" if near else "")
 
 
-def _factory(module: str, function: str, classes: int) -> nn.Module:
-    """Call the user's own factory."""
+def _factory(module: str, function: str, classes: int, channels: int) -> nn.Module:
+    """Call the user's own factory, with `num_classes` and `in_chans` where it takes them."""
     full = f"{module}:{function}"
     try:
         factory = getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise InputError(
-            f"model {full!r}: module {module!r} cannot be imported ({error}); expected torchvision:NAME, "
-            "timm:NAME or package.module:factory with the package on PYTHONPATH"
+            f"model {full!r}: module {module!r} cannot be imported ({error}); expected {EXPECTED}, with the "
+            "package on PYTHONPATH"
         ) from error
     except AttributeError as error:
         raise InputError(f"model {full!r}: {module} has no {function!r}") from error
-    model = factory(num_classes=classes) if _takes_classes(factory) else factory()
+    wanted = {"num_classes": classes, "in_chans": channels}
+    if channels == 3 and not _names(factory, "in_chans"):
+        del wanted["in_chans"]
+    model = factory(**{name: value for name, value in wanted.items() if _takes(factory, name)})
     if not isinstance(model, nn.Module):
         raise InputError(f"model {full!r} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 
-def _takes_classes(factory: Callable[..., object]) -> bool:
-    """Return whether a factory can be told the number of categories."""
+def _names(factory: Callable[..., object], name: str) -> bool:
+    """Return whether a factory has a parameter of that name."""
+    return name in inspect.signature(factory).parameters
+
+
+def _takes(factory: Callable[..., object], name: str) -> bool:
+    """Return whether a factory can be told something under that name."""
     parameters = inspect.signature(factory).parameters.values()
-    return any(one.name == "num_classes" or one.kind is one.VAR_KEYWORD for one in parameters)
-
-
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a `.safetensors` file or a `weights_only` state dict; nothing in the file is executed.
-
-    A dict nested under state_dict, model or model_state is opened; `module.` and `_orig_mod.` are cut.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"weights {str(path)!r}: no such file")
-    with file.open("rb") as opened:
-        start = opened.read(2)
-    if file.suffix != ".safetensors" and start not in (b"PK", b"\x80\x02", b"\x80\x04"):
-        raise InputError(
-            f"weights {str(path)!r} are no checkpoint of torch.save (it starts with {start!r}): expected a "
-            ".safetensors file or a state dict"
-        )
-    try:
-        if file.suffix == ".safetensors":
-            found: object = load_file(file)
-        else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"weights {str(path)!r} hold more than tensors and were not opened: loading them could run code. "
-            "Save model.state_dict(), or a .safetensors file"
-        ) from error
-    except Exception as error:  # a damaged file can make the readers fail in any way
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"weights {str(path)!r} cannot be read ({first}): expected a .safetensors file or a state dict"
-        ) from error
-    for wrapper in ("state_dict", "model_state_dict", "model_state", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-            break
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise InputError(f"weights {str(path)!r} hold no state dict: expected names with tensors")
-    return {_bare(name): value for name, value in found.items()}
-
-
-def _bare(name: str) -> str:
-    """Cut the prefixes that wrappers add to parameter names."""
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")
-    return name
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict strictly; InputError lists the first five mismatches with shapes."""
-    wanted = model.state_dict()
-    wrong = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the model"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    wrong += [f"{name}: missing in the file" for name in wanted if name not in state]
-    wrong += [f"{name}: not in the model" for name in state if name not in wanted]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise InputError(
-            f"weights {origin!r} do not fit {type(model).__name__}: {'; '.join(wrong[:5])}{more}. A head of "
-            "another size means another number of categories: give the data the weights were trained for"
-        )
-    model.load_state_dict(dict(state))
-
-
-def weights_card(path: str | Path) -> dict[str, object] | None:
-    """Return what `train` wrote beside the weights (model, classes, preprocessing), or None."""
-    card = Path(path).with_suffix(".json")
-    if not card.is_file():
-        return None
-    try:
-        found = json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(card)!r} beside the weights is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{str(card)!r} beside the weights holds {type(found).__name__}; expected an object")
-    return found
+    return _names(factory, name) or any(one.kind is one.VAR_KEYWORD for one in parameters)

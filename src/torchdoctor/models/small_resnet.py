@@ -32,9 +32,11 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A stem with stride 2 and four residual blocks of doubling width, pooled into one linear layer."""
 
-    def __init__(self, classes: int, width: int = 16) -> None:
+    def __init__(self, classes: int, channels: int = 3, image_size: int = 64, width: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        del image_size  # one stem serves all sizes
+        stem = nn.Conv2d(channels, width, 3, 2, 1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU())
         self.layer1 = ResidualBlock(width, width, 1)
         self.layer2 = ResidualBlock(width, 2 * width, 2)
         self.layer3 = ResidualBlock(2 * width, 4 * width, 2)
@@ -42,7 +44,7 @@ class SmallResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(8 * width, classes)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch category"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch category"]:
         """Return the logits."""
         maps = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
         return self.fc(self.avgpool(maps).flatten(1))
