@@ -178,13 +178,11 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
             if not bool((gradient != 0).any()):
                 yield "warning", f"the derivatives at {name} are all 0 on the example: dead units?"
                 continue
-            trainable = [one for one in model.parameters() if one.requires_grad]
-            reached = (
-                torch.autograd.grad((stored[0] * gradient).abs().sum(), trainable, allow_unused=True)
-                if trainable
-                else ()
-            )
-        if not any(one is not None and bool((one != 0).any()) for one in reached):
+            # As in training: `backward` meets what `autograd.grad` would pass over in silence.
+            (stored[0] * gradient).abs().sum().backward()
+        reached = [one.grad for one in model.parameters() if one.grad is not None]
+        model.zero_grad(set_to_none=True)
+        if not any(bool((one != 0).any()) for one in reached):
             yield "error", f"a constraint at {name} reaches no trainable parameter: unfreeze layers"
 
 

