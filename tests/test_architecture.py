@@ -12,7 +12,7 @@ LINE = (
     "types", "noise", "networks", "gradients", "layers", "checks", "masks", "sifting", "diagnosis",
     "contrast", "constraints",
     "training", "prescription", "treatment", "evaluation", "figures", "pictures", "report", "annotations",
-    "models", "data", "engine", "summary", "terminal", "cli_models", "cli",
+    "models", "data", "engine", "summary", "terminal", "cli_models", "cli_data", "cli",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from torchdoctor import __version__, cli_models
+from torchdoctor import __version__, cli_data, cli_models
 from torchdoctor.terminal import AsJson, ProgressBar, show
 from torchdoctor.types import InputError, ModelDoctorError
 
@@ -37,7 +37,9 @@ Model = Annotated[
 Weights = Annotated[
     Text, _flag("--weights", "Trained weights: .safetensors, a state dict of torch.save, or pretrained.")
 ]
-Data = Annotated[Text, _flag("--data", "folder:PATH, parquet:PATH, or scenes (scenes:SEED).")]
+Data = Annotated[
+    Text, _flag("--data", "NAME@ROOT, torchvision:CLASS@ROOT, folder:PATH, parquet:PATH, table:FILE, scenes.")
+]
 Out = Annotated[Text, _flag("--out", "The run's folder; must not exist yet. [runs/<verb>-<time>]")]
 Config = Annotated[Text, _flag("--config", "A YAML file of settings; the command line goes before it.")]
 Seeds = Annotated[Whole, _flag("--seeds", "How many times treatment and control are repeated. [3]")]
@@ -51,6 +53,11 @@ Primary = Annotated[Text, _flag("--primary", "The test split that decides. [scen
 ImageSize = Annotated[
     Whole, _flag("--image-size", "Side of the images in pixels. [the weights', or the data's]")
 ]
+Channels = Annotated[Whole, _flag("--channels", "3, or 1: images made grey. [the weights', or 3]")]
+Classes = Annotated[Whole, _flag("--classes", "Draw that many categories at random.")]
+ClassesSeed = Annotated[Whole, _flag("--classes-seed", "What the drawn categories depend on. [0]")]
+Download = Annotated[bool | None, _flag("--download", "Let torchvision fetch the data.")]
+OnError = Annotated[Text, _flag("--on-error", "Images that do not decode: fail or skip. [fail]")]
 Optimizer = Annotated[Text, _flag("--optimizer", "sgd or adamw. [sgd]")]
 LearningRate = Annotated[Number, _flag("--learning-rate", "Highest learning rate. [train: 0.1; treat: 0.01]")]
 WeightDecay = Annotated[Number, _flag("--weight-decay", "Weight decay of matrices. [0.0005]")]
@@ -118,7 +125,9 @@ def train(
     epochs: Epochs = None, limit: Limit = None, batch_size: BatchSize = None, workers: Workers = None,
     device: Device = None, seed: Seed = None, seeds: Seeds = None, primary: Primary = None,
     image_size: ImageSize = None, optimizer: Optimizer = None, learning_rate: LearningRate = None,
-    weight_decay: WeightDecay = None, norm: Norm = None, augment: Augment = None, json_: AsJson = False,
+    weight_decay: WeightDecay = None, norm: Norm = None, augment: Augment = None, channels: Channels = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Train a classifier, so that there is something to treat."""
@@ -132,7 +141,9 @@ def diagnose(
     delta: Delta = None, theta: Theta = None, images_per_category: ImagesPerCategory = None,
     confidence: Confidence = None, limit: Limit = None, batch_size: BatchSize = None,
     workers: Workers = None, device: Device = None, seed: Seed = None, seeds: Seeds = None,
-    epochs: Epochs = None, primary: Primary = None, image_size: ImageSize = None, json_: AsJson = False,
+    epochs: Epochs = None, primary: Primary = None, image_size: ImageSize = None, channels: Channels = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Find which kernels each category depends on, and how much evidence lies on the background."""
@@ -150,7 +161,9 @@ def treat(
     epochs: Epochs = None, limit: Limit = None, batch_size: BatchSize = None, workers: Workers = None,
     device: Device = None, seed: Seed = None, primary: Primary = None, image_size: ImageSize = None,
     optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
-    norm: Norm = None, augment: Augment = None, json_: AsJson = False, dry_run: DryRun = False,
+    norm: Norm = None, augment: Augment = None, channels: Channels = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Train further under constraints, beside a control arm without them."""
     _run("treat", dict(locals()))
@@ -167,7 +180,9 @@ def checkup(
     epochs: Epochs = None, limit: Limit = None, batch_size: BatchSize = None, workers: Workers = None,
     device: Device = None, seed: Seed = None, primary: Primary = None, image_size: ImageSize = None,
     optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
-    norm: Norm = None, augment: Augment = None, json_: AsJson = False, dry_run: DryRun = False,
+    norm: Norm = None, augment: Augment = None, channels: Channels = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Diagnose, treat, compare and report in one go."""
     _run("checkup", dict(locals()))
@@ -231,6 +246,8 @@ def predict(
 
 app.command()(cli_models.models)
 app.command()(cli_models.layers)
+app.command()(cli_data.datasets)
+app.add_typer(cli_data.data)
 
 
 def _version(wanted: bool | None) -> None:

@@ -35,9 +35,26 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
             value = outcome.record[name]
             text = f"{value:.1f} %" if isinstance(value, float) else str(value)
             console.print(f"{name.replace('_', ' ')}: {text}", highlight=False, soft_wrap=True, markup=False)
+    _print_facts(console, outcome.record)
     if outcome.loading_code:
         console.print("\nLoad it in plain PyTorch:", markup=False)
         console.print(outcome.loading_code, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_facts(console: Console, record: Mapping[str, Any]) -> None:
+    """Print how the images were prepared, and which were left out."""
+    kept = record.get("preprocessing")
+    if kept:
+        numbers = "; ".join(
+            f"{name} {', '.join(f'{one:.3g}' for one in kept[name])}" for name in ("mean", "std")
+        )
+        kind = "grey" if len(kept["mean"]) == 1 else "RGB"
+        console.print(f"preprocessing: {kept['image_size']} px, {kind}, {numbers}", highlight=False)
+    skipped = record.get("skipped_images") or []
+    for one in skipped[:3]:
+        console.print(f"left out: {one}", highlight=False, soft_wrap=True, markup=False)
+    if len(skipped) > 3:
+        console.print(f"... and {len(skipped) - 3} more images that do not decode", highlight=False)
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:

@@ -80,7 +80,11 @@ class Loader:
                 f"which is {self.batch_size - 1}"
             )
         if self.store is None:
-            object.__setattr__(self, "store", PixelStore(self.table, self.preprocessing.image_size))
+            object.__setattr__(
+                self,
+                "store",
+                PixelStore(self.table, self.preprocessing.image_size, self.preprocessing.channels),
+            )
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -22,7 +22,7 @@ from torchdoctor.data.table import ImageTable
 from torchdoctor.types import InputError
 
 Augment = Literal["none", "crop", "crop_flip"]
-Pixels = UInt8[Tensor, "3 size size"]
+Pixels = UInt8[Tensor, "channel size size"]
 Mask = UInt8[Tensor, "1 size size"]
 
 CACHE_BYTES = 2**30  # more decoded images than this are decoded again every time
@@ -30,11 +30,14 @@ CACHE_BYTES = 2**30  # more decoded images than this are decoded again every tim
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become what the network was trained on: square of `image_size`, then (x/255 - mean)/std."""
+    """How images become what the network was trained on: square of `image_size`, then (x/255 - mean)/std.
+
+    `mean` and `std` hold three numbers, or one each for images that are made grey.
+    """
 
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def channels(self) -> int:
@@ -55,28 +58,34 @@ class Preprocessing:
             )
             if (
                 size < 1
-                or len(mean) != 3
-                or len(std) != 3
+                or len(mean) not in (1, 3)
+                or len(std) != len(mean)
                 or min(std) <= 0
                 or not np.isfinite(mean + std).all()
             ):
-                raise ValueError("image_size must be positive, mean and std three numbers, std above 0")
+                raise ValueError(
+                    "image_size must be positive, mean and std three numbers or one each, std above 0"
+                )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"preprocessing {dict(fields)}: expected image_size, mean, std ({error})"
             ) from error
         return cls(size, mean, std)
 
-    def normalise(self, pixels: UInt8[Tensor, "batch 3 size size"]) -> Tensor:
+    def normalise(self, pixels: UInt8[Tensor, "batch channel size size"]) -> Tensor:
         """Return float32 images, (x/255 - mean)/std per channel."""
-        scale = 1.0 / (255.0 * torch.tensor(self.std).view(3, 1, 1))
-        shift = torch.tensor(self.mean).view(3, 1, 1) / torch.tensor(self.std).view(3, 1, 1)
+        scale = 1.0 / (255.0 * torch.tensor(self.std).view(-1, 1, 1))
+        shift = torch.tensor(self.mean).view(-1, 1, 1) / torch.tensor(self.std).view(-1, 1, 1)
         return pixels.float().mul_(scale).sub_(shift)
 
 
-def fit(image: Image, mask: Image | None, size: int) -> tuple[Pixels, Mask | None]:
-    """Return image and mask (0 or 1) as squares: shorter side scaled to `size`, then the centre cut out."""
-    pixels = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+def fit(image: Image, mask: Image | None, size: int, channels: int = 3) -> tuple[Pixels, Mask | None]:
+    """Return image and mask (0 or 1) as squares: shorter side scaled to `size`, then the centre cut out.
+
+    With one channel the image is made grey.
+    """
+    values = np.array(image if channels == 3 else image.convert("L"))
+    pixels = tv_tensors.Image(torch.from_numpy(values.reshape(*values.shape[:2], channels)).permute(2, 0, 1))
     shape = None if mask is None else tv_tensors.Mask(torch.from_numpy(np.array(mask))[None] // 255)
     if image.size != (size, size):
         pixels = geometry.center_crop(geometry.resize(pixels, [size], antialias=True), [size, size])
@@ -125,11 +134,12 @@ class PixelStore:
 
     table: ImageTable
     size: int
+    channels: int = 3
 
     @cached_property
     def cached(self) -> bool:
         """Whether decoded images are kept."""
-        return len(self.table) * self.size * self.size * 3 <= CACHE_BYTES
+        return len(self.table) * self.size * self.size * self.channels <= CACHE_BYTES
 
     @cached_property
     def positions(self) -> Mapping[int, int]:
@@ -137,8 +147,8 @@ class PixelStore:
         return {identity: position for position, identity in enumerate(self.table.ids.tolist())}
 
     @cached_property
-    def _images(self) -> UInt8[Tensor, "image 3 size size"]:
-        return torch.empty((len(self.table), 3, self.size, self.size), dtype=torch.uint8)
+    def _images(self) -> UInt8[Tensor, "image channel size size"]:
+        return torch.empty((len(self.table), self.channels, self.size, self.size), dtype=torch.uint8)
 
     @cached_property
     def _masks(self) -> UInt8[Tensor, "image 1 size size"]:
@@ -151,7 +161,7 @@ class PixelStore:
 
     def decode(self, position: int) -> tuple[Pixels, Mask | None]:
         """Decode one image at the store's size, whatever is kept."""
-        return fit(*self.table.read(position), self.size)
+        return fit(*self.table.read(position), self.size, self.channels)
 
     def __getitem__(self, position: int) -> tuple[Pixels, Mask | None]:
         """Return one image and its mask; kept ones must have been prepared."""

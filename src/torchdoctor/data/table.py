@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from torchdoctor.types import InputError
 
+CLASSES = 2  # stream of the generator that draws categories
 ReadImage = Callable[[int], tuple[Image, Image | None]]
 
 
@@ -88,6 +89,30 @@ def carve(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, Image
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         away[rows[:count]] = True
     return table.select(np.flatnonzero(~away)), table.select(np.flatnonzero(away))
+
+
+def choose_classes(tables: Tables, number: int, seed: int) -> Tables:
+    """Return the data set of `number` random categories, in their old order; the same seed draws the same.
+
+    Labels are numbered anew; ids stay.
+    """
+    if not 2 <= number <= len(tables.classes):
+        raise InputError(f"classes {number}: expected 2 to {len(tables.classes)}, which {tables.origin} has")
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, CLASSES])))
+    drawn = np.sort(generator.permutation(len(tables.classes))[:number])
+    classes = tuple(tables.classes[category] for category in drawn)
+
+    def kept(table: ImageTable) -> ImageTable:
+        chosen = table.select(np.flatnonzero(np.isin(table.labels, drawn)))
+        return replace(chosen, classes=classes, labels=np.searchsorted(drawn, chosen.labels))
+
+    return replace(
+        tables,
+        classes=classes,
+        train=kept(tables.train),
+        validation=kept(tables.validation),
+        tests={name: kept(table) for name, table in tables.tests.items()},
+    )
 
 
 def limit_per_category(table: ImageTable, limit: int, seed: int) -> ImageTable:

@@ -128,9 +128,10 @@ def _on_image(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
 def _pixels(case: Case, batch: Batch) -> np.ndarray:
     """Undo the normalisation: [batch, height, width, 3] in 0..1."""
     preprocessing = case.data.preprocessing
-    mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
-    return (batch.images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
+    shown = (batch.images.cpu() * std + mean).clamp(0, 1)
+    return shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
 def _masks(batch: Batch) -> Sequence[np.ndarray | None]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.constraints import CONSTRAINTS
-from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, Splits, load_data
+from torchdoctor.data import EXPECTED, Splits, load_data
 from torchdoctor.engine.settings import Settings
 from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.layers import default_layers
@@ -48,6 +48,14 @@ class Case:
         """The names of the categories."""
         return self.data.classes
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What was done to the images before the network saw them: preprocessing, and images left out."""
+        return {
+            "preprocessing": self.data.preprocessing.to_json(),
+            "skipped_images": list(self.data.skipped),
+        }
+
 
 def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
     """Build the model, read the data, load the weights and check that they fit one another.
@@ -69,7 +77,7 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
             "package.module:factory"
         )
     if settings.data is None:
-        raise InputError("--data is missing: give folder:PATH, parquet:PATH or scenes")
+        raise InputError(f"--data is missing: give {EXPECTED}")
     data = _data(settings, card)
     _check_classes(settings, data, card)
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
@@ -116,14 +124,19 @@ def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
     return load_data(
         str(settings.data),
         image_size=settings.image_size or kept.get("image_size"),
-        mean=tuple(kept.get("mean", IMAGENET_MEAN)),
-        std=tuple(kept.get("std", IMAGENET_STD)),
+        channels=settings.channels or (len(kept["mean"]) if card and "mean" in kept else 3),
+        mean=tuple(kept["mean"]) if "mean" in kept else None,
+        std=tuple(kept["std"]) if "std" in kept else None,
         batch_size=settings.batch_size,
         workers=settings.workers,
         limit=settings.limit,
         seed=settings.seed,
         primary=settings.primary,
         augment=settings.augment,
+        classes=settings.classes,
+        classes_seed=settings.classes_seed,
+        download=settings.download,
+        on_error=settings.on_error,
     )
 
 

@@ -38,6 +38,11 @@ class Settings:
     device: str = "auto"
     primary: str | None = None
     image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+    classes: int | None = None
+    classes_seed: int = 0
+    download: bool = False
+    on_error: Literal["fail", "skip"] = "fail"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float | None = None
     weight_decay: float = 5e-4
@@ -95,6 +100,8 @@ LEAST = {
     "batch_size": 2,
     "workers": 0,
     "image_size": 8,
+    "classes": 2,
+    "classes_seed": 0,
     "draws": 0,
     "images_per_category": 1,
     "masks_per_category": 1,
@@ -157,9 +164,13 @@ def _checked(name: str, value: object, kind: Any) -> object:
     flag = "--" + name.replace("_", "-")
     allowed = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     wanted = next(one for one in allowed if one is not type(None))
+    if wanted is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{flag} {value!r}: expected true or false")
+        return value
     if get_origin(wanted) is Literal:
         if value not in get_args(wanted):
-            raise InputError(f"{flag} {value!r}: expected one of {', '.join(get_args(wanted))}")
+            raise InputError(f"{flag} {value!r}: expected one of {', '.join(map(str, get_args(wanted)))}")
         return value
     if get_origin(wanted) is tuple:
         parts = [value] if isinstance(value, str | int | float) else value

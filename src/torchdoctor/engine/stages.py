@@ -57,9 +57,10 @@ def out_folder(settings: Settings, verb: str) -> Path:
     return Path(settings.out or f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def start_run(folder: Path, verb: str, settings: Settings) -> None:
+def start_run(folder: Path, verb: str, case: Case) -> None:
     """Write what the run is and where it runs."""
-    write_yaml(folder / "config.yaml", settings_record(verb, replace(settings, out=str(folder))))
+    write_yaml(folder / "config.yaml", settings_record(verb, replace(case.settings, out=str(folder))))
+    write_json(folder / "data.json", case.facts)
     write_json(folder / "environment.json", environment())
 
 
@@ -252,10 +253,8 @@ def check_weights(case: Case, diagnosis: Diagnosis, source: str) -> None:
 
 def _place(data: str) -> str:
     """Return the data's spec with its path in full, so that two ways to write it are equal."""
-    scheme, _, location = data.partition(":")
-    return (
-        f"{scheme}:{location}" if scheme == "scenes" else f"{scheme}:{Path(location).expanduser().resolve()}"
-    )
+    scheme, mark, location = data.partition("@" if "@" in data.partition("/")[0] else ":")
+    return data if scheme == "scenes" else f"{scheme}{mark}{Path(location).expanduser().resolve()}"
 
 
 def compare_stage(

@@ -40,23 +40,28 @@ from torchdoctor.engine.storage import (
 from torchdoctor.types import Diagnosis, InputError
 
 
+def _with_facts(outcome: Outcome, case: Case) -> Outcome:
+    """Add to what is printed how the images were prepared."""
+    return replace(outcome, record={**outcome.record, **case.facts})
+
+
 def run_train(settings: Settings, progress: Progress = silent) -> Outcome:
     """Train a classifier, so that there is something to treat; the last epoch's weights are kept."""
     settings = filled(settings, "train")
     case = prepare(settings, needs_weights=False)
     with RunFolder.create(out_folder(settings, "train")) as run:
-        start_run(run.path, "train", case.settings)
-        return train_stage(case, run.path, progress)
+        start_run(run.path, "train", case)
+        return _with_facts(train_stage(case, run.path, progress), case)
 
 
 def run_diagnose(settings: Settings, progress: Progress = silent) -> Outcome:
     """Diagnose the classifier on its training images."""
     case = prepare(filled(settings, "diagnose"))
     with RunFolder.create(out_folder(settings, "diagnose")) as run:
-        start_run(run.path, "diagnose", case.settings)
+        start_run(run.path, "diagnose", case)
         diagnosis = diagnose_stage(case, run.path, progress)
         code = INCONCLUSIVE if diagnosis.inconclusive else DONE
-        return Outcome(code, diagnosis_record(run.path, diagnosis), diagnosis)
+        return _with_facts(Outcome(code, diagnosis_record(run.path, diagnosis), diagnosis), case)
 
 
 def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
@@ -64,7 +69,7 @@ def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
     case = prepare(filled(settings, "treat"))
     given = taken_over(case)
     with RunFolder.create(out_folder(settings, "treat")) as run:
-        start_run(run.path, "treat", case.settings)
+        start_run(run.path, "treat", case)
         diagnosis, treatment = treat_stage(case, run.path, given, progress)
         arms = [
             {"arm": arm.name, "seed": arm.seed, "seconds": round(arm.seconds, 1), "steps": arm.steps,
@@ -73,7 +78,8 @@ def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
         ]  # fmt: skip
         record = {"out": str(run.path), "prescription": treatment.prescription, "arms": arms}
         code = INCONCLUSIVE if diagnosis.inconclusive else DONE
-        return Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, run.path))
+        outcome = Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, run.path))
+        return _with_facts(outcome, case)
 
 
 def run_compare(run: str, given: Mapping[str, object], progress: Progress = silent) -> Outcome:
@@ -127,8 +133,8 @@ def run_checkup(settings: Settings, progress: Progress = silent) -> Outcome:
     with RunFolder.create(out_folder(settings, "checkup")) as run:
         for tests in case.data.tests.values():
             tests.check()
-        start_run(run.path, "checkup", case.settings)
-        return checkup_stages(case, run.path, given, progress)
+        start_run(run.path, "checkup", case)
+        return _with_facts(checkup_stages(case, run.path, given, progress), case)
 
 
 def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
@@ -139,6 +145,6 @@ def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
     with RunFolder.create(out_folder(settings, "demo")) as run:
         trained = train_stage(case, run.path / "base", progress)
         again = prepare(filled(replace(further, weights=str(trained.record["weights"])), "demo"))
-        start_run(run.path, "checkup", again.settings)
+        start_run(run.path, "checkup", again)
         outcome = checkup_stages(again, run.path, None, progress)
-        return replace(outcome, record={**outcome.record, "base": trained.record})
+        return _with_facts(replace(outcome, record={**outcome.record, "base": trained.record}), again)
