@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -85,32 +86,34 @@ def measure(name: str, train: Loader, classes: int, steps: int, device: str) -> 
     torch.manual_seed(0)
     model = load_model(name, classes, channels=channels, image_size=size).to(device)
     history, _ = fit(
-        model, lambda _epoch: [batch] * steps, Recipe(epochs=1, learning_rate=0.01), steps_per_epoch=steps, seed=0
+        model,
+        lambda _epoch: [batch] * steps,
+        Recipe(epochs=1, learning_rate=0.01),
+        steps_per_epoch=steps,
+        seed=0,
     )
     line["loss"] = history[-1]["loss"]
     small = Batch(batch.images[:16], batch.labels[:16], batch.ids[:16])
     layers = MODELS[name].layers
     diagnosis = diagnose(model, [small], layers=layers, draws=1, confidence=0.0)
-    treatment = treat(
-        model, [small], diagnosis, constraints=["channel"], layers=layers, seeds=1, recipe=Recipe(epochs=1)
-    )
-    found = treatment.prescription[0]
+
+    def reached(chosen: tuple[str, ...]) -> Mapping[str, object]:
+        return treat(
+            model, [small], diagnosis, constraints=["channel"], layers=chosen, seeds=0, recipe=recipe
+        ).prescription[0]
+
+    found = reached(layers)
     line["layers"] = list(layers)
     line["reached"] = found["parameters_reached"]
     line["trainable"] = found["parameters_trainable"]
-    line["live"] = {
-        layer: treat(
-            model, [small], diagnosis, constraints=["channel"], layers=[layer], seeds=0, recipe=Recipe(epochs=1)
-        ).prescription[0]["parameters_reached"]
-        for layer in layers
-    }  # fmt: skip
+    line["live"] = {layer: reached((layer,))["parameters_reached"] for layer in layers}
     return line
 
 
 def table(lines: list[dict]) -> str:
     """Return the lines as a Markdown table."""
     rows = [
-        "| model | parameters, M | s / step | x plain | arithmetic x plain | constraint reaches | at each layer |",
+        "| model | parameters, M | s / step | x plain | arithmetic x plain | constraint reaches | by layer |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in lines:
@@ -118,8 +121,8 @@ def table(lines: list[dict]) -> str:
         work = f"{one['arithmetic']:.1f}" if "arithmetic" in one else "-"
         places = ", ".join(f"{layer} {number}" for layer, number in one["live"].items())
         rows.append(
-            f"| {one['model']} | {one['parameters'] / 1e6:.2f} | {one['seconds_per_step']:.2f} | {ratio} | {work} "
-            f"| {one['reached']} of {one['trainable']} | {places} |"
+            f"| {one['model']} | {one['parameters'] / 1e6:.2f} | {one['seconds_per_step']:.2f} | {ratio} "
+            f"| {work} | {one['reached']} of {one['trainable']} | {places} |"
         )
     return "\n".join(rows)
 

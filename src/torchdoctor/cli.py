@@ -126,7 +126,8 @@ def train(
     device: Device = None, seed: Seed = None, seeds: Seeds = None, primary: Primary = None,
     image_size: ImageSize = None, optimizer: Optimizer = None, learning_rate: LearningRate = None,
     weight_decay: WeightDecay = None, norm: Norm = None, augment: Augment = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
+    on_error: OnError = None,
     json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
@@ -142,7 +143,8 @@ def diagnose(
     confidence: Confidence = None, limit: Limit = None, batch_size: BatchSize = None,
     workers: Workers = None, device: Device = None, seed: Seed = None, seeds: Seeds = None,
     epochs: Epochs = None, primary: Primary = None, image_size: ImageSize = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
+    on_error: OnError = None,
     json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
@@ -162,7 +164,8 @@ def treat(
     device: Device = None, seed: Seed = None, primary: Primary = None, image_size: ImageSize = None,
     optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
     norm: Norm = None, augment: Augment = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
+    on_error: OnError = None,
     json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Train further under constraints, beside a control arm without them."""
@@ -181,7 +184,8 @@ def checkup(
     device: Device = None, seed: Seed = None, primary: Primary = None, image_size: ImageSize = None,
     optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
     norm: Norm = None, augment: Augment = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None, on_error: OnError = None,
+    classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
+    on_error: OnError = None,
     json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Diagnose, treat, compare and report in one go."""

@@ -111,6 +111,7 @@ def check_data(tables: Tables, workers: int = 0, progress: Step | None = None) -
         for group in places.values()
         if len({split for split, _, _ in group}) > 1 or len({category for _, _, category in group}) > 1
     ]
+    duplicates.sort(key=lambda group: -len({split for split, _, _ in group}))  # across splits first
     return DataCheck(tables.origin, splits, duplicates, repeated)
 
 
