@@ -73,7 +73,7 @@ def measure(name: str, train: Loader, classes: int, steps: int, device: str) -> 
             networks["plain"] = theirs
             line["arithmetic"] = flops(ours, batch.images[:1]) / flops(theirs, batch.images[:1])
         except RuntimeError as error:
-            line["plain_fails"] = str(error).splitlines()[0][:80]
+            line["plain_fails"] = str(error).splitlines()[0]
     optimizers = {key: torch.optim.SGD(one.parameters(), lr=1e-3) for key, one in networks.items()}
     for _ in range(steps + 1):
         for key, one in networks.items():
@@ -117,7 +117,7 @@ def table(lines: list[dict]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for one in lines:
-        ratio = f"{one['ratio_to_plain']:.2f}" if one["ratio_to_plain"] else one.get("plain_fails", "-")
+        ratio = f"{one['ratio_to_plain']:.2f}" if one["ratio_to_plain"] else ("fails" if "plain_fails" in one else "-")
         work = f"{one['arithmetic']:.1f}" if "arithmetic" in one else "-"
         places = ", ".join(f"{layer} {number}" for layer, number in one["live"].items())
         rows.append(
