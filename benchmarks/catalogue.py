@@ -117,7 +117,11 @@ def table(lines: list[dict]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for one in lines:
-        ratio = f"{one['ratio_to_plain']:.2f}" if one["ratio_to_plain"] else ("fails" if "plain_fails" in one else "-")
+        ratio = (
+            f"{one['ratio_to_plain']:.2f}"
+            if one["ratio_to_plain"]
+            else ("fails" if "plain_fails" in one else "-")
+        )
         work = f"{one['arithmetic']:.1f}" if "arithmetic" in one else "-"
         places = ", ".join(f"{layer} {number}" for layer, number in one["live"].items())
         rows.append(

@@ -178,7 +178,7 @@ def test_sizes_are_those_of_the_data(tmp_path):
     ("spec", "text"),
     [
         ("scense", "data 'scense': unknown kind 'scense'; expected folder:PATH.*did you mean 'scenes'"),
-        ("http://x", "unknown kind 'http'; expected folder:PATH, parquet:PATH, scenes or scenes:SEED"),
+        ("http://x", "unknown kind 'http'; expected folder:PATH, parquet:PATH, table:FILE, NAME@ROOT"),
         ("folder:", "data 'folder:': the path is missing"),
         ("folder:{tmp}/imagse", "no such file or folder; did you mean .*images"),
         ("{tmp}/images", "a path without its kind.*did you mean 'folder:.*images'"),

@@ -309,3 +309,21 @@ def test_the_battery_leaves_a_good_network_as_it_was():
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(one.grad is None for one in model.parameters())
+
+
+def test_the_verbs_refuse_what_the_battery_refuses(tmp_path, monkeypatch, capsys):
+    from torchdoctor.cli import main
+
+    (tmp_path / "mine_with_softmax.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes):\n"
+        "    body = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]\n"
+        "    return nn.Sequential(*body, nn.Linear(4, num_classes), nn.Softmax(1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["train", "--model", "mine_with_softmax:net", "--data", "scenes", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", ["torchdoctor", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "ends in Softmax" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

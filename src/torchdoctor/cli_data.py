@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from torchdoctor.terminal import AsJson, ProgressBar, show
 from torchdoctor.types import InputError
 
 NAMED = 5  # of a list of findings, how many are printed
+LISTED = 30  # categories that still make a table to read
 
 data = typer.Typer(name="data", help="Look at data before it is used.", no_args_is_help=True)
 
@@ -91,6 +93,7 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
             str(len(one["broken"])),
         )
     console.print(table)
+    _print_categories(console, found["splits"])
     for name, one in found["splits"].items():
         for each in one["broken"][:NAMED]:
             console.print(f"broken in {name}: {each['reason']}", markup=False)
@@ -102,6 +105,23 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
         if found["repeated_within_split"][name]:
             console.print(f"repeated within {name}: {found['repeated_within_split'][name]} images")
     _print_duplicates(console, found)
+
+
+def _print_categories(console: Console, splits: dict[str, Any]) -> None:
+    """Print the images per category and split, the rarest categories where there are many."""
+    totals = {
+        category: sum(one["per_category"][category] for one in splits.values())
+        for category in next(iter(splits.values()))["per_category"]
+    }
+    names = list(totals) if len(totals) <= LISTED else sorted(totals, key=lambda one: totals[one])[:NAMED]
+    title = "Images per category" + ("" if len(names) == len(totals) else f", the rarest of {len(totals)}")
+    table = Table(title=title, title_justify="left")
+    table.add_column("category")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name in names:
+        table.add_row(escape(name), *(f"{one['per_category'][name]:,}" for one in splits.values()))
+    console.print(table)
 
 
 def _print_duplicates(console: Console, found: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.checks import check_model
 from torchdoctor.constraints import CONSTRAINTS
 from torchdoctor.data import EXPECTED, Splits, load_data
 from torchdoctor.engine.settings import Settings
@@ -178,12 +179,27 @@ def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ..
             f"--model {settings.model!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
             "categories: give a model with one logit per category"
         )
-    if settings.layers is None and settings.model in MODELS:
-        return MODELS[settings.model].layers
-    if settings.layers is None:
-        return default_layers(model, example)
-    map_shapes(model, example, settings.layers)
-    return settings.layers
+    if settings.layers is not None:
+        map_shapes(model, example, settings.layers)
+        chosen = settings.layers
+    else:
+        known = settings.model in MODELS
+        chosen = MODELS[str(settings.model)].layers if known else default_layers(model, example)
+    _try_out(settings, model, data, chosen)
+    return chosen
+
+
+def _try_out(settings: Settings, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
+    """Refuse networks on which diagnosis or treatment would fail or mean nothing.
+
+    Frozen parameters are left to the treatment: a diagnosis does without them.
+    """
+    ids = data.train.table.ids[:2].tolist()
+    images = torch.cat([batch.images for batch in data.train.select(ids)]).to(device_of(model))
+    wrong = [one for one in check_model(model, images, layers) if one.level == "error"]
+    serious = [one.message for one in wrong if one.check != "trainable"]
+    if serious:
+        raise InputError(f"--model {settings.model!r}: {'; '.join(serious)}")
 
 
 def _check_pretrained_head(name: str, data: Splits) -> None:
