@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchdoctor.gradients import map_shapes, measuring, run_tapped, score_gradients
+from torchdoctor.gradients import keep_in, map_shapes, measuring, run_tapped, score_gradients
 from torchdoctor.layers import candidate_layers, default_layers
 from torchdoctor.networks import as_logits, unwrap
 from torchdoctor.types import InputError
@@ -163,15 +163,10 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
     """Differentiate once for the diagnosis and twice for the treatment, at every layer."""
     chosen = tuple(layers) if layers else default_layers(model, example)
     for name in chosen:
-        stored: list[Tensor] = []
-
-        def tap(output: Tensor, stored: list[Tensor] = stored) -> Tensor:
-            stored.append(output if output.requires_grad else output.detach().requires_grad_(True))
-            return stored[0].clone()
-
+        maps: dict[str, Tensor] = {}
         with torch.enable_grad():
-            logits = run_tapped(model, example, {name: tap})
-            gradient = score_gradients([logits.max(1).values], {name: stored[0]}, create_graph=True)[0][name]
+            logits = run_tapped(model, example, {name: keep_in(maps, name)})
+            gradient = score_gradients([logits.max(1).values], maps, create_graph=True)[0][name]
             if not bool(torch.isfinite(gradient).all()):
                 yield "error", f"the derivatives at {name} are not finite"
                 continue
@@ -179,7 +174,7 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
                 yield "warning", f"the derivatives at {name} are all 0 on the example: dead units?"
                 continue
             # As in training: `backward` meets what `autograd.grad` would pass over in silence.
-            (stored[0] * gradient).abs().sum().backward()
+            (maps[name] * gradient).abs().sum().backward()
         reached = [one.grad for one in model.parameters() if one.grad is not None]
         model.zero_grad(set_to_none=True)
         if not any(bool((one != 0).any()) for one in reached):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchdoctor.gradients import (
     evidence_of,
+    keep_in,
     map_shapes,
     noisy_tail,
     pick,
@@ -259,15 +260,7 @@ def _passes(
     """
     if noise.draws == 0:
         stored: dict[str, Tensor] = {}
-
-        def store(name: str) -> Callable[[Tensor], Tensor]:
-            def tap(output: Tensor) -> Tensor:
-                stored[name] = output if output.requires_grad else output.detach().requires_grad_(True)
-                return stored[name].clone()
-
-            return tap
-
-        logits = run_tapped(model, batch.images, {layer: store(layer) for layer in layers})
+        logits = run_tapped(model, batch.images, {layer: keep_in(stored, layer) for layer in layers})
         yield logits[None], stored, stored
         return
     shapes = map_shapes(model, batch.images, layers)

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from torchdoctor.diagnosis import Progress, background_shares_of, silent
-from torchdoctor.gradients import evidence_of, measuring, pick, run_tapped, score_gradients
+from torchdoctor.gradients import evidence_of, keep_in, measuring, pick, run_tapped, score_gradients
 from torchdoctor.networks import unwrap
 from torchdoctor.sifting import device_of, dtype_of, predict_logits
 from torchdoctor.types import (
@@ -140,12 +140,7 @@ def evidence_maps(
     """
     device, dtype = device_of(model), dtype_of(model)
     stored: dict[str, Tensor] = {}
-
-    def store(name: str, output: Tensor) -> Tensor:
-        stored[name] = output if output.requires_grad else output.detach().requires_grad_(True)
-        return stored[name].clone()
-
-    taps = {layer: (lambda output, name=layer: store(name, output)) for layer in layers}
+    taps = {layer: keep_in(stored, layer) for layer in layers}
     with measuring(model), torch.enable_grad():
         logits = run_tapped(model, images.to(device, dtype), taps)
         chosen = logits.detach().argmax(1) if targets is None else targets.to(device)

@@ -73,6 +73,16 @@ def run_tapped(
     return logits
 
 
+def keep_in(maps: dict[str, Tensor], name: str) -> Callable[[Tensor], Tensor]:
+    """Return a tap that keeps a layer's map, ready to be differentiated by, and hands on a copy."""
+
+    def tap(output: Tensor) -> Tensor:
+        maps[name] = output if output.requires_grad else output.detach().requires_grad_(True)
+        return maps[name].clone()
+
+    return tap
+
+
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
     """Hold the network in evaluation mode without parameter gradients; put both back afterwards."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchdoctor.gradients import measuring, run_tapped, score_gradients, tapped
+from torchdoctor.gradients import keep_in, measuring, run_tapped, score_gradients, tapped
 from torchdoctor.networks import as_logits, unwrap
 from torchdoctor.types import Evidence, InputError
 
@@ -212,14 +212,6 @@ def _gradient_moves(model: nn.Module, example: Tensor, names: Sequence[str]) -> 
 def _gradients(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Return d y_0 / d m at each layer; InputError names one that does not feed the logits."""
     maps: dict[str, Tensor] = {}
-
-    def store(name: str) -> Callable[[Tensor], Tensor]:
-        def tap(output: Tensor) -> Tensor:
-            maps[name] = output if output.requires_grad else output.detach().requires_grad_(True)
-            return maps[name].clone()
-
-        return tap
-
     with measuring(model), torch.enable_grad():
-        logits = run_tapped(model, example, {name: store(name) for name in names})
+        logits = run_tapped(model, example, {name: keep_in(maps, name) for name in names})
         return score_gradients([logits[:, 0]], maps)[0]
