@@ -190,7 +190,7 @@ def _read(spec: str, seed: int, validation_share: float, download: bool) -> Tabl
     if not root:
         raise InputError(f"data {spec!r}: the folder is missing; expected {spec.rstrip('@')}@ROOT")
     if not download:
-        _check_path(spec, root)
+        _check_path(spec, root, "; --download fetches what torchvision can")
     if scheme == "torchvision":
         return read_torchvision(kind, root, seed, validation_share, download=download)
     return read_named(kind, root, seed, validation_share, download)
@@ -212,7 +212,7 @@ def _unknown_scheme(spec: str, scheme: str) -> str:
     return f"data {spec!r}: unknown kind {scheme!r}; {expected}"
 
 
-def _check_path(spec: str, location: str) -> None:
+def _check_path(spec: str, location: str, hint: str = "") -> None:
     """Raise InputError for a path that does not exist, with near matches from where it should be."""
     path = Path(location).expanduser()
     if location and path.exists():
@@ -223,4 +223,4 @@ def _check_path(spec: str, location: str) -> None:
         near = get_close_matches(path.name, [entry.name for entry in place.iterdir()], n=3)
         if near:
             message += f"; did you mean {' or '.join(str(place / name) for name in near)}?"
-    raise InputError(message)
+    raise InputError(message + hint)
