@@ -31,7 +31,7 @@ class SplitCheck:
 
     def to_json(self) -> dict[str, Any]:
         """Return counts, the commonest sizes first, and what is broken."""
-        sides = np.array([size for size, number in self.sizes.items() for _ in range(number)])
+        sides = [side for size in self.sizes for side in size]
         return {
             "images": self.images,
             "masks": self.masks,
@@ -40,8 +40,8 @@ class SplitCheck:
                 {"width": width, "height": height, "images": number}
                 for (width, height), number in Counter(self.sizes).most_common(10)
             ],
-            "smallest_side": int(sides.min()) if len(sides) else None,
-            "largest_side": int(sides.max()) if len(sides) else None,
+            "smallest_side": min(sides, default=None),
+            "largest_side": max(sides, default=None),
             "broken": [{"image": name, "reason": reason} for name, reason in self.broken.items()],
         }
 

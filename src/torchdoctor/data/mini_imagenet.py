@@ -20,6 +20,7 @@ from torchdoctor.data.folder import (
     refuse_foreign_links,
 )
 from torchdoctor.data.table import ImageTable, Tables
+from torchdoctor.data.table_file import file_inside
 from torchdoctor.types import InputError
 
 FEW_SHOT = ("train", "val", "test")
@@ -66,11 +67,7 @@ def _listed(root: Path, origin: str) -> ImageTable:
             if not {"filename", "label"} <= set(reader.fieldnames or ()):
                 raise InputError(f"{file}: found {reader.fieldnames}, expected the columns filename, label")
             for fields in reader:
-                path = images / str(fields["filename"])
-                if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
-                    raise InputError(
-                        f"{file}, line {reader.line_num}: {fields['filename']!r} is no file in {images}"
-                    )
+                path = file_inside(images, fields["filename"], f"{file}, line {reader.line_num}:")
                 files.append((str(fields["label"]), path))
     if not files:
         raise InputError(f"{origin}: the CSV lists are empty; {LAYOUT}")

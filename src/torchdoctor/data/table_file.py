@@ -29,7 +29,6 @@ LAYOUT = f"expected .csv, .tsv or .jsonl with {', '.join(REQUIRED)} and perhaps 
 class TableRow:
     """One line: the image, its category's name, and what is known of the object in it."""
 
-    line: int
     path: Path
     label: str
     mask: Path | None
@@ -139,16 +138,15 @@ def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
         raise InputError(f"{place}: split {split!r}; expected train, val or validation, test or test_NAME")
     mask = fields.get("mask")
     return TableRow(
-        line=line,
-        path=_inside(file.parent, fields.get("path"), f"{place}: path"),
+        path=file_inside(file.parent, fields.get("path"), f"{place}: path"),
         label=str(label).strip(),
-        mask=_inside(file.parent, mask, f"{place}: mask") if mask else None,
+        mask=file_inside(file.parent, mask, f"{place}: mask") if mask else None,
         boxes=_boxes(fields.get("bbox"), place),
         split=split,
     )
 
 
-def _inside(folder: Path, found: object, place: str) -> Path:
+def file_inside(folder: Path, found: object, place: str) -> Path:
     """Return an existing file below the folder."""
     if not isinstance(found, str) or not found.strip() or "\0" in found:
         raise InputError(f"{place} {found!r}; expected a file's name, relative to {folder}")

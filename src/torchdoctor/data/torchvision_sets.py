@@ -47,8 +47,9 @@ def read_torchvision(
     found = {ours: one for ours in SPLITS if (one := _split(kind, root, ours, origin, download)) is not None}
     if "train" not in found:
         raise InputError(f"{origin}: torchvision's {name} has no training split")
-    classes = category_names(found["train"], {ours: _labels(one, origin) for ours, one in found.items()})
-    splits = {ours: _table(one, classes, ours, origin) for ours, one in found.items()}
+    labels = {ours: _labels(one, origin) for ours, one in found.items()}
+    classes = category_names(found["train"], labels)
+    splits = {ours: _table(one, classes, ours, labels[ours]) for ours, one in found.items()}
     return divide(splits, origin, seed, validation_share)
 
 
@@ -93,10 +94,10 @@ def _opened(kind: Any, root: Path, origin: str, options: dict[str, Any]) -> Any:
         return kind(root, **options)
     except (RuntimeError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        parts = [getattr(kind, "base_folder", None) or kind.__name__]
+        part = getattr(kind, "base_folder", None) or kind.__name__
         hint = "" if options.get("download") else "; --download fetches it"
         raise InputError(
-            f"{origin}: {first} Expected the original files below {root} (such as {parts[0]}){hint}"
+            f"{origin}: {first} Expected the original files below {root} (such as {part}){hint}"
         ) from error
     except TypeError as error:
         raise InputError(
@@ -123,9 +124,10 @@ def category_names(dataset: Any, labels: dict[str, Int[np.ndarray, " image"]]) -
     return names if len(names) > highest else tuple(map(str, range(highest + 1)))
 
 
-def _table(dataset: Any, classes: tuple[str, ...], split: str, origin: str) -> ImageTable:
+def _table(
+    dataset: Any, classes: tuple[str, ...], split: str, labels: Int[np.ndarray, " image"]
+) -> ImageTable:
     """Return the table of one split; ids are torchvision's positions."""
-    labels = _labels(dataset, origin)
     return ImageTable(
         classes=classes,
         labels=labels,

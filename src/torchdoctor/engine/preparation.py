@@ -68,7 +68,8 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
         raise InputError(
             "--weights is missing: give the trained classifier's .safetensors or state dict (train makes one)"
         )
-    file = settings.weights if settings.weights != PRETRAINED else None
+    pretrained = settings.weights == PRETRAINED
+    file = None if pretrained else settings.weights
     state = load_weights(file) if file is not None else None
     card = weights_card(file) if file is not None else None
     settings = _from_card(settings, card)
@@ -82,12 +83,12 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
     data = _data(settings, card)
     _check_classes(settings, data, card)
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
-    if settings.weights == PRETRAINED and needs_weights:
+    if pretrained and needs_weights:
         _check_pretrained_head(settings.model, data)
     model = load_model(
         settings.model,
         data.classes,
-        PRETRAINED if settings.weights == PRETRAINED else None,
+        PRETRAINED if pretrained else None,
         channels=data.preprocessing.channels,
         image_size=data.preprocessing.image_size,
     )

@@ -2,7 +2,7 @@
 
 from torchdoctor.models.catalogue import MODELS, ModelEntry
 from torchdoctor.models.checkpoints import load_into, load_weights, weights_card
-from torchdoctor.models.loading import TIMM_SOURCES, entry_named, load_model
+from torchdoctor.models.loading import TIMM_SOURCES, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "PRETRAINED",
     "TIMM_SOURCES",
     "ModelEntry",
-    "entry_named",
     "load_into",
     "load_model",
     "load_weights",

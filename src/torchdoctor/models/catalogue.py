@@ -56,9 +56,8 @@ def upstream(source: str, made_for: int, halvings: tuple[Halving, ...], **option
         else:
             from torchvision import models
 
-            with (
-                warnings.catch_warnings()
-            ):  # of a coming change to GoogLeNet's and Inception's initialisation
+            with warnings.catch_warnings():
+                # Of a coming change to GoogLeNet's and Inception's initialisation.
                 warnings.simplefilter("ignore", FutureWarning)
                 model = models.get_model(name, weights=None, num_classes=classes, **options)
             set_input_channels(model, channels)
@@ -136,7 +135,7 @@ _ENTRIES = (
         ("features.3.3.block.1.0", "features.5.8.block.3.0", "features.7.0"),
         (("features.0.0",), ("features.2.0.block.0.0",)),
     ),
-    # The last of the four branches of each block is joined to the others without a further layer.
+    # A block joins four branches: its output holds the kernels of all of them.
     _entry(
         "googlenet", "GoogLeNet", "torchvision:googlenet", ("inception3b", "inception4e", "inception5b"),
         (("maxpool1",), ("conv1.conv",)), **AUXILIARY,

@@ -51,7 +51,7 @@ def load_model(
     return model
 
 
-def entry_named(name: str) -> ModelEntry:
+def _entry_named(name: str) -> ModelEntry:
     """Return the catalogue's entry; InputError suggests near names."""
     if name in MODELS:
         return MODELS[name]
@@ -66,7 +66,7 @@ def _build(name: str, classes: int, channels: int, image_size: int | None, *, pr
     """Build the network called `name`."""
     source, _, rest = name.partition(":")
     if not rest:
-        entry = entry_named(name)
+        entry = _entry_named(name)
         model = entry.build(classes, channels, image_size)
         if pretrained:
             load_pretrained(model, entry.source, channels)
