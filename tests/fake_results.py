@@ -36,10 +36,15 @@ def fake_layer(
         name=name,
         correlation=correlation,
         variance=0.1 * correlation,
+        interval=np.stack([0.8 * correlation, 1.2 * correlation]),
         quantiles=np.stack([correlation] * len(QUANTILES)),
         activation=correlation,
+        level=correlation.mean(axis=0),
         correlated=(correlation >= 0.5 * top) & (top > 0),
+        agreement=np.stack([np.full(categories, value) for value in (0.5, 0.6, 0.7, 0.8, 0.9)]),
         background_share=background,
+        drift=np.full(kernels, 0.03),
+        path="vmap",
         delta=0.031,
         standard_deviation=0.012,
         flags=("flat: hardly any kernel stands out",) if name == "layer1.conv2" else (),
@@ -70,7 +75,6 @@ def fake_diagnosis(
         draws=8,
         theta=0.5,
         seed=seed,
-        path="autograd",
         model_sha256="3f" * 32,
     )
 

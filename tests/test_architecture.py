@@ -9,10 +9,11 @@ import torchdoctor
 
 PACKAGE = Path(torchdoctor.__file__).parent
 LINE = (
-    "types", "noise", "networks", "gradients", "layers", "checks", "masks", "sifting", "diagnosis",
-    "contrast", "constraints",
-    "training", "prescription", "treatment", "evaluation", "figures", "pictures", "report", "annotations",
-    "models", "data", "engine", "summary", "terminal", "cli_models", "cli_data", "cli",
+    "types", "noise", "networks", "gradients", "layers", "checks", "masks", "sifting", "memory",
+    "closed_form", "evidence", "rows", "measurement", "diagnosis", "contrast", "silencing", "swapping",
+    "explanation", "causes", "robustness", "constraints", "training", "prescription", "treatment",
+    "evaluation", "figures", "diagnosis_figures", "pictures", "report", "annotations",
+    "models", "data", "engine", "summary", "terminal", "cli_models", "cli_data", "cli_diagnosis", "cli",
 )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from reference import correlation, tiny_net
-from torchdoctor.diagnosis import correlated_kernels, diagnose, state_sha256
+from torchdoctor.diagnosis import diagnose, state_sha256
+from torchdoctor.rows import correlated_kernels
 from torchdoctor.types import Batch, InputError
 
 LAYERS = {"conv1": (5, 8, 8), "conv2": (6, 4, 4), "conv3": (7, 4, 4)}
@@ -56,7 +57,7 @@ def test_batches_order_and_chunks_change_no_bit(monkeypatch):
     one = diagnose(model, batches_of(model, images, 24), **settings)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     many = diagnose(model, batches_of(model, images, 5, order), **settings)
-    monkeypatch.setattr("torchdoctor.diagnosis.MOST_NOISE", 1)
+    monkeypatch.setattr("torchdoctor.evidence.floats_at_hand", lambda _device: 1)
     chunked = diagnose(model, batches_of(model, images, 24), **settings)
     for other in (many, chunked):
         for field in ("correlation", "variance", "quantiles", "activation"):
@@ -115,7 +116,8 @@ def test_models_that_cannot_be_vmapped_fall_back_to_repeated_images():
             maps = self.side(images)
             maps += self.inner.conv1(images)
             maps = self.inner.activation(self.inner.bn1(maps))
-            maps = self.inner.bn3(self.inner.conv3(self.inner.conv2(maps)))
+            maps = self.inner.activation(self.inner.conv2(maps))
+            maps = self.inner.activation(self.inner.bn3(self.inner.conv3(maps)))
             return self.inner.fc(maps.mean((2, 3)))
 
     model, images = InPlaceSum().eval(), some_images()
@@ -123,7 +125,7 @@ def test_models_that_cannot_be_vmapped_fall_back_to_repeated_images():
     found = diagnose(
         model, batches_of(model, images, 24), layers=["inner.conv1"], draws=2, delta=0.1, confidence=0.0
     )
-    assert found.path == "repeat"
+    assert found.layers[0].path == "repeat"
     wanted = correlation(
         model, images, (torch.arange(24) * 3 + 7).tolist(), labels.tolist(), "inner.conv1", (5, 8, 8),
         delta=0.1, draws=2, seed=0, kind="gradient", categories=4,

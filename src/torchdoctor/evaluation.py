@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor, nn
 
-from torchdoctor.diagnosis import Progress, background_shares_of, silent
-from torchdoctor.gradients import evidence_of, keep_in, measuring, pick, run_tapped, score_gradients
+from torchdoctor.diagnosis import Progress, silent
+from torchdoctor.evidence import background_shares_of, clean_evidence
+from torchdoctor.gradients import measuring
 from torchdoctor.networks import unwrap
 from torchdoctor.sifting import device_of, dtype_of, predict_logits
 from torchdoctor.types import (
@@ -121,31 +121,12 @@ def background_share(
     for batch in images:
         if batch.masks is None:
             continue
-        maps = evidence_maps(model, batch.images, layers, evidence)
+        pixels = batch.images.to(device_of(model), dtype_of(model))
+        with measuring(model):
+            maps = clean_evidence(model, pixels, None, layers, evidence)[0]
         shares += [background_shares_of(one, batch) for one in maps.values()]
     values = np.concatenate(shares) if shares else np.zeros(0)
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
-
-
-def evidence_maps(
-    model: nn.Module,
-    images: Float[Tensor, "batch channel height width"],
-    layers: Sequence[str],
-    evidence: Evidence = "gradient_x_activation",
-    targets: Int[Tensor, " batch"] | None = None,
-) -> dict[str, Float[Tensor, "batch kernel map_height map_width"]]:
-    """Return the evidence for the prediction (or for `targets`) at several layers, from one gradient call.
-
-    Summed over kernels, a layer's maps are the summed derivative map of Fig. 2b.
-    """
-    device, dtype = device_of(model), dtype_of(model)
-    stored: dict[str, Tensor] = {}
-    taps = {layer: keep_in(stored, layer) for layer in layers}
-    with measuring(model), torch.enable_grad():
-        logits = run_tapped(model, images.to(device, dtype), taps)
-        chosen = logits.detach().argmax(1) if targets is None else targets.to(device)
-        gradients = score_gradients([pick(logits, chosen)], stored)[0]
-    return {name: evidence_of(gradients[name], stored[name].detach(), evidence) for name in layers}
 
 
 def compare_split(

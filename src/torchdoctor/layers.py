@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from jaxtyping import Float
@@ -112,6 +113,95 @@ def default_layers(
     return tuple(sorted(chosen, key=order.__getitem__))
 
 
+def chosen_layers(
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    wanted: Sequence[str] | None = None,
+) -> tuple[str, ...]:
+    """Return the layers meant by names, patterns (`layer3.*`), `all` and `last:3`, each once, in order.
+
+    `all` and `last` are of the candidate convolutions; a pattern too, or, where none of them fits, of all
+    modules with a 4-dimensional map on the way to the logits. None: the default layers. InputError for
+    what fits nothing.
+    """
+    if wanted is None:
+        return default_layers(model, images)
+    if isinstance(wanted, str):
+        raise InputError(f"layers {wanted!r}: expected a list of names, as in layers=[{wanted!r}]")
+    candidates: list[str] | None = None
+    found: list[str] = []
+    for one in wanted:
+        word, _, number = one.partition(":")
+        if one != "all" and word != "last" and not any(sign in one for sign in "*?["):
+            found.append(one)
+            continue
+        if candidates is None:
+            candidates = [each.name for each in candidate_layers(model, images)]
+        if one == "all":
+            found += candidates
+        elif word == "last":
+            if not number.isdecimal() or int(number) < 1:
+                raise InputError(f"layers {one!r}: expected last:N with N from 1, as in last:3")
+            found += candidates[-int(number) :]
+        else:
+            fitting = [name for name in candidates if fnmatchcase(name, one)]
+            found += fitting or _blocks(model, images, one)
+    names = list(dict.fromkeys(found))
+    if not names:
+        raise InputError("layers: an empty list; give names, all, last:N, or None for the default ones")
+    if len(names) == len(wanted) and candidates is None:
+        return tuple(names)
+    order = compute_before(model, images[:1], names)[0]
+    return tuple(sorted(names, key=lambda name: order[name]))
+
+
+def _blocks(model: nn.Module, images: Tensor, pattern: str) -> list[str]:
+    """Return the modules of a pattern that give a 4-dimensional map once; InputError where none does."""
+    named = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
+    usable = []
+    for name in named:
+        try:
+            with measuring(model), torch.no_grad():
+                run_tapped(model, images[:1], {name: torch.clone})
+        except InputError:
+            continue
+        usable.append(name)
+    if not usable:
+        kind = "of which none gives a 4-dimensional map once" if named else "and no layer is called like it"
+        raise InputError(
+            f"layers {pattern!r}: {len(named)} modules fit, {kind}; `torchdoctor layers` lists what there is"
+        )
+    return usable
+
+
+def norms_behind(
+    model: nn.Module, images: Float[Tensor, "batch channel height width"], layers: Sequence[str]
+) -> dict[str, nn.Module]:
+    """Return the batch-norm that takes a layer's map as it is, for the layers that have one."""
+    handed_on: dict[str, Tensor] = {}
+    found: dict[str, nn.Module] = {}
+
+    def note(name: str) -> Callable[[Tensor], Tensor]:
+        def tap(output: Tensor) -> Tensor:
+            handed_on[name] = output.clone()
+            return handed_on[name]
+
+        return tap
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.update({name: module for name, kept in handed_on.items() if inputs[0] is kept})
+
+    norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d) and one.track_running_stats]
+    handles = [one.register_forward_pre_hook(look) for one in norms]
+    try:
+        with measuring(model), torch.no_grad():
+            run_tapped(model, images[:1], {name: note(name) for name in layers})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def survey_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"], also: Sequence[str] = ()
 ) -> tuple[LayerFacts, ...]:
@@ -121,7 +211,7 @@ def survey_layers(
     """
     model, example = unwrap(model), images[:1]
     wanted = list(dict.fromkeys([one.name for one in candidate_layers(model, example)] + list(also)))
-    flops, maps = _compute_before(model, example, wanted)
+    flops, maps = compute_before(model, example, wanted)
     order = sorted(wanted, key=lambda name: flops[name])
     total = max(flops[""], 1)
     try:
@@ -147,7 +237,7 @@ def survey_layers(
     )
 
 
-def _compute_before(
+def compute_before(
     model: nn.Module, example: Tensor, names: Sequence[str]
 ) -> tuple[dict[str, int], dict[str, tuple[int, int, int]]]:
     """Return the operations up to each layer's map (`""`: of the whole pass), and the maps' shapes."""

@@ -69,9 +69,11 @@ def least_accurate(diagnosis: Diagnosis, most: int) -> Diagnosis:
             one,
             correlation=one.correlation[kept],
             variance=one.variance[kept],
+            interval=one.interval[:, kept],
             quantiles=one.quantiles[:, kept],
             activation=one.activation[kept],
             correlated=one.correlated[kept],
+            agreement=one.agreement[:, kept],
             background_share=one.background_share[kept],
         )
         for one in diagnosis.layers

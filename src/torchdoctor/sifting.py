@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -27,18 +27,22 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def predict_logits(
-    model: nn.Module, images: Iterable[Batch]
+    model: nn.Module,
+    images: Iterable[Batch],
+    run: Callable[[Batch], Float[Tensor, "batch category"]] | None = None,
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " image"], Float[Tensor, "image category"]]:
     """Return (ids, labels, logits) of all images, on the CPU; the network is left as it was.
 
-    Raises InputError when there is no image, or a label has no logit.
+    `run` gives the logits of a batch where more than the network's output is wanted on the way. Raises
+    InputError when there is no image, or a label has no logit.
     """
     ids, labels, logits = [], [], []
     device, dtype = device_of(model), dtype_of(model)
     with measuring(model):
         for batch in images:
             with torch.inference_mode():
-                logits.append(as_logits(model(batch.images.to(device, dtype))).float().cpu())
+                found = run(batch) if run else as_logits(model(batch.images.to(device, dtype)))
+            logits.append(found.float().cpu())
             ids.append(batch.ids.cpu())
             labels.append(batch.labels.cpu())
     if not ids:

@@ -98,18 +98,30 @@ class Sifting:
 class LayerDiagnosis:
     """What Eq. 2-4 say about one layer. Rows of categories that were not diagnosed are zero.
 
-    `background_share[c]` is the share of the evidence that lies on the background, NaN without masks.
+    `correlation` is the mean over images, `interval` its 95 % bounds, `quantiles` those of single images.
+    `activation` is the mean absolute map, `level` the mean map over all diagnosed categories, what a
+    silenced kernel is set to. `agreement` holds the quantiles of how alike an image's evidence is to the
+    mean of its category's other images (cosine, 0..1). `background_share[c]` is the share of the evidence
+    that lies on the background. `drift` is how far each kernel's statistics over the images are from
+    those that the batch-norm behind it remembers, in its standard deviations: large where something has
+    changed since training. All are NaN where there is nothing to compare. `path` says how the evidence
+    was computed.
     """
 
     name: str
     correlation: Float[np.ndarray, "category kernel"]
     variance: Float[np.ndarray, "category kernel"]
+    interval: Float[np.ndarray, "bound category kernel"]
     quantiles: Float[np.ndarray, "quantile category kernel"]
     activation: Float[np.ndarray, "category kernel"]
+    level: Float[np.ndarray, " kernel"]
     correlated: Bool[np.ndarray, "category kernel"]
+    agreement: Float[np.ndarray, "quantile category"]
     background_share: Float[np.ndarray, " category"]
+    drift: Float[np.ndarray, " kernel"]
     delta: float
     standard_deviation: float
+    path: str
     flags: tuple[str, ...] = ()
 
 
@@ -127,10 +139,9 @@ class Diagnosis:
     counts: Int[np.ndarray, " category"]
     confusion: Int[np.ndarray, "category category"]
     evidence: Evidence
-    draws: int
+    draws: int | Literal["exact"]
     theta: float
     seed: int
-    path: str
     model_sha256: str
 
     def layer(self, name: str) -> LayerDiagnosis:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torchdoctor.data import Loader
-from torchdoctor.diagnosis import background_shares_of
 from torchdoctor.engine.preparation import Case, example_of
-from torchdoctor.evaluation import evidence_maps
-from torchdoctor.gradients import map_shapes
+from torchdoctor.evidence import background_shares_of, clean_evidence
+from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.report import Example, Kind
-from torchdoctor.sifting import predict_logits
+from torchdoctor.sifting import device_of, dtype_of, predict_logits
 from torchdoctor.types import Batch, Comparison, Treatment
 
 SHOWN = {"repaired": 4, "broken": 2, "still wrong": 2}
@@ -89,7 +88,9 @@ def _examples(
     for model in (case.model, treated):
         _, _, logits = predict_logits(model, [batch])
         evidence = case.settings.evidence or "gradient"
-        maps = evidence_maps(model, batch.images, [layer], evidence)[layer]
+        with measuring(model):
+            inputs = batch.images.to(device_of(model), dtype_of(model))
+            maps = clean_evidence(model, inputs, None, [layer], evidence)[0][layer]
         shares = background_shares_of(maps, batch)
         confidence, category = logits.double().softmax(1).max(1)
         views.append((category.tolist(), confidence.tolist(), _on_image(maps, size), shares))

@@ -22,7 +22,10 @@ from torchdoctor.types import (
     Treatment,
 )
 
-ARRAYS = ("correlation", "variance", "quantiles", "activation", "correlated", "background_share")
+ARRAYS = (
+    "correlation", "variance", "interval", "quantiles", "activation", "level", "correlated", "agreement",
+    "background_share", "drift",
+)  # fmt: skip
 
 
 def save_diagnosis(folder: Path, diagnosis: Diagnosis) -> None:
@@ -40,6 +43,7 @@ def save_diagnosis(folder: Path, diagnosis: Diagnosis) -> None:
                 "name": layer.name,
                 "delta": layer.delta,
                 "standard_deviation": layer.standard_deviation,
+                "path": layer.path,
                 "flags": layer.flags,
                 "correlated_kernels": layer.correlated.sum(1),
                 "background_share": layer.background_share,
@@ -58,7 +62,6 @@ def save_diagnosis(folder: Path, diagnosis: Diagnosis) -> None:
             "draws": diagnosis.draws,
             "theta": diagnosis.theta,
             "seed": diagnosis.seed,
-            "path": diagnosis.path,
             "model_sha256": diagnosis.model_sha256,
             "sifting": asdict(diagnosis.sifting),
         },
@@ -76,6 +79,7 @@ def load_diagnosis(folder: Path) -> Diagnosis:
                 name=layer["name"],
                 delta=layer["delta"],
                 standard_deviation=layer["standard_deviation"],
+                path=layer["path"],
                 flags=tuple(layer["flags"]),
                 **{name: tensors[f"{number}.{name}"] for name in ARRAYS},
             )
@@ -93,7 +97,7 @@ def load_diagnosis(folder: Path) -> Diagnosis:
             ),
             counts=tensors["counts"],
             confusion=tensors["confusion"],
-            **{name: found[name] for name in ("evidence", "draws", "theta", "seed", "path", "model_sha256")},
+            **{name: found[name] for name in ("evidence", "draws", "theta", "seed", "model_sha256")},
         )
     except (OSError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{str(folder)!r} holds no readable diagnosis ({error!r})") from error

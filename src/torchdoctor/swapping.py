@@ -1,0 +1,41 @@
+"""Cut objects out along their masks: put them before other backgrounds, or show the background alone."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def before_other_backgrounds(
+    images: Float[Tensor, "batch channel height width"],
+    masks: Float[Tensor, "batch 1 height width"],
+    donors: Float[Tensor, "donor channel height width"],
+    donor_masks: Float[Tensor, "donor 1 height width"],
+) -> Float[Tensor, "batch donor channel height width"]:
+    """Return every object before every donor's background; the donors' own objects are filled up first."""
+    backgrounds = background_alone(donors, donor_masks)
+    return masks[:, None] * images[:, None] + (1 - masks[:, None]) * backgrounds[None]
+
+
+def background_alone(
+    images: Float[Tensor, "batch channel height width"], masks: Float[Tensor, "batch 1 height width"]
+) -> Float[Tensor, "batch channel height width"]:
+    """Return the images with the object covered by background from elsewhere in the same image.
+
+    The image is shifted in eight directions by up to half its size, and a covered pixel takes the first
+    shift that shows background there; what none reaches becomes the background's mean colour. An image
+    that is all object becomes its mean.
+    """
+    outside = 1 - masks
+    size = outside.sum((2, 3), keepdim=True)
+    mean = (images * outside).sum((2, 3), keepdim=True) / size.clamp(min=1)
+    filled = images * outside + mean.where(size > 0, images.mean((2, 3), keepdim=True)) * masks
+    missing = masks.clone()
+    height, width = images.shape[2] // 2, images.shape[3] // 2
+    for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)):
+        shift = (down * height, right * width)
+        there = torch.roll(outside, shift, (2, 3)) * missing
+        filled = filled * (1 - there) + torch.roll(images, shift, (2, 3)) * there
+        missing = missing * (1 - there)
+    return filled
