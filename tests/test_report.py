@@ -168,7 +168,7 @@ def test_the_page_stands_alone(page):
         assert given.get("src", "data:image/").startswith("data:image/")
         assert given.get("href", "#").startswith("#")
     images = page.every("img")
-    assert len(images) == 3 + 1 + 1 + 3 + 2 * 3
+    assert len(images) == 3 + 1 + 1 + 1 + 3 + 2 * 3
     assert all(given["alt"] and int(given["width"]) > 0 for given in images)
 
 

@@ -7,7 +7,51 @@ from typing import Annotated, Any
 
 import typer
 
-from torchdoctor import __version__, cli_data, cli_models
+from torchdoctor import __version__, cli_data, cli_diagnosis, cli_models
+from torchdoctor.cli_options import (
+    Augment,
+    BatchSize,
+    Channels,
+    Classes,
+    ClassesSeed,
+    Confidence,
+    Config,
+    Constraints,
+    Data,
+    Delta,
+    Device,
+    DiagnosisRun,
+    Download,
+    Draws,
+    DryRun,
+    Epochs,
+    Evidence,
+    Expand,
+    ImageSize,
+    ImagesPerCategory,
+    Layers,
+    LearningRate,
+    Limit,
+    Masks,
+    MaxLoss,
+    Model,
+    Norm,
+    OnError,
+    Optimizer,
+    Out,
+    Primary,
+    Scale,
+    Seed,
+    Seeds,
+    Targets,
+    Tau,
+    Text,
+    Theta,
+    Weight,
+    WeightDecay,
+    Weights,
+    Workers,
+)
 from torchdoctor.terminal import AsJson, ProgressBar, show
 from torchdoctor.types import InputError, ModelDoctorError
 
@@ -21,73 +65,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Text = str | None
-Whole = int | None
-Number = float | None
-Many = list[str] | None
-
-
-def _flag(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, show_default=False)
-
-
-Model = Annotated[
-    Text, _flag("--model", "A name of `models`, torchvision:NAME, timm:NAME, package.module:factory.")
-]
-Weights = Annotated[
-    Text, _flag("--weights", "Trained weights: .safetensors, a state dict of torch.save, or pretrained.")
-]
-Data = Annotated[
-    Text, _flag("--data", "NAME@ROOT, torchvision:CLASS@ROOT, folder:PATH, parquet:PATH, table:FILE, scenes.")
-]
-Out = Annotated[Text, _flag("--out", "The run's folder; must not exist yet. [runs/<verb>-<time>]")]
-Config = Annotated[Text, _flag("--config", "A YAML file of settings; the command line goes before it.")]
-Seeds = Annotated[Whole, _flag("--seeds", "How many times treatment and control are repeated. [3]")]
-Seed = Annotated[Whole, _flag("--seed", "The number all randomness starts from. [0]")]
-Epochs = Annotated[Whole, _flag("--epochs", "Passes over the training images. [train: 20; treat: 5]")]
-Limit = Annotated[Whole, _flag("--limit", "Training images per category at most.")]
-BatchSize = Annotated[Whole, _flag("--batch-size", "Images per step. [64]")]
-Workers = Annotated[Whole, _flag("--workers", "Loading processes for data too large for memory. [0]")]
-Device = Annotated[Text, _flag("--device", "auto, cpu or cuda. [auto]")]
-Primary = Annotated[Text, _flag("--primary", "The test split that decides. [scenes: shifted]")]
-ImageSize = Annotated[
-    Whole, _flag("--image-size", "Side of the images in pixels. [the weights', or the data's]")
-]
-Channels = Annotated[Whole, _flag("--channels", "3, or 1: images made grey. [the weights', or 3]")]
-Classes = Annotated[Whole, _flag("--classes", "Draw that many categories at random.")]
-ClassesSeed = Annotated[Whole, _flag("--classes-seed", "What the drawn categories depend on. [0]")]
-Download = Annotated[bool | None, _flag("--download", "Let torchvision fetch the data.")]
-OnError = Annotated[Text, _flag("--on-error", "Images that do not decode: fail or skip. [fail]")]
-Optimizer = Annotated[Text, _flag("--optimizer", "sgd or adamw. [sgd]")]
-LearningRate = Annotated[Number, _flag("--learning-rate", "Highest learning rate. [train: 0.1; treat: 0.01]")]
-WeightDecay = Annotated[Number, _flag("--weight-decay", "Weight decay of matrices. [0.0005]")]
-Norm = Annotated[Text, _flag("--norm", "Batch-norm statistics: frozen or train. [train]")]
-Augment = Annotated[Text, _flag("--augment", "none, crop or crop_flip. [crop_flip]")]
-Layers = Annotated[Many, _flag("--layers", "Layers, by dotted name. [last convolution and two earlier]")]
-Evidence = Annotated[
-    Text,
-    _flag("--evidence", "gradient (diagnose) or gradient_x_activation (treat, checkup)."),
-]
-Scale = Annotated[Text, _flag("--scale", "none (the paper's) or share of the evidence. [share]")]
-Draws = Annotated[Whole, _flag("--draws", "Noise draws J; 0: none. [diagnosis: 10; treatment steps: 1]")]
-Delta = Annotated[Number, _flag("--delta", "Noise range, in units of the map. [0.1 x the layer's deviation]")]
-Theta = Annotated[Number, _flag("--theta", "Relative height from which a kernel is correlated. [0.2]")]
-ImagesPerCategory = Annotated[Whole, _flag("--images-per-category", "Sifted images per category, T. [100]")]
-Confidence = Annotated[Number, _flag("--confidence", "Confidence from which an image is sifted. [0.9]")]
-DiagnosisRun = Annotated[Text, _flag("--diagnosis", "A run whose diagnosis is used. [made first]")]
-Constraints = Annotated[
-    Many, _flag("--constraints", "channel, space. [channel, and space where masks exist]")
-]
-Weight = Annotated[Many, _flag("--weight", "auto, a number, or constraint=number. [auto]")]
-Tau = Annotated[Number, _flag("--tau", "auto: the penalty's gradient norm, relative to the loss's. [0.3]")]
-Targets = Annotated[
-    Text, _flag("--targets", "n and s of Eq. 5: prediction (the paper's) or label. [prediction]")
-]
-Masks = Annotated[Whole, _flag("--masks-per-category", "Masks used per category. [20]")]
-Expand = Annotated[Whole, _flag("--expand-pixels", "Growth of the object, in input pixels. [30 at 224 px]")]
-MaxLoss = Annotated[Number, _flag("--max-loss", "Points that no other split may lose. [5]")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long; write nothing.")]
-
 
 def _settings(given: dict[str, Any]) -> Any:
     """Merge defaults, file and command line."""
@@ -97,7 +74,7 @@ def _settings(given: dict[str, Any]) -> Any:
     return settings_from(rest, given.get("config"))
 
 
-def _run(verb: str, given: dict[str, Any]) -> None:
+def _run(verb: str, given: dict[str, Any], **more: Any) -> None:
     """Run one verb on its parsed options, or only plan it."""
     from torchdoctor import engine, summary
 
@@ -107,7 +84,7 @@ def _run(verb: str, given: dict[str, Any]) -> None:
         return
     run = getattr(engine, f"run_{verb}")
     with ProgressBar(given["json_"]) as progress:
-        outcome = run(settings, progress)
+        outcome = run(settings, progress, **more)
     _finish(outcome, given["json_"])
 
 
@@ -145,11 +122,14 @@ def diagnose(
     epochs: Epochs = None, primary: Primary = None, image_size: ImageSize = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
     on_error: OnError = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
     json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
-    """Find which kernels each category depends on, and how much evidence lies on the background."""
-    _run("diagnose", dict(locals()))
+    """Find which kernels each category depends on, where its evidence lies, and why images are mistaken."""
+    given = dict(locals())
+    more = {"resume": given.pop("resume"), "say": lambda text: print(text, file=sys.stderr)}
+    _run("diagnose", given, **more)
 
 
 @app.command()
@@ -248,6 +228,8 @@ def predict(
     show(found, json_, summary.print_predictions)
 
 
+app.command()(cli_diagnosis.explain)
+app.command()(cli_diagnosis.robustness)
 app.command()(cli_models.models)
 app.command()(cli_models.layers)
 app.command()(cli_data.datasets)

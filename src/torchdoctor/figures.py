@@ -65,7 +65,7 @@ def correlation_heat_map(diagnosis: Diagnosis, layer: str, most_kernels: int = 1
     order = kernel_order(rows, diagnosed, most_kernels)
     categories = len(diagnosis.classes)
     row_height = float(np.clip(3.2 / categories, 0.145, 0.36))
-    figure, (axes,) = _canvas(categories * row_height + 0.95)
+    figure, (axes,) = canvas(categories * row_height + 0.95)
     shown = np.where(diagnosed[:, None], rows[:, order], 0.0)
     picture = axes.imshow(shown, cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     _mark_correlated(axes, found.correlated[:, order] & diagnosed[:, None], shown, row_height)
@@ -86,7 +86,7 @@ def confusion_matrix(diagnosis: Diagnosis) -> Figure:
     share = 100.0 * diagnosis.confusion / np.maximum(totals, 1)
     categories = len(diagnosis.classes)
     row_height = float(np.clip(4.0 / categories, 0.145, 0.4))
-    figure, (axes,) = _canvas(categories * row_height + 1.6)
+    figure, (axes,) = canvas(categories * row_height + 1.6)
     norm = PowerNorm(0.5, vmin=0, vmax=100)
     picture = axes.imshow(share, cmap=AMOUNTS, norm=norm, aspect="auto", interpolation="nearest")
     _hatch_rows(axes, np.flatnonzero(totals[:, 0] == 0), categories, _font(row_height), "no images")
@@ -113,7 +113,7 @@ def category_gains(comparison: Comparison, split: str) -> Figure:
     base = np.asarray(chosen.per_category.get("base", (np.nan,) * gains.size), dtype=float)[order]
     gains, places = gains[order], np.arange(gains.size)
     row_height = float(np.clip(3.4 / gains.size, 0.165, 0.36))
-    figure, (left, right) = _canvas(gains.size * row_height + 0.95, panels=(1.0, 1.5))
+    figure, (left, right) = canvas(gains.size * row_height + 0.95, panels=(1.0, 1.5))
     left.barh(places, np.nan_to_num(base), height=0.62, color="#c3cad1")
     right.barh(places, np.nan_to_num(gains), height=0.62, color=np.where(gains < 0, ORANGE, BLUE).tolist())
     right.axvline(0, color=INK, linewidth=0.8)
@@ -137,7 +137,7 @@ def category_gains(comparison: Comparison, split: str) -> Figure:
 def accuracy_summary(comparison: Comparison) -> Figure:
     """Draw the accuracy of every arm on every split, a faint dot per seed, and the gain with its interval."""
     splits = list(comparison.splits.items())
-    figure, (left, right) = _canvas(0.8 * len(splits) + 0.95, panels=(1.5, 1.0))
+    figure, (left, right) = canvas(0.8 * len(splits) + 0.95, panels=(1.5, 1.0))
     for place, (_, split) in enumerate(splits):
         for lane, (arm, colour) in enumerate(ARMS.items()):
             label = arm if place == 0 else None
@@ -178,14 +178,14 @@ def overlay(
     return (1 - opacity) * grey[..., None] + opacity * colours
 
 
-def _canvas(height: float, panels: tuple[float, ...] = (1.0,)) -> tuple[Figure, list[Axes]]:
-    """Return a white figure and its axes side by side, without box, in quiet ink."""
+def canvas(height: float, panels: tuple[float, ...] = (1.0,), rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a white figure and its axes side by side, row by row, without box, in quiet ink."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(WIDTH, height), dpi=100, layout="constrained", facecolor="white")
-    row = list(figure.subplots(1, len(panels), squeeze=False, width_ratios=panels)[0])
-    for axes in row:
+    grid = list(figure.subplots(rows, len(panels), squeeze=False, width_ratios=panels).flat)
+    for axes in grid:
         axes.spines[:].set_visible(False)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -193,7 +193,7 @@ def _canvas(height: float, panels: tuple[float, ...] = (1.0,)) -> tuple[Figure, 
         axes.tick_params(length=0, labelcolor=INK, labelsize=9)
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set(color=MUTED, fontsize=9)
-    return figure, row
+    return figure, grid
 
 
 def _font(row_height: float) -> float:

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from torchdoctor import figures
+from torchdoctor.diagnosis_figures import noise_curves, sparsity_by_layer
+from torchdoctor.robustness import Robustness
 from torchdoctor.types import Comparison, Diagnosis
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 SIDE = 160
 MOST_CATEGORIES = 100
+MOST_LAYERS = 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,12 @@ class Picture:
     alt: str
 
 
-def drawn_figures(diagnosis: Diagnosis, comparison: Comparison | None, most_layers: int) -> dict[str, Any]:
+def drawn_figures(
+    diagnosis: Diagnosis,
+    comparison: Comparison | None,
+    most_layers: int,
+    robustness: Robustness | None = None,
+) -> dict[str, Any]:
     """Draw all figures of a report; heat maps and gains come as (name, picture) pairs.
 
     With more than 100 categories the heat maps show the least accurate ones, the gains the best and the
@@ -44,7 +52,13 @@ def drawn_figures(diagnosis: Diagnosis, comparison: Comparison | None, most_laye
             for one in fewer.layers[-most_layers:]
         ],
         "confusion": None,
+        "sparsity": draw(sparsity_by_layer(fewer), "Share of kernels that carry the evidence, by layer"),
+        "noise": None,
     }
+    if robustness is not None:
+        drawn["noise"] = draw(
+            noise_curves(robustness), "Accuracy of normal and adversarial images under noise"
+        )
     if fewer is diagnosis:
         alt = "Confusion matrix of the diagnosed images"
         drawn["confusion"] = draw(figures.confusion_matrix(diagnosis), alt)
@@ -136,6 +150,19 @@ def ramp(steps: int = 9) -> list[str]:
     amounts = np.linspace(0, 1, steps)[None]
     colours = figures.overlay(np.full((1, steps, 3), 0.5), amounts, 1.0)[0]
     return [f"rgb({', '.join(f'{255 * part:.0f}' for part in colour)})" for colour in colours]
+
+
+def figure_files(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as PNG and as SVG, the same bytes each time."""
+    from matplotlib import rc_context
+
+    found = {}
+    with rc_context({"svg.hashsalt": "torchdoctor"}):
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+            found[kind] = buffer.getvalue()
+    return found
 
 
 def _grown(area: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:

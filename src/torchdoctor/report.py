@@ -15,7 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from torchdoctor import figures
-from torchdoctor.pictures import MOST_CATEGORIES, Picture, drawn_figures, photograph, ramp
+from torchdoctor.causes import Causes
+from torchdoctor.error_cards import ExplainedError, cause_rows, error_cards
+from torchdoctor.pictures import MOST_CATEGORIES, MOST_LAYERS, Picture, drawn_figures, photograph, ramp
+from torchdoctor.robustness import Robustness
+from torchdoctor.rows import sparsity
 from torchdoctor.types import Comparison, Diagnosis, SplitComparison
 
 Kind = Literal["repaired", "broken", "still wrong", "annotated"]
@@ -26,7 +30,6 @@ KINDS: Mapping[Kind, str] = {
     "annotated": "the object was marked, so the background is known",
 }
 MOST_EXAMPLES = 36
-MOST_LAYERS = 16
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,13 @@ def render_report(
     command: str,
     loading_code: str,
     notes: Sequence[str],
+    causes: Causes | None = None,
+    explained: Sequence[ExplainedError] = (),
+    robustness: Robustness | None = None,
 ) -> str:
     """Return the whole report as one HTML page; without a comparison it reports the diagnosis alone.
 
+    The causes of errors, some of them explained, and the noise curves are shown where they are given.
     At most 36 examples and the heat maps of the last 16 layers are shown, so that the page can be mailed.
     """
     treated = comparison is not None or bool(prescription)
@@ -91,7 +98,13 @@ def render_report(
         headline=headline(diagnosis, comparison, treated=bool(prescription)),
         explanation=explanation(diagnosis, comparison, treated=bool(prescription)),
         cards=_cards(diagnosis, comparison),
-        pictures=drawn_figures(diagnosis, comparison, MOST_LAYERS),
+        pictures=drawn_figures(diagnosis, comparison, MOST_LAYERS, robustness),
+        causes=causes,
+        cause_rows=cause_rows(causes) if causes else [],
+        error_cards=error_cards(explained),
+        robustness=robustness,
+        agreement={one.name: _mean(one.agreement[len(one.agreement) // 2]) for one in diagnosis.layers},
+        sparsity={one.name: _mean(sparsity(one.correlation)) for one in diagnosis.layers},
         layers_left_out=max(0, len(diagnosis.layers) - MOST_LAYERS),
         examples=_examples(examples[:MOST_EXAMPLES], treated),
         examples_left_out=max(0, len(examples) - MOST_EXAMPLES),

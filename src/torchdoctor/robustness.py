@@ -79,7 +79,8 @@ def robustness(
     example = first_images(model, images)
     if len(mean) != example.shape[1] or len(std) != example.shape[1]:
         raise InputError(
-            f"mean and std hold {len(mean)} and {len(std)} numbers; the images have {example.shape[1]} channels"
+            f"mean and std hold {len(mean)} and {len(std)} numbers; expected one for each of the images' "
+            f"{example.shape[1]} channels"
         )
     pixel = _pixel_limits(mean, std, example)
     with measuring(model):

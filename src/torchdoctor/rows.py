@@ -12,7 +12,7 @@ from scipy import stats
 from torchdoctor.types import QUANTILES, LayerDiagnosis
 
 LEVEL = 0.95  # of the interval around every a[c, k]
-LEAST_DRIFT, DRIFT_TIMES_MEDIAN = 0.12, 4.0
+LEAST_DRIFT, DRIFT_TIMES_MEDIAN = 0.3, 5.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def sparsity(
 
 
 def out_of_step(drift: Float[np.ndarray, " kernel"]) -> tuple[int, ...]:
-    """Return the kernels whose drift stands out in their layer: above 0.12 and four times the median."""
+    """Return the kernels whose drift stands out in their layer: above 0.3 and five times the median."""
     if np.isnan(drift).any() or not len(drift):
         return ()
     limit = max(LEAST_DRIFT, DRIFT_TIMES_MEDIAN * float(np.median(drift)))

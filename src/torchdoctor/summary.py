@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from torchdoctor.engine import Outcome
+from torchdoctor.rows import sparsity
 from torchdoctor.types import Comparison, Diagnosis
 
 
@@ -30,12 +32,16 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         print_comparison(console, outcome.comparison)
         if outcome.diagnosis is not None and outcome.diagnosis.inconclusive:
             console.print("Inconclusive: most categories could not be diagnosed.")
-    for name in ("validation_accuracy", "weights", "report", "out"):
+    for name in ("validation_accuracy", "weights", "report", "figures", "out"):
         if name in outcome.record:
             value = outcome.record[name]
             text = f"{value:.1f} %" if isinstance(value, float) else str(value)
             console.print(f"{name.replace('_', ' ')}: {text}", highlight=False, soft_wrap=True, markup=False)
     _print_facts(console, outcome.record)
+    causes: Any = outcome.record.get("causes") or {}
+    if causes:
+        text = ", ".join(f"{name} {number}" for name, number in causes.items())
+        console.print(f"causes of validation errors: {text}", highlight=False, soft_wrap=True)
     if outcome.loading_code:
         console.print("\nLoad it in plain PyTorch:", markup=False)
         console.print(outcome.loading_code, highlight=False, soft_wrap=True, markup=False)
@@ -60,25 +66,47 @@ def _print_facts(console: Console, record: Mapping[str, Any]) -> None:
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """Print the diagnosed layers, the categories, and what could not be diagnosed."""
     table = Table(title="Diagnosis", title_justify="left")
-    for name in ("layer", "kernels", "correlated per category", "delta", "background share"):
-        table.add_column(name, justify="left" if name == "layer" else "right")
+    columns = (
+        "layer", "kernels", "correlated per category", "for 90 % of the evidence", "agreement", "delta",
+        "background share", "computed by",
+    )  # fmt: skip
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("layer", "computed by") else "right")
     for layer in diagnosis.layers:
         counts = layer.correlated.sum(1)[diagnosis.counts > 0]
-        known = layer.background_share[~(layer.background_share != layer.background_share)]
+        known = layer.background_share
         table.add_row(
             layer.name,
             str(layer.correlation.shape[1]),
             f"{counts.min()} to {counts.max()}" if len(counts) else "-",
+            share_of(sparsity(layer.correlation)),
+            shown(_mean(layer.agreement[len(layer.agreement) // 2]), 2),
             f"{layer.delta:.3g}",
-            f"{100 * known.mean():.0f} %" if len(known) else "-",
+            share_of(known),
+            layer.path,
         )
     console.print(table)
+    for layer in diagnosis.layers:
+        for flag in layer.flags:
+            console.print(f"{layer.name}: {flag}", highlight=False, markup=False, soft_wrap=True)
     missing = diagnosis.not_diagnosed
     if missing:
         most = diagnosis.sifting.images_per_category
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         console.print(f"not diagnosed: 0 of {most}: {names}", markup=False, soft_wrap=True)
     print_confusions(console, diagnosis)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of what is not NaN; NaN without any."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def share_of(values: np.ndarray) -> str:
+    """Return the mean of shares in percent, or a dash."""
+    mean = _mean(values)
+    return "-" if math.isnan(mean) else f"{100 * mean:.0f} %"
 
 
 def print_confusions(console: Console, diagnosis: Diagnosis, most: int = 5) -> None:

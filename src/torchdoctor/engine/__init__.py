@@ -1,5 +1,6 @@
 """Run verbs on settings and keep what they made in run folders."""
 
+from torchdoctor.engine.explaining import run_explain
 from torchdoctor.engine.listing import survey
 from torchdoctor.engine.planning import plan
 from torchdoctor.engine.prediction import predict
@@ -11,6 +12,7 @@ from torchdoctor.engine.verbs import (
     run_demo,
     run_diagnose,
     run_report,
+    run_robustness,
     run_train,
     run_treat,
 )
@@ -24,7 +26,9 @@ __all__ = [
     "run_compare",
     "run_demo",
     "run_diagnose",
+    "run_explain",
     "run_report",
+    "run_robustness",
     "run_train",
     "run_treat",
     "settings_from",

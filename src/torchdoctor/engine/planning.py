@@ -14,7 +14,7 @@ from torchdoctor.diagnosis import diagnose
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.settings import Settings, Verb, filled
-from torchdoctor.engine.stages import out_folder, recipe_of, taken_over
+from torchdoctor.engine.stages import cost_of, out_folder, recipe_of, taken_over
 from torchdoctor.engine.storage import RunFolder
 from torchdoctor.prescription import Prescription
 from torchdoctor.sifting import device_of, predict_logits
@@ -73,6 +73,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
         "masks": case.data.has_masks,
         "preprocessing": case.data.preprocessing.to_json(),
         "layers": case.layers,
+        **({"diagnosis": cost_of(case)} if verb != "train" else {}),
         "seeds": case.settings.seeds,
         "epochs": case.settings.epochs,
         "steps_per_arm": steps,
@@ -134,7 +135,7 @@ def _term(case: Case, batch: Batch, model: torch.nn.Module) -> Term:
         scale=settings.scale,
         weights=dict.fromkeys(names, 0.0),
     )
-    noise = Noise(1 if settings.draws is None else settings.draws)
+    noise = Noise(settings.draws_per_step)
     prescription = Prescription(constraints, diagnosis, noise, settings.targets, settings.expand_pixels or 0)
     return prescription.term(model, 0)
 
@@ -142,7 +143,7 @@ def _term(case: Case, batch: Batch, model: torch.nn.Module) -> Term:
 def _diagnosis_seconds(case: Case, batch: Batch) -> float:
     """Estimate the diagnosis from one batch: predictions over all images, draws over the sifted ones."""
     settings = case.settings
-    draws = 10 if settings.draws is None else settings.draws
+    draws = settings.draws if settings.draws is not None else 10
     predicting = _timed(lambda: predict_logits(case.model, [batch]))
     pixels = batch.images.to(device_of(case.model))
     one = _timed(

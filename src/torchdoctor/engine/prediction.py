@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import nn
 
 from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, ImageTable, Loader, Preprocessing
-from torchdoctor.data.decoding import decode_image
+from torchdoctor.data.folder import FolderImages, is_image_file, mask_beside
 from torchdoctor.engine.preparation import device_named, model_of_card
 from torchdoctor.engine.settings import Settings
-from torchdoctor.models import load_into, load_model, load_weights, weights_card
+from torchdoctor.models import (
+    PRETRAINED,
+    load_into,
+    load_model,
+    load_weights,
+    own_preprocessing,
+    weights_card,
+)
 from torchdoctor.sifting import predict_logits
 from torchdoctor.types import InputError
-
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]:
@@ -27,20 +32,9 @@ def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]
     Folders are searched for images. The model, its categories and its preprocessing come from the
     card beside the weights (`train` and `treat` write one); without a card, categories are numbers.
     """
-    if settings.weights is None:
-        raise InputError("--weights is missing: give the classifier's .safetensors or state dict")
-    files = _image_files(paths)
-    card: dict[str, Any] = dict(weights_card(settings.weights) or {})
-    name = settings.model or model_of_card(card, settings.weights)
-    if name is None:
-        raise InputError("--model is missing, and no card lies beside the weights: give torchvision:NAME")
-    state = load_weights(settings.weights)
-    preprocessing = _preprocessing(settings, card)
-    classes = card.get("classes") or [str(one) for one in range(_head_size(name, state, preprocessing))]
-    model = load_model(name, classes, channels=preprocessing.channels, image_size=preprocessing.image_size)
-    load_into(model, state, settings.weights)
-    model = model.to(device_named(settings.device))
-    loader = Loader(_table(files, classes), preprocessing, settings.batch_size)
+    files = image_files(paths)
+    model, classes, preprocessing = load_classifier(settings)
+    loader = Loader(table_of_files(files, classes), preprocessing, settings.batch_size)
     _, _, logits = predict_logits(model, loader)
     confidence, category = logits.double().softmax(1).topk(min(2, len(classes)), dim=1)
     return [
@@ -53,6 +47,52 @@ def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]
         }
         for file, best, sure in zip(files, category.tolist(), confidence.tolist(), strict=True)
     ]
+
+
+def load_classifier(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
+    """Return the network with its weights, its categories and its preprocessing; no data are needed.
+
+    Published weights (`pretrained`) bring their own; InputError says what is missing.
+    """
+    if settings.weights is None:
+        raise InputError("--weights is missing: give the classifier's .safetensors or state dict")
+    if settings.weights == PRETRAINED:
+        return _published(settings)
+    card: dict[str, Any] = dict(weights_card(settings.weights) or {})
+    name = settings.model or model_of_card(card, settings.weights)
+    if name is None:
+        raise InputError("--model is missing, and no card lies beside the weights: give torchvision:NAME")
+    state = load_weights(settings.weights)
+    preprocessing = _preprocessing(settings, card)
+    classes = card.get("classes") or [str(one) for one in range(_head_size(name, state, preprocessing))]
+    model = load_model(name, classes, channels=preprocessing.channels, image_size=preprocessing.image_size)
+    load_into(model, state, settings.weights)
+    return model.to(device_named(settings.device)).eval(), tuple(classes), preprocessing
+
+
+def _published(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
+    """Return a network with the weights that its library publishes, head and all."""
+    if settings.model is None:
+        raise InputError(f"--model is missing: --weights {PRETRAINED} needs torchvision:NAME or timm:NAME")
+    own = own_preprocessing(settings.model, pretrained=True)
+    if not own.get("categories"):
+        raise InputError(
+            f"--weights {PRETRAINED}: {settings.model} has no published weights with a known head"
+        )
+    size = settings.image_size or own["image_size"]
+    preprocessing = Preprocessing(size, tuple(own["mean"]), tuple(own["std"]))
+    classes = imagenet_names(own["categories"])
+    model = load_model(settings.model, classes, PRETRAINED, image_size=size)
+    return model.to(device_named(settings.device)).eval(), classes, preprocessing
+
+
+def imagenet_names(categories: int) -> tuple[str, ...]:
+    """Return the names of ImageNet's 1000 categories; numbers for any other head."""
+    if categories != 1000:
+        return tuple(map(str, range(categories)))
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
 def _head_size(name: str, state: dict[str, torch.Tensor], fitted: Preprocessing) -> int:
@@ -76,12 +116,12 @@ def _preprocessing(settings: Settings, card: dict[str, Any]) -> Preprocessing:
     return Preprocessing(settings.image_size or 224, tuple(mean), tuple(std))
 
 
-def _image_files(paths: Sequence[str]) -> list[Path]:
+def image_files(paths: Sequence[str]) -> list[Path]:
     """List the images; InputError for what is missing or no image."""
     files: list[Path] = []
     for one in map(Path, paths):
         if one.is_dir():
-            files += sorted(f for f in one.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())
+            files += sorted(f for f in one.rglob("*") if is_image_file(str(f)) and f.is_file())
         elif one.is_file():
             files.append(one)
         else:
@@ -91,18 +131,19 @@ def _image_files(paths: Sequence[str]) -> list[Path]:
     return files
 
 
-def _table(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
-    """Make a table of unlabelled images."""
+def table_of_files(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
+    """Make a table of image files, with the masks beside them; an unknown label is category 0.
 
-    def read(position: int) -> tuple[Image.Image, None]:
-        return decode_image(files[position], str(files[position])), None
-
-    number = len(files)
+    A label is known where the file lies in a folder that is called like a category.
+    """
+    masks = tuple(mask_beside(file) for file in files)
+    names = list(classes)
+    labels = [names.index(file.parent.name) if file.parent.name in names else 0 for file in files]
     return ImageTable(
         classes=tuple(classes),
-        labels=np.zeros(number, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
         names=tuple(map(str, files)),
-        ids=np.arange(number, dtype=np.int64),
-        read=read,
-        has_mask=np.zeros(number, dtype=bool),
+        ids=np.arange(len(files), dtype=np.int64),
+        read=FolderImages(Path(), tuple(files), masks),
+        has_mask=np.array([one is not None for one in masks], dtype=bool),
     )

@@ -17,7 +17,7 @@ from torchdoctor.constraints import CONSTRAINTS
 from torchdoctor.data import EXPECTED, Splits, load_data
 from torchdoctor.engine.settings import Settings
 from torchdoctor.gradients import map_shapes, measuring
-from torchdoctor.layers import default_layers
+from torchdoctor.layers import chosen_layers, default_layers
 from torchdoctor.models import (
     MODELS,
     PRETRAINED,
@@ -181,8 +181,8 @@ def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ..
             "categories: give a model with one logit per category"
         )
     if settings.layers is not None:
-        map_shapes(model, example, settings.layers)
-        chosen = settings.layers
+        chosen = chosen_layers(model, example, settings.layers)
+        map_shapes(model, example, chosen)
     else:
         known = settings.model in MODELS
         chosen = MODELS[str(settings.model)].layers if known else default_layers(model, example)

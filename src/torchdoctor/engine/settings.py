@@ -14,7 +14,7 @@ import yaml
 
 from torchdoctor.types import Evidence, InputError, NormPolicy, Scale, Targets
 
-Verb = Literal["train", "diagnose", "treat", "checkup", "demo"]
+Verb = Literal["train", "diagnose", "treat", "checkup", "demo", "robustness"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settings:
     layers: tuple[str, ...] | None = None
     evidence: Evidence | None = None
     scale: Scale = "share"
-    draws: int | None = None
+    draws: int | Literal["exact"] | None = None
     delta: float | None = None
     theta: float = 0.2
     images_per_category: int = 100
@@ -91,6 +91,13 @@ class Settings:
                 raise InputError(f"--weight {part!r}: {name} has a weight already")
             named[name] = read
         return named
+
+    @property
+    def draws_per_step(self) -> int:
+        """The noise draws of a treatment's step; InputError for `exact`, which is of a diagnosis."""
+        if self.draws == "exact":
+            raise InputError("--draws 'exact' is for diagnose: a treatment's steps need a number of draws")
+        return 1 if self.draws is None else self.draws
 
 
 LEAST = {
@@ -163,6 +170,8 @@ def _checked(name: str, value: object, kind: Any) -> object:
     """Return the value in the setting's type; InputError says what was expected."""
     flag = "--" + name.replace("_", "-")
     allowed = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if any(get_origin(one) is Literal and value in get_args(one) for one in allowed):
+        return value
     wanted = next(one for one in allowed if one is not type(None))
     if wanted is bool:
         if not isinstance(value, bool):
@@ -216,7 +225,7 @@ def filled(settings: Settings, verb: Verb) -> Settings:
         "epochs": 20 if scratch else 5,
         "learning_rate": 0.1 if scratch else 0.01,
         "norm": "train",
-        "evidence": "gradient" if verb == "diagnose" else "gradient_x_activation",
+        "evidence": "gradient" if verb in ("diagnose", "robustness") else "gradient_x_activation",
     }
     missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
     return replace(settings, **missing)

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from torchdoctor.diagnosis import Progress, diagnose, state_sha256
-from torchdoctor.engine.examples import collect_examples
+from torchdoctor.engine.parts import PartsFolder
 from torchdoctor.engine.preparation import Case, environment, loading_code
 from torchdoctor.engine.records import (
     comparison_record,
@@ -21,13 +23,15 @@ from torchdoctor.engine.records import (
 from torchdoctor.engine.settings import Settings, read_config, settings_record
 from torchdoctor.engine.storage import (
     open_run,
-    write_bytes,
     write_json,
     write_weights,
     write_yaml,
 )
 from torchdoctor.evaluation import compare
-from torchdoctor.report import render_report
+from torchdoctor.evidence import diagnosis_cost
+from torchdoctor.gradients import measuring
+from torchdoctor.rows import sparsity
+from torchdoctor.sifting import device_of, dtype_of
 from torchdoctor.training import Recipe, accuracy, fit
 from torchdoctor.treatment import treat
 from torchdoctor.types import Arm, Comparison, Diagnosis, InputError, Treatment
@@ -59,9 +63,14 @@ def out_folder(settings: Settings, verb: str) -> Path:
 
 def start_run(folder: Path, verb: str, case: Case) -> None:
     """Write what the run is and where it runs."""
-    write_yaml(folder / "config.yaml", settings_record(verb, replace(case.settings, out=str(folder))))
+    write_yaml(folder / "config.yaml", run_record(folder, verb, case))
     write_json(folder / "data.json", case.facts)
     write_json(folder / "environment.json", environment())
+
+
+def run_record(folder: Path, verb: str, case: Case) -> dict[str, object]:
+    """Return what config.yaml holds of a run."""
+    return settings_record(verb, replace(case.settings, out=str(folder)))
 
 
 def recipe_of(settings: Settings) -> Recipe:
@@ -112,8 +121,9 @@ def train_stage(case: Case, folder: Path, progress: Progress) -> Outcome:
 
 
 def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
-    """Make the diagnosis and save it."""
+    """Make the diagnosis and save it; what an interrupted run had computed is used."""
     settings = case.settings
+    parts = PartsFolder(folder / "diagnosis" / "parts")
     assert settings.evidence is not None
     diagnosis = diagnose(
         case.model,
@@ -128,10 +138,27 @@ def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
         confidence=settings.confidence,
         annotations_per_category=max(20, settings.masks_per_category),
         seed=settings.seed,
+        parts=parts,
         progress=progress,
     )
     save_diagnosis(folder / "diagnosis", diagnosis)
+    parts.remove()
     return diagnosis
+
+
+def cost_of(case: Case) -> str:
+    """Say what a diagnosis will cost, in forward passes, before it is made."""
+    draws = case.settings.draws if case.settings.draws is not None else 10
+    pixels = torch.cat([batch.images for batch in case.data.train.select(case.data.train.table.ids[:2])])
+    pixels = pixels.to(device_of(case.model), dtype_of(case.model))
+    with measuring(case.model):
+        passes = diagnosis_cost(case.model, pixels, case.layers, draws)
+    sifted = min(len(case.data.train), case.settings.images_per_category * len(case.classes))
+    noise = "no noise" if draws == 0 else f"draws: {draws}"
+    return (
+        f"{len(case.layers)} layer(s), {noise}: about {passes:.1f} forward passes for each of at most "
+        f"{sifted:,} sifted images, after one for each of {len(case.data.train):,}"
+    )
 
 
 def diagnosis_record(folder: Path, diagnosis: Diagnosis) -> dict[str, object]:
@@ -154,6 +181,9 @@ def diagnosis_record(folder: Path, diagnosis: Diagnosis) -> dict[str, object]:
                 "correlated_kernels": layer.correlated.sum(1),
                 "background_share": layer.background_share,
                 "delta": layer.delta,
+                "path": layer.path,
+                "kernels_for_90_percent": sparsity(layer.correlation),
+                "agreement": layer.agreement[len(layer.agreement) // 2],
                 "flags": layer.flags,
             }
             for layer in diagnosis.layers
@@ -186,7 +216,7 @@ def treat_stage(
         scale=settings.scale,
         weight=settings.weights_by_constraint,  # type: ignore[arg-type]
         tau=settings.tau,
-        draws=1 if settings.draws is None else settings.draws,
+        draws=settings.draws_per_step,
         targets=settings.targets,
         masks_per_category=settings.masks_per_category,
         annotated_per_batch=settings.annotated_per_batch,
@@ -288,35 +318,6 @@ def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:
     return DONE if comparison.verdict == "helped" else GATE_NOT_MET
 
 
-def report_stage(
-    case: Case,
-    folder: Path,
-    target: Path,
-    diagnosis: Diagnosis,
-    treatment: Treatment | None,
-    comparison: Comparison | None,
-    progress: Progress,
-    verb: str,
-) -> None:
-    """Collect the images behind the errors and write the page."""
-    progress("report", 0, 1)
-    examples = collect_examples(case, treatment, comparison)
-    page = render_report(
-        title=f"{case.settings.model} on {case.settings.data}",
-        diagnosis=diagnosis,
-        comparison=comparison,
-        examples=examples,
-        prescription=treatment.prescription if treatment else (),
-        settings=settings_record(verb, case.settings),
-        environment=environment(),
-        command=command_of(folder, verb),
-        loading_code=lines_of(case, folder) if treatment else "",
-        notes=notes_of(diagnosis),
-    )
-    write_bytes(target, page.encode())
-    progress("report", 1, 1)
-
-
 def command_of(folder: Path, verb: str) -> str:
     """Return the command that runs the same again."""
     config, again = shlex.quote(str(folder / "config.yaml")), shlex.quote(f"{folder}-again")
@@ -335,12 +336,3 @@ def notes_of(diagnosis: Diagnosis) -> list[str]:
     for layer in diagnosis.layers:
         notes += [f"{layer.name}: {flag}" for flag in layer.flags]
     return notes
-
-
-def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, progress: Progress) -> Outcome:
-    """Run the stages of a checkup in a folder."""
-    diagnosis, treatment = treat_stage(case, folder, given, progress)
-    outcome = compare_stage(case, folder, diagnosis, treatment, progress)
-    report = folder / "report.html"
-    report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, progress, "checkup")
-    return replace(outcome, record={**outcome.record, "report": str(report)})

@@ -102,6 +102,7 @@ class RunFolder:
 
     path: Path
     was_there: bool = False
+    resumed: bool = False
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -124,6 +125,26 @@ class RunFolder:
             raise InputError(f"--out {str(path)!r} cannot be written ({error.strerror or error})") from error
         return cls(path, was_there)
 
+    @classmethod
+    def resume(cls, path: Path, wanted: Mapping[str, object]) -> RunFolder:
+        """Go on in an unfinished run's folder, or create it; InputError says what differs from `wanted`.
+
+        `wanted` holds, by file name, what the run is about: its settings and its data.
+        """
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return cls.create(path)
+        for name, now in wanted.items():
+            file = path / name
+            if not file.is_file():
+                raise InputError(
+                    f"--resume: {str(path)!r} has no {name}, so it is no unfinished run to go on with"
+                )
+            was = yaml.safe_load(file.read_text(encoding="utf-8"))
+            difference = _difference(was, plain(now))
+            if difference:
+                raise InputError(f"--resume: {str(file)!r} was made otherwise: {difference}")
+        return cls(path, was_there=True, resumed=True)
+
     def __enter__(self) -> RunFolder:
         """Return the folder."""
         return self
@@ -137,7 +158,11 @@ class RunFolder:
         """
         if kind is None:
             seal(self.path)
-        elif issubclass(kind, InputError) and not any(self.path.rglob("model.safetensors")):
+        elif (
+            issubclass(kind, InputError)
+            and not self.resumed
+            and not any(self.path.rglob("model.safetensors"))
+        ):
             for entry in self.path.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -145,6 +170,22 @@ class RunFolder:
                     entry.unlink(missing_ok=True)
             if not self.was_there:
                 self.path.rmdir()
+
+
+def _difference(was: object, now: object) -> str:
+    """Name the first few entries in which two mappings differ; empty where they do not."""
+    old, new = (one if isinstance(one, dict) else {"": one} for one in (was, now))
+    found = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def is_finished(path: Path) -> bool:
+    """Return whether a folder holds a finished run."""
+    return (path / MANIFEST).is_file()
 
 
 def seal(path: Path) -> None:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from torchdoctor.causes import Causes
 from torchdoctor.diagnosis import Progress, silent
 from torchdoctor.engine.demo import demo_settings
+from torchdoctor.engine.findings import causes_stage, figures_stage, load_causes, write_robustness
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.records import (
     load_comparison,
     load_diagnosis,
     load_treatment,
 )
+from torchdoctor.engine.reporting import checkup_stages, report_stage
 from torchdoctor.engine.settings import Settings, filled, read_config, settings_from, verb_of
 from torchdoctor.engine.stages import (
     DONE,
     INCONCLUSIVE,
     Outcome,
     check_weights,
-    checkup_stages,
     compare_stage,
+    cost_of,
     diagnose_stage,
     diagnosis_record,
     lines_of,
     out_folder,
-    report_stage,
+    run_record,
     start_run,
     taken_over,
     train_stage,
@@ -34,9 +37,11 @@ from torchdoctor.engine.stages import (
 )
 from torchdoctor.engine.storage import (
     RunFolder,
+    is_finished,
     open_run,
     seal,
 )
+from torchdoctor.robustness import RANDOM_LAYER, RANGES, Units, robustness
 from torchdoctor.types import Diagnosis, InputError
 
 
@@ -54,14 +59,79 @@ def run_train(settings: Settings, progress: Progress = silent) -> Outcome:
         return _with_facts(train_stage(case, run.path, progress), case)
 
 
-def run_diagnose(settings: Settings, progress: Progress = silent) -> Outcome:
-    """Diagnose the classifier on its training images."""
+def run_diagnose(
+    settings: Settings,
+    progress: Progress = silent,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Outcome:
+    """Diagnose the classifier on its training images, and find the causes of its validation errors.
+
+    `resume` goes on with an unfinished run in the same folder; a finished one is only read. `say` is told
+    the cost before anything is computed.
+    """
+    if resume and settings.out is None:
+        raise InputError("--resume needs --out RUN: the folder of the run to go on with")
     case = prepare(filled(settings, "diagnose"))
-    with RunFolder.create(out_folder(settings, "diagnose")) as run:
+    folder = out_folder(settings, "diagnose")
+    if resume and is_finished(folder):
+        diagnosis = load_diagnosis(open_run(folder) / "diagnosis")
+        check_weights(case, diagnosis, f"run {str(folder)!r}")
+        return _diagnosed(case, folder, diagnosis, load_causes(folder / "causes.json"))
+    say(cost_of(case))
+    wanted = {"config.yaml": run_record(folder, "diagnose", case), "data.json": case.facts}
+    with RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder) as run:
         start_run(run.path, "diagnose", case)
         diagnosis = diagnose_stage(case, run.path, progress)
-        code = INCONCLUSIVE if diagnosis.inconclusive else DONE
-        return _with_facts(Outcome(code, diagnosis_record(run.path, diagnosis), diagnosis), case)
+        causes = causes_stage(case, run.path, diagnosis, progress)
+        figures_stage(case, run.path / "figures", diagnosis)
+        return _diagnosed(case, run.path, diagnosis, causes)
+
+
+def _diagnosed(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> Outcome:
+    """Return what a diagnosis ends with."""
+    code = INCONCLUSIVE if diagnosis.inconclusive else DONE
+    record = {
+        **diagnosis_record(folder, diagnosis),
+        "validation_accuracy": causes.accuracy,
+        "causes": causes.counts,
+        "figures": str(folder / "figures"),
+    }
+    return _with_facts(Outcome(code, record, diagnosis), case)
+
+
+def run_robustness(
+    settings: Settings,
+    run: str | None = None,
+    *,
+    layer: str = RANDOM_LAYER,
+    ranges: Sequence[float] = RANGES,
+    units: Units = "absolute",
+    number: int = 100,
+    repeats: int = 10,
+    epsilon: float = 8 / 255,
+    progress: Progress = silent,
+) -> Outcome:
+    """Measure the noise curves on validation images, into a new run or into a finished one (`run`)."""
+    if run is not None:
+        folder, case, _ = _reopened(run, {"device": settings.device, "workers": settings.workers})
+        if (folder / "robustness.json").exists():
+            raise InputError(f"run {run!r} holds {folder / 'robustness.json'} already: give --out instead")
+    else:
+        case = prepare(filled(settings, "robustness"))
+        folder = out_folder(settings, "robustness")
+    fitted = case.data.preprocessing
+    with RunFolder(folder) if run is not None else RunFolder.create(folder) as place:
+        found = robustness(
+            case.model, case.data.validation, mean=fitted.mean, std=fitted.std, layer=layer, ranges=ranges,
+            units=units, number=number, repeats=repeats, epsilon=epsilon, seed=case.settings.seed,
+            progress=progress,
+        )  # fmt: skip
+        if run is None:
+            start_run(place.path, "robustness", case)
+        write_robustness(place.path, found)
+    return _with_facts(Outcome(DONE, {"out": str(folder), **asdict(found)}), case)
 
 
 def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
