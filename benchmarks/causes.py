@@ -102,6 +102,9 @@ def one_case(cache: Path, architecture: str, fault: str, seed: int) -> tuple[Cau
         rare = planted.thinned_category(seed)
         concerned = torch.tensor([rare] if fault == "thinned" else [rare, (rare + 1) % len(planted.CLASSES)])
         caused &= {int(one) for batch in batches for one in batch.ids[torch.isin(batch.labels, concerned)]}
+    if fault == "confused":  # what is taken for a third category is not what was planted
+        ids, _, logits = predict_logits(model, batches)
+        caused &= set(ids[torch.isin(logits.argmax(1), concerned)].tolist())
     if fault == "clean":
         caused = set()
     return find_causes(model, batches, diagnosis), caused

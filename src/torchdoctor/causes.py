@@ -43,10 +43,8 @@ CHANGED = 0.05  # share of a category's evidence on changed kernels that counts
 SAME_ON_TRAINING = 20.0  # points between training and validation that count as the same
 SURE, DENIED = 0.3, 0.1  # confidence in the prediction, and in the label, where a label is doubted
 TRUST_FROM, TRUSTED = 0.5, 0.75  # predictions of the same category from half confidence: right ones
-CONFUSED, BOTH = (
-    0.15,
-    0.4,
-)  # share of training images confused either way, and what the two categories hold together
+CONFUSED = 0.1  # share of training images that two categories lose to each other
+BOTH = 0.4  # confidence that the two hold together
 TIED, OF_TIED = 0.15, 0.8  # how near a tie is, and what the two categories hold together
 UNFITTED = 70.0  # points of training accuracy below which a network has not learned its images
 GAP = 15.0  # points lost from training to validation that count as over-fitting

@@ -96,6 +96,9 @@ class _Behind(TorchDispatchMode):
                 raise NoClosedFormError("the map is joined to itself")
         elif name in LINEAR:
             self.gate, self.entering = (-math.inf, math.inf), before
+        elif name in ("mul", "div") and _is_number(args[1]):
+            assert self.scale is not None
+            self.scale = self.scale * args[1] if name == "mul" else self.scale / args[1]
         elif name == "add" and result.shape == before.shape and args[0] is not args[1]:
             pass  # a shortcut
         elif name not in SAME:
@@ -130,6 +133,11 @@ def _refuse_batch_statistics(name: str, args: Any) -> None:
     """Raise where batch-norm couples the images."""
     if name != "_native_batch_norm_legit_no_training" and bool(args[5]):
         raise NoClosedFormError("batch-norm uses the batch's own statistics")
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a factor is one number for all positions."""
+    return value.ndim == 0 if isinstance(value, Tensor) else isinstance(value, int | float)
 
 
 def _first(result: Any) -> Tensor:
@@ -253,7 +261,7 @@ class ClosedForm:
         slope = self.slope(found, pixels, targets).abs()
         if delta == 0:
             size = slope if kind == "gradient" else slope * found.maps.abs()
-            return size * found.passes(torch.zeros_like(found.maps))
+            return size * found.passes(torch.zeros_like(found.maps)[None])[0]
         low, high = found.open_between(delta)
         if kind == "gradient":
             return slope * (high - low) / (2 * delta)
