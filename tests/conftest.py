@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,48 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("TORCHDOCTOR_DATA names no folder")
     return Path(folder)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command line in an empty folder: (exit code, stdout, stderr)."""
+    from torchdoctor import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["torchdoctor", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """An ImageFolder of two colours, 24 px: train/ and test/, and trained weights for it."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", 24), ("test", 8)):
+        for name, colour in (("blue", 2), ("red", 0)):
+            (root / split / name).mkdir(parents=True)
+            for position in range(number):
+                pixels = torch.randint(0, 120, (24, 24, 3), generator=generator, dtype=torch.uint8)
+                pixels[6:18, 6:18, colour] += 120
+                Image.fromarray(pixels.numpy()).save(root / split / name / f"{position}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A finished train run."""
+    out = tmp_path_factory.mktemp("runs") / "base"
+    from torchdoctor.engine import Settings, run_train
+
+    settings = Settings(model="small_resnet", data=f"folder:{photos}", out=str(out), epochs=6, batch_size=16)
+    assert run_train(settings).exit_code == 0
+    return out

@@ -6,7 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from torchdoctor.causes import Cause, Causes, ErrorCause
+from torchdoctor.error_cards import ExplainedError
+from torchdoctor.explanation import CausalCheck, Explanation, StandingOut
 from torchdoctor.report import Example
+from torchdoctor.robustness import Robustness
 from torchdoctor.types import (
     QUANTILES,
     Comparison,
@@ -158,3 +162,49 @@ def fake_example(kind: str, number: int, size: int = 64, name: str = "", label: 
         background_after=0.14 if number % 3 else None,
         kind=kind,  # type: ignore[arg-type]
     )
+
+
+def fake_causes(classes: tuple[str, ...] = CLASSES) -> Causes:
+    """Return errors of several causes, with the numbers they were decided by."""
+    kinds: tuple[Cause, ...] = ("background", "unknown", "label looks wrong", "background")
+    errors = tuple(
+        ErrorCause(
+            number, classes[number % 4], classes[number % 4 + 1], 0.9, kind, {"label_confidence": 0.05}
+        )
+        for number, kind in enumerate(kinds)
+    )
+    return Causes(errors, 200, 98.0)
+
+
+def fake_explanation(label: str, prediction: str, because: bool = True, size: int = 32) -> Explanation:
+    """Return an explanation with two kernels, which decide or do not."""
+    kernels = (
+        StandingOut("layer3.conv2", 17, 2.5, 0.4, 6.1, (prediction, label)),
+        StandingOut("layer3.conv2", 3, 1.5, 0.6, 3.3, ()),
+    )
+    summed = np.linspace(0, 1, size * size).reshape(size, size)
+    return Explanation(
+        label=label, prediction=prediction, runner_up=label, confidence=0.8, runner_up_confidence=0.15,
+        label_confidence=0.15, kernels=kernels,
+        check=CausalCheck(label if because else prediction, 0.6, 4.2, 1.1, because),
+        alike={"layer3.conv2": (0.7, 0.8, 0.95)}, layer="layer3.conv2", summed_map=summed,
+        background_share=0.7, usual_background_share=0.4,
+    )  # fmt: skip
+
+
+def fake_explained(name: str = "cat-1.png", label: str = "cat", prediction: str = "dog") -> ExplainedError:
+    """Return an explained error."""
+    cause = ErrorCause(1, label, prediction, 0.8, "background", {"label_before_others": 1.0, "x": 2.0})
+    image = np.random.default_rng(0).random((32, 32, 3))
+    return ExplainedError(name, cause, fake_explanation(label, prediction), image)
+
+
+def fake_robustness(ranges: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0), repeats: int = 3) -> Robustness:
+    """Return noise curves in which adversarial images come back before normal ones are lost."""
+    fall = np.linspace(100, 60, len(ranges))[:, None] + np.linspace(-3, 0, repeats)
+    rise = np.linspace(0, 35, len(ranges))[:, None] + np.linspace(0, 2, repeats)
+    return Robustness(
+        ranges=ranges, normal=fall, restored=rise, fooled=100 - rise,
+        layers=("conv1", "layer3.conv2", "conv1"), units="absolute", images=100, tried=120,
+        attack_success=83.3, epsilon=8 / 255, seed=0,
+    )  # fmt: skip

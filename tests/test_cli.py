@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from torchdoctor import cli
 from torchdoctor.data import load_data
 from torchdoctor.engine import settings_from
 from torchdoctor.engine.demo import demo_settings
@@ -21,47 +18,6 @@ from torchdoctor.engine.records import load_diagnosis
 from torchdoctor.engine.storage import RunFolder, open_run, sha256_of
 from torchdoctor.models import load_model
 from torchdoctor.types import InputError
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Return a function that runs the command line in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["torchdoctor", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """An ImageFolder of two colours, 24 px: train/ and test/, and trained weights for it."""
-    root = tmp_path_factory.mktemp("photos")
-    generator = torch.Generator().manual_seed(0)
-    for split, number in (("train", 24), ("test", 8)):
-        for name, colour in (("blue", 2), ("red", 0)):
-            (root / split / name).mkdir(parents=True)
-            for position in range(number):
-                pixels = torch.randint(0, 120, (24, 24, 3), generator=generator, dtype=torch.uint8)
-                pixels[6:18, 6:18, colour] += 120
-                Image.fromarray(pixels.numpy()).save(root / split / name / f"{position}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(photos, tmp_path_factory):
-    """A finished train run."""
-    out = tmp_path_factory.mktemp("runs") / "base"
-    from torchdoctor.engine import Settings, run_train
-
-    settings = Settings(model="small_resnet", data=f"folder:{photos}", out=str(out), epochs=6, batch_size=16)
-    assert run_train(settings).exit_code == 0
-    return out
 
 
 def weights(trained):

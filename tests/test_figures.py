@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from fake_results import CLASSES, fake_comparison, fake_diagnosis
 from torchdoctor.figures import (
@@ -29,10 +30,7 @@ from torchdoctor.types import Gain
 def texts(figure) -> list[str]:
     """Return everything written in a figure, as it is shown, after drawing it once."""
     figure.draw_without_rendering()
-    return [
-        text.get_text().replace(r"\$", "$")
-        for text in figure.findobj(match=lambda one: hasattr(one, "get_text"))
-    ]
+    return [text.get_text().replace(r"\$", "$") for text in figure.findobj(match=Text)]
 
 
 def test_rows_are_scaled_between_their_extremes():

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from fake_results import fake_comparison, fake_diagnosis, fake_example
+from fake_results import (
+    fake_causes,
+    fake_comparison,
+    fake_diagnosis,
+    fake_example,
+    fake_explained,
+    fake_robustness,
+)
 from test_report import HOSTILE, page_of
 
 pytestmark = [
@@ -54,10 +61,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     hostile = [fake_example("repaired", 1, name=name, label=name) for name in names]
     contents = {
         "treated": page_of(examples=examples),
+        "errors": page_of(
+            comparison=None,
+            examples=(),
+            causes=fake_causes(),
+            robustness=fake_robustness(),
+            explained=[fake_explained(), fake_explained(long[0] * 3, long[1], long[2])],
+        ),
         "diagnosis": page_of(comparison=None, examples=examples),
         "hostile": page_of(
             title=long[0],
             diagnosis=fake_diagnosis(names),
+            causes=fake_causes(names),
+            explained=[fake_explained(one, one, names[0]) for one in names],
             comparison=fake_comparison(classes=names),
             examples=hostile,
             command="torchdoctor " + "x" * 300,
@@ -69,7 +85,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["treated", "diagnosis", "hostile"])
+@pytest.mark.parametrize("name", ["treated", "diagnosis", "errors", "hostile"])
 def test_the_page_fits_and_loads(browser, pages, name, width):
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)

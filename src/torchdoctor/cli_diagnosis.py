@@ -63,9 +63,12 @@ def robustness(
 ) -> None:  # fmt: skip
     """Measure how normal and adversarial images fare under noise, range by range."""
     from torchdoctor.engine import run_robustness, settings_from
+    from torchdoctor.robustness import Units
+    from torchdoctor.types import check_choice
 
     given = dict(locals())
     chosen = ("weights", "model", "data", "out", "device", "workers", "batch_size", "image_size", "seed")
+    check_choice("--units", units, Units)
     settings = settings_from({name: given[name] for name in chosen}, config)
     more = {} if ranges is None else {"ranges": _numbers(ranges)}
     with ProgressBar(json_) as progress:

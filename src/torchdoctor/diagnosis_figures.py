@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,11 +105,11 @@ def explanation_figure(
     summed = explanation.summed_map
     shown = [
         ("image", image),
-        (f"evidence at {literal(explanation.layer, 22)}", overlay(image, summed, summed.max())),
+        (f"evidence at {literal(explanation.layer, 22)}", overlay(image, summed, float(summed.max()))),
     ]
     if cam is not None:
         empty = "" if cam.max() > 0 else ": nothing positive"
-        shown.append((f"Grad-CAM{empty}", overlay(image, cam, cam.max())))
+        shown.append((f"Grad-CAM{empty}", overlay(image, cam, float(cam.max()))))
     for panel, (title, pixels) in zip(axes, shown, strict=False):
         panel.imshow(np.clip(pixels, 0, 1), interpolation="nearest")
         panel.set_xticks([])
@@ -117,7 +118,8 @@ def explanation_figure(
         if mask is not None:
             panel.contour(mask.astype(float), levels=[0.5], colors="white", linewidths=0.9)
     _kernels(axes[-1], explanation)
-    figure.supxlabel(literal(_caption(explanation), 150), fontsize=10.5, color=INK, x=0.01, ha="left")
+    caption = textwrap.fill(literal(_caption(explanation), 400), 112)
+    figure.supxlabel(caption, fontsize=10, color=INK, x=0.01, ha="left")
     return figure
 
 
@@ -128,7 +130,7 @@ def _caption(explanation: Explanation) -> str:
         said.append(f"Label: {explanation.label}.")
     if explanation.check is not None:
         after = explanation.check.prediction
-        same = "stays" if after == explanation.prediction else f"becomes {after}"
+        same = f"stays {after}" if after == explanation.prediction else f"becomes {after}"
         verdict = "they decide" if explanation.check.agrees else "they do not decide"
         said.append(f"With these kernels silenced it {same}: {verdict}.")
     return " ".join(said)

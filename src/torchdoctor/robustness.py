@@ -82,11 +82,11 @@ def robustness(
             f"mean and std hold {len(mean)} and {len(std)} numbers; expected one for each of the images' "
             f"{example.shape[1]} channels"
         )
+    chosen = _layers(model, example, layer, repeats, seed)
+    shapes = map_shapes(model, example, list(dict.fromkeys(chosen)))
     pixel = _pixel_limits(mean, std, example)
     with measuring(model):
         normal, twins, labels, false, tried = _attacked(model, images, pixel, epsilon, number)
-    chosen = _layers(model, example, layer, repeats, seed)
-    shapes = map_shapes(model, example, list(dict.fromkeys(chosen)))
     rows = np.zeros((3, len(ranges), repeats))
     with measuring(model), torch.no_grad():
         for repeat, name in enumerate(chosen):

@@ -43,8 +43,9 @@ class PartsFolder(MutableMapping[str, Mapping[str, np.ndarray]]):
         self._file(name).unlink()
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names."""
-        return (one.stem for one in sorted(self.folder.glob("*.safetensors")))
+        """Yield the names of what can be read."""
+        names = [one.stem for one in sorted(self.folder.glob("*.safetensors"))]
+        return (one for one in names if one in self)
 
     def __len__(self) -> int:
         """Return how many sets there are."""

@@ -239,6 +239,7 @@ def taken_over(case: Case) -> Diagnosis | None:
     follow must not be asked for.
     """
     settings = case.settings
+    _ = settings.draws_per_step  # refuses what only a diagnosis can do
     if settings.diagnosis is None:
         return None
     source = open_run(Path(settings.diagnosis))
