@@ -20,7 +20,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ import torchvision
 from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
-from torchdoctor import candidate_layers
+from torchdoctor import Batch, candidate_layers, diagnose
 from torchdoctor.evidence import NoiseSource, clean_evidence, probe
 from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.layers import compute_before
@@ -243,6 +243,44 @@ def all_convolutions(net: str, size: int, batch: int, times: int, device: torch.
     }
 
 
+class Drawn:
+    """Images made when they are asked for, so that only what a diagnosis keeps can grow."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number, self.size = number, size
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the same batches each time."""
+        for start in range(0, self.number, 16):
+            ids = torch.arange(start, min(start + 16, self.number))
+            pixels = torch.randn(
+                len(ids), 3, self.size, self.size, generator=torch.Generator().manual_seed(start)
+            )
+            yield Batch(pixels, ids % 10, ids)
+
+
+def memory(number: int) -> None:
+    """Diagnose ResNet-18 on so many images, 20 of a category measured, and print the peak memory in MiB."""
+    case = Case("resnet18", 64, 2, torch.device("cpu"), torch.float32)
+    images = Drawn(number, 64)
+    labels = {}
+    for batch in images:
+        for image, label in zip(batch.ids.tolist(), case.model(batch.images).argmax(1).tolist(), strict=True):
+            labels[image] = label
+
+    class Labelled(Drawn):
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in super().__iter__():
+                own = torch.tensor([labels[image] for image in batch.ids.tolist()])
+                yield Batch(batch.images, own, batch.ids)
+
+    found = diagnose(
+        case.model, Labelled(number, 64), layers=QUICK, draws=4, delta=DELTA, confidence=0.0,
+        images_per_category=20,
+    )  # fmt: skip
+    print(json.dumps({"images": int(found.counts.sum()), "peak_mib": round(peak(torch.device("cpu")))}))
+
+
 def main() -> None:
     """Measure what is asked for; each line is written when it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -253,7 +291,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="ResNet-18 alone, in under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory", type=int, metavar="IMAGES", help="peak memory of one whole diagnosis")
     given = parser.parse_args()
+    if given.memory:
+        memory(given.memory)
+        return
     device = torch.device(given.device)
     todo: list[Callable[[], dict[str, object]]] = []
     for net in ["resnet18"] if given.quick else given.nets:

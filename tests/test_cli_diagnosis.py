@@ -153,7 +153,7 @@ def test_what_cannot_be_explained_is_refused(command, diagnosed, photos, tmp_pat
         (("nowhere.png", "--diagnosis", "d"), "'nowhere.png': no such file or folder"),
         (("tset:3", "--diagnosis", "d"), "the data has no split 'tset', but train, validation, test"),
         (("test:first", "--diagnosis", "d"), "expected test:ID with the number of an image, as in test:7"),
-        (("test:900", "--diagnosis", "d"), "image id 900: not among the 16 images"),
+        (("test:900", "--diagnosis", "d"), "test has no image 900; its 16 are numbered 0, 1, 2, ..."),
         ((red, "--diagnosis", "d", "--label", "pink"), "--label 'pink' is none of the categories: blue, red"),
         ((red, "--diagnosis", "nothing"), "run 'nothing': no such folder"),
         ((red,), "--weights is missing"),

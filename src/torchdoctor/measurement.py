@@ -67,13 +67,13 @@ def _part_name(batch: Batch, *settings: object) -> str:
 class Survey:
     """Predicts batches and keeps on the way the first two moments of the maps, by layer.
 
-    `moments` are of single images, over all kernels; `by_kernel` of single batches, for each kernel.
+    `moments` are of single images, over all kernels; `by_kernel` of all images, for each kernel.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], parts: Parts | None, sha256: str) -> None:
         self.model, self.layers, self.parts, self.sha256 = model, layers, parts, sha256
         self.moments: dict[str, list[Float[np.ndarray, "image moment"]]] = {one: [] for one in layers}
-        self.by_kernel: dict[str, list[Float[np.ndarray, "moment kernel"]]] = {one: [] for one in layers}
+        self.by_kernel: dict[str, Float[np.ndarray, "moment kernel"]] = {}
 
     def __call__(self, batch: Batch) -> Float[Tensor, "batch category"]:
         """Return the logits of a batch, from `parts` where they are there."""
@@ -85,7 +85,7 @@ class Survey:
                 self.parts[name] = kept
         for number, layer in enumerate(self.layers):
             self.moments[layer].append(kept[f"moments{number}"])
-            self.by_kernel[layer].append(kept[f"by_kernel{number}"])
+            self.by_kernel[layer] = self.by_kernel.get(layer, 0.0) + kept[f"by_kernel{number}"]
         return torch.from_numpy(kept["logits"])
 
     def _run(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -128,7 +128,7 @@ class Survey:
         """
         found = {}
         for layer in self.layers:
-            count, total, square = np.sum(self.by_kernel[layer], axis=0)
+            count, total, square = self.by_kernel[layer]
             found[layer] = np.full(len(count), np.nan)
             if layer in norms:
                 norm: Any = norms[layer]

@@ -65,13 +65,19 @@ def _print_facts(console: Console, record: Mapping[str, Any]) -> None:
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """Print the diagnosed layers, the categories, and what could not be diagnosed."""
-    table = Table(title="Diagnosis", title_justify="left")
+    table = Table(
+        title="Diagnosis",
+        title_justify="left",
+        caption="correlated: kernels per category; for 90 %: share of the kernels that carries 90 % of the "
+        "evidence; agreement: of single images with their category; background: share of the evidence there",
+        caption_justify="left",
+    )
     columns = (
-        "layer", "kernels", "correlated per category", "for 90 % of the evidence", "agreement", "delta",
-        "background share", "computed by",
+        "layer", "kernels", "correlated", "for 90 %", "agreement", "delta", "background", "computed by",
     )  # fmt: skip
     for name in columns:
-        table.add_column(name, justify="left" if name in ("layer", "computed by") else "right")
+        left = name in ("layer", "computed by")
+        table.add_column(name, justify="left" if left else "right", no_wrap=left, overflow="fold")
     for layer in diagnosis.layers:
         counts = layer.correlated.sum(1)[diagnosis.counts > 0]
         known = layer.background_share

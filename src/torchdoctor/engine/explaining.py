@@ -123,6 +123,13 @@ def subjects_of(images: Sequence[str], classifier: Classifier, settings: Setting
                 raise InputError(
                     f"image {one!r}: expected {split}:ID with the number of an image, as in {split}:7"
                 )
+            known_ids = loaders[split].table.ids
+            if int(number) not in known_ids:
+                some = ", ".join(map(str, known_ids[:3].tolist()))
+                raise InputError(
+                    f"image {one!r}: {split} has no image {number}; its {len(known_ids)} are numbered "
+                    f"{some}, ..."
+                )
             found += _subjects(loaders[split].select([int(number)]), classifier.classes)
             continue
         if mark and loaders and not Path(one).exists():

@@ -63,8 +63,8 @@ def load_classifier(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Pre
     if name is None:
         raise InputError("--model is missing, and no card lies beside the weights: give torchvision:NAME")
     state = load_weights(settings.weights)
-    preprocessing = _preprocessing(settings, card)
-    classes = card.get("classes") or [str(one) for one in range(_head_size(name, state, preprocessing))]
+    preprocessing = _preprocessing(settings, card, name)
+    classes = card.get("classes") or imagenet_names(_head_size(name, state, preprocessing))
     model = load_model(name, classes, channels=preprocessing.channels, image_size=preprocessing.image_size)
     load_into(model, state, settings.weights)
     return model.to(device_named(settings.device)).eval(), tuple(classes), preprocessing
@@ -107,13 +107,14 @@ def _head_size(name: str, state: dict[str, torch.Tensor], fitted: Preprocessing)
     raise InputError(f"the weights hold no head of {name}: they belong to another model")
 
 
-def _preprocessing(settings: Settings, card: dict[str, Any]) -> Preprocessing:
-    """Return the card's preprocessing, else the size asked for (or 224 px) and ImageNet's statistics."""
+def _preprocessing(settings: Settings, card: dict[str, Any], name: str) -> Preprocessing:
+    """Return the card's preprocessing, else the model's own, else 224 px and ImageNet's statistics."""
     if settings.image_size is None and "preprocessing" in card:
         return Preprocessing.from_json(card["preprocessing"])
-    kept = card.get("preprocessing") or {}
+    kept = card.get("preprocessing") or own_preprocessing(name, pretrained=True)
     mean, std = kept.get("mean", IMAGENET_MEAN), kept.get("std", IMAGENET_STD)
-    return Preprocessing(settings.image_size or 224, tuple(mean), tuple(std))
+    size = settings.image_size or kept.get("image_size") or 224
+    return Preprocessing(size, tuple(mean), tuple(std))
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:
