@@ -60,7 +60,7 @@ def test_files_stay_short():
 def test_public_names():
     assert sorted(torchdoctor.__all__) == [
         "Batch", "Comparison", "Constraint", "Diagnosis", "InputError", "ModelDoctorError", "Recipe",
-        "Treatment", "candidate_layers", "check_model", "compare", "default_layers", "diagnose", "load_data",
-        "load_model", "survey_layers", "treat",
+        "Treatment", "candidate_layers", "check_model", "compare", "default_layers", "diagnose", "explain",
+        "find_causes", "load_data", "load_model", "measure_robustness", "survey_layers", "treat",
     ]  # fmt: skip
     assert all(hasattr(torchdoctor, name) for name in torchdoctor.__all__)

@@ -10,7 +10,7 @@ from reference import tiny_net
 from torchdoctor.diagnosis import state_sha256
 from torchdoctor.gradients import measuring
 from torchdoctor.noise import uniform_noise
-from torchdoctor.robustness import fast_gradient_sign, robustness
+from torchdoctor.robustness import fast_gradient_sign, measure_robustness
 from torchdoctor.types import Batch, InputError
 
 MEAN, STD = (0.5,), (0.25,)
@@ -26,7 +26,9 @@ def case(number=40):
 
 
 def run(model, batches, **more):
-    return robustness(model, batches, **{"mean": MEAN, "std": STD, "epsilon": 0.1, "repeats": 3, **more})
+    return measure_robustness(
+        model, batches, **{"mean": MEAN, "std": STD, "epsilon": 0.1, "repeats": 3, **more}
+    )
 
 
 def test_without_noise_everything_stays_and_much_noise_ends_it():

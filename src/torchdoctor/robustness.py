@@ -50,7 +50,7 @@ class Robustness:
     seed: int
 
 
-def robustness(
+def measure_robustness(
     model: nn.Module,
     images: Images,
     *,

@@ -41,7 +41,7 @@ from torchdoctor.engine.storage import (
     open_run,
     seal,
 )
-from torchdoctor.robustness import RANDOM_LAYER, RANGES, Units, robustness
+from torchdoctor.robustness import RANDOM_LAYER, RANGES, Units, measure_robustness
 from torchdoctor.types import Diagnosis, InputError
 
 
@@ -123,7 +123,7 @@ def run_robustness(
         folder = out_folder(settings, "robustness")
     fitted = case.data.preprocessing
     with RunFolder(folder) if run is not None else RunFolder.create(folder) as place:
-        found = robustness(
+        found = measure_robustness(
             case.model, case.data.validation, mean=fitted.mean, std=fitted.std, layer=layer, ranges=ranges,
             units=units, number=number, repeats=repeats, epsilon=epsilon, seed=case.settings.seed,
             progress=progress,
