@@ -179,8 +179,8 @@ def fake_causes(classes: tuple[str, ...] = CLASSES) -> Causes:
 def fake_explanation(label: str, prediction: str, because: bool = True, size: int = 32) -> Explanation:
     """Return an explanation with two kernels, which decide or do not."""
     kernels = (
-        StandingOut("layer3.conv2", 17, 2.5, 0.4, 6.1, (prediction, label)),
-        StandingOut("layer3.conv2", 3, 1.5, 0.6, 3.3, ()),
+        StandingOut("layer3.conv2", 17, 2.5, 0.4, 6.1, 9.0, (prediction, label)),
+        StandingOut("layer3.conv2", 3, 1.5, 0.6, 3.3, 5.0, ()),
     )
     summed = np.linspace(0, 1, size * size).reshape(size, size)
     return Explanation(

@@ -79,7 +79,7 @@ def test_a_kernel_that_decides_is_named_and_silencing_it_agrees():
 
 def test_a_kernel_that_stands_out_without_deciding_is_no_because():
     votes = torch.eye(3, 8) * 60
-    votes[:, 3] = torch.tensor([0.5, 0.0, 0.0])  # kernel 3 counts for red a little
+    votes[:, 3] = torch.tensor([10.0, 0.0, 0.0])  # kernel 3 counts for red a little
     model, _, diagnosis = trained(votes=votes)
     found = explain(model, coloured(0, torch.Generator().manual_seed(5), extra=3), diagnosis, label="red")
     assert found.prediction == "red" and found.kernels[0].kernel == 3

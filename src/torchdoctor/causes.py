@@ -92,6 +92,12 @@ class _Facts:
     changed: Float[np.ndarray, " category"]
     confusion: Float[np.ndarray, "category category"]
 
+    @property
+    def median(self) -> float:
+        """The training images of the median category, among those that have any."""
+        some = self.training_images[self.training_images > 0]
+        return float(np.median(some)) if len(some) else 1.0
+
     def of(self, sure: Float[np.ndarray, " category"], label: int, other: int) -> dict[str, float]:
         """Return what speaks about one error: an image of `label` that was taken for `other`."""
         confident, right = self.trust[other].tolist()
@@ -104,7 +110,7 @@ class _Facts:
             "validation_accuracy": float(self.validation[label]),
             "overall_training_accuracy": self.overall[0],
             "overall_validation_accuracy": self.overall[1],
-            "training_images_of_median": float(self.training_images[label] / np.median(self.training_images)),
+            "training_images_of_median": float(self.training_images[label] / self.median),
             "confused_on_training": float(min(self.confusion[label, other], self.confusion[other, label])),
             "sure_and_right": right / confident if confident >= 5 else float("nan"),
             "evidence_on_changed_kernels": float(max(self.changed[label], self.changed[other])),

@@ -153,7 +153,7 @@ def _kernels(axes: Axes, explanation: Explanation) -> None:
     axes.set_yticks(places, [literal(f"{one.layer}[{one.kernel}]", 26) for one in kernels], fontsize=8.5)
     axes.set_ylim(len(kernels) - 0.4, -0.6)
     axes.grid(axis="x", color=RULE, linewidth=0.7)
-    axes.set_title("evidence of the kernels that stand out", fontsize=9.5, loc="left")
+    axes.set_title("evidence of what stands out", fontsize=9.5, loc="left")
 
 
 def overlays(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from torchdoctor.closed_form import ClosedForm, closed_form
 from torchdoctor.gradients import (
@@ -32,6 +33,8 @@ from torchdoctor.masks import background_mask
 from torchdoctor.memory import floats_at_hand, out_of_memory
 from torchdoctor.noise import uniform_noise
 from torchdoctor.types import Batch, Evidence, InputError
+
+LEAST_MAP_SIDE = 7  # coarser maps say little about where the evidence lies
 
 Draws = int | Literal["exact"]
 Maps = Float[Tensor, "batch kernel map_height map_width"]
@@ -257,3 +260,19 @@ def background_share(
     """Divide the evidence on the background by all of it; NaN where there is none."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(total > 0, outside / total, np.nan)
+
+
+def finest(layers: Sequence[str], sizes: Mapping[str, tuple[int, int]]) -> str:
+    """Return the last layer whose map has at least 7 positions a side, else the first."""
+    fine = [one for one in layers if min(sizes[one]) >= LEAST_MAP_SIDE]
+    return fine[-1] if fine else layers[0]
+
+
+def summed_maps(
+    evidence: Float[Tensor, "batch kernel map_height map_width"], size: tuple[int, int]
+) -> Float[np.ndarray, "batch height width"]:
+    """Sum evidence over the kernels and stretch it onto the image: the summed derivative map of Fig. 2b."""
+    summed = evidence.detach().float().sum(1, keepdim=True)
+    wide = functional.interpolate(summed, size=size, mode="bilinear", align_corners=False)
+    found: np.ndarray = wide[:, 0].cpu().numpy()
+    return found

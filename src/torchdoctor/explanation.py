@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from torchdoctor.evidence import background_shares_of, clean_evidence
+from torchdoctor.evidence import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.gradients import measuring
 from torchdoctor.layers import chosen_layers
 from torchdoctor.measurement import measure
@@ -24,8 +23,8 @@ from torchdoctor.silencing import random_sets, silenced_logits
 from torchdoctor.types import Batch, Diagnosis, Evidence, InputError, LayerDiagnosis
 
 UNUSUAL = 3.0  # standard deviations of the category's images
+LEAST_OF_MEAN = 0.5  # of the evidence of the layer's kernels: less does not matter, however unusual
 RANDOM_SETS = 19  # a named set that beats them all does so by chance once in twenty
-LEAST_MAP_SIDE = 7  # coarser maps say little about where the evidence lies
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class StandingOut:
     """A kernel whose evidence for the prediction is more than usual for the predicted category.
 
     `usual` is the category's mean and `deviations` how many of its standard deviations the image lies
-    above it; both None without a diagnosis. `owners` are the categories the kernel is correlated with,
-    the strongest first.
+    above it; both None without a diagnosis. `times_mean` is the evidence relative to the mean of the layer's
+    kernels in this image. `owners` are the categories the kernel is correlated with, the strongest first.
     """
 
     layer: str
@@ -42,7 +41,13 @@ class StandingOut:
     evidence: float
     usual: float | None
     deviations: float | None
+    times_mean: float
     owners: tuple[str, ...]
+
+    @property
+    def prominence(self) -> float:
+        """What kernels of different layers are ranked by: how unusual, else how strong in its layer."""
+        return self.times_mean if self.deviations is None else self.deviations
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,9 @@ def explain(
     """Explain what a network says about one image, as it takes it (normalised); nothing is changed.
 
     Kernels stand out where their evidence for the prediction lies 3 standard deviations above the mean
-    of the predicted category in `diagnosis`; the `most` with the greatest excess are named. Without a
-    diagnosis those with the most evidence are named, and nothing can be said about what is usual.
+    of the predicted category in `diagnosis`, and is at least half the mean of their layer; the `most`
+    unusual are named. Without a diagnosis those with the most evidence in their layer are named, and
+    nothing can be said about what is usual.
     `mask` is 1 on the object. `image_id` keys the noise. InputError for an unknown label or layer.
     """
     model = unwrap(model)
@@ -160,7 +166,7 @@ def explain(
     found = [
         one for layer in layers for one in _standing_out(layer, rows[layer][0], best[0], diagnosis, names)
     ]
-    kernels = tuple(sorted(found, key=lambda one: -(one.evidence - (one.usual or 0.0)))[:most])
+    kernels = tuple(sorted(found, key=lambda one: -one.prominence)[:most])
     shown, summed, share = _on_the_image(model, batch, diagnosis, layers)
     known = None if diagnosis is None else diagnosis.layer(shown).background_share[best[0]]
     return Explanation(
@@ -239,10 +245,11 @@ def _standing_out(
     layer: str, evidence: np.ndarray, category: int, diagnosis: Diagnosis | None, names: Sequence[str]
 ) -> list[StandingOut]:
     """List the kernels of one layer that stand out; without a diagnosis the strongest."""
+    relative = evidence / max(float(evidence.mean()), np.finfo(float).tiny)
     if diagnosis is None or diagnosis.counts[category] == 0:
-        strongest = np.argsort(-evidence, kind="stable")[:8].tolist()
+        strongest = [k for k in np.argsort(-evidence, kind="stable")[:8].tolist() if evidence[k] > 0]
         return [
-            StandingOut(layer, k, float(evidence[k]), None, None, ()) for k in strongest if evidence[k] > 0
+            StandingOut(layer, k, float(evidence[k]), None, None, float(relative[k]), ()) for k in strongest
         ]
     found = diagnosis.layer(layer)
     deviations = unusual(evidence, found, np.array(category))
@@ -253,9 +260,10 @@ def _standing_out(
             float(evidence[kernel]),
             float(found.correlation[category, kernel]),
             float(deviations[kernel]),
+            float(relative[kernel]),
             owners(found, kernel, names),
         )
-        for kernel in np.flatnonzero(deviations >= UNUSUAL).tolist()
+        for kernel in np.flatnonzero((deviations >= UNUSUAL) & (relative >= LEAST_OF_MEAN)).tolist()
     ]
 
 
@@ -283,22 +291,6 @@ def _on_the_image(
     shown = finest(layers, {one: (maps[one].shape[2], maps[one].shape[3]) for one in layers})
     size = (batch.images.shape[2], batch.images.shape[3])
     return shown, summed_maps(maps[shown], size)[0], float(background_shares_of(maps[shown], batch)[0])
-
-
-def finest(layers: Sequence[str], sizes: Mapping[str, tuple[int, int]]) -> str:
-    """Return the last layer whose map has at least 7 positions a side, else the first."""
-    fine = [one for one in layers if min(sizes[one]) >= LEAST_MAP_SIDE]
-    return fine[-1] if fine else layers[0]
-
-
-def summed_maps(
-    evidence: Float[Tensor, "batch kernel map_height map_width"], size: tuple[int, int]
-) -> Float[np.ndarray, "batch height width"]:
-    """Sum evidence over the kernels and stretch it onto the image: the summed derivative map of Fig. 2b."""
-    summed = evidence.detach().float().sum(1, keepdim=True)
-    wide = functional.interpolate(summed, size=size, mode="bilinear", align_corners=False)
-    found: np.ndarray = wide[:, 0].cpu().numpy()
-    return found
 
 
 def _check(

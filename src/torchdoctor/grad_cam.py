@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchdoctor.explanation import summed_maps
+from torchdoctor.evidence import summed_maps
 from torchdoctor.gradients import find_layer
 from torchdoctor.networks import as_logits, unwrap
 from torchdoctor.sifting import device_of, dtype_of

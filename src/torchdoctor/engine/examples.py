@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from torchdoctor.data import Loader
+from torchdoctor.engine.explaining import mask_of, shown_pixels
 from torchdoctor.engine.preparation import Case, example_of
-from torchdoctor.evidence import background_shares_of, clean_evidence
+from torchdoctor.evidence import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.report import Example, Kind
 from torchdoctor.sifting import device_of, dtype_of, predict_logits
 from torchdoctor.types import Batch, Comparison, Treatment
 
 SHOWN = {"repaired": 4, "broken": 2, "still wrong": 2}
-LEAST_MAP_SIDE = 7  # coarser maps say little about where the evidence lies
 
 
 def collect_examples(
@@ -69,8 +67,7 @@ def _kinds(ids: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> dict[i
 def _shown_layer(case: Case) -> str:
     """Return the deepest of the case's layers whose map is fine enough to look at."""
     shapes = map_shapes(case.model, example_of(case.model, case.data), case.layers)
-    fine = [name for name in case.layers if min(shapes[name][1:]) >= LEAST_MAP_SIDE]
-    return fine[-1] if fine else case.layers[0]
+    return finest(case.layers, {name: shape[1:] for name, shape in shapes.items()})
 
 
 def _examples(
@@ -93,17 +90,15 @@ def _examples(
             maps = clean_evidence(model, inputs, None, [layer], evidence)[0][layer]
         shares = background_shares_of(maps, batch)
         confidence, category = logits.double().softmax(1).max(1)
-        views.append((category.tolist(), confidence.tolist(), _on_image(maps, size), shares))
-    pixels = _pixels(case, batch)
-    masks = _masks(batch)
+        views.append((category.tolist(), confidence.tolist(), summed_maps(maps, size), shares))
     names = dict(zip(tests.table.ids.tolist(), tests.table.names, strict=True))
     (before, sure_before, map_before, share_before), (after, sure_after, map_after, share_after) = views
     return [
         Example(
             split=split,
             name=names[image],
-            image=pixels[row],
-            mask=masks[row],
+            image=shown_pixels(batch.images[row], case.data.preprocessing),
+            mask=_outline(mask_of(batch, row)),
             label=case.classes[int(batch.labels[row])],
             before=case.classes[before[row]],
             before_confidence=sure_before[row],
@@ -119,31 +114,9 @@ def _examples(
     ]
 
 
-def _on_image(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Sum evidence over the kernels and stretch it onto the image: [batch, height, width]."""
-    summed = maps.detach().float().sum(1, keepdim=True)
-    wide = torch.nn.functional.interpolate(summed, size=size, mode="bilinear", align_corners=False)
-    return wide[:, 0].cpu().numpy()
-
-
-def _pixels(case: Case, batch: Batch) -> np.ndarray:
-    """Undo the normalisation: [batch, height, width, 3] in 0..1."""
-    preprocessing = case.data.preprocessing
-    mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
-    std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
-    shown = (batch.images.cpu() * std + mean).clamp(0, 1)
-    return shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-
-
-def _masks(batch: Batch) -> Sequence[np.ndarray | None]:
-    """Return the object of each image as booleans, None where there is no mask."""
-    if batch.masks is None:
-        return [None] * len(batch.labels)
-    shown = batch.annotated if batch.annotated is not None else torch.ones(len(batch.labels)).bool()
-    return [
-        mask[0].numpy() > 0.5 if known else None
-        for mask, known in zip(batch.masks.cpu(), shown.tolist(), strict=True)
-    ]
+def _outline(mask: Tensor | None) -> np.ndarray | None:
+    """Return a mask as booleans, True on the object."""
+    return None if mask is None else mask[0].cpu().numpy() > 0.5
 
 
 def _or_none(value: float) -> float | None:

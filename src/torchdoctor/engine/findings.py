@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from torchdoctor.engine.explaining import mask_of, shown_pixels, write_figure
 from torchdoctor.engine.preparation import Case
 from torchdoctor.engine.storage import read_json, write_json
 from torchdoctor.error_cards import ExplainedError
-from torchdoctor.evidence import clean_evidence
-from torchdoctor.explanation import explain, summed_maps
+from torchdoctor.evidence import clean_evidence, summed_maps
+from torchdoctor.explanation import explain
 from torchdoctor.figures import confusion_matrix, correlation_heat_map
 from torchdoctor.gradients import measuring
 from torchdoctor.measurement import Progress
@@ -30,9 +31,11 @@ OVERLAID = 6  # images of the overlay picture
 
 def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progress) -> Causes:
     """Find the cause of each validation error and write causes.json."""
-    causes = find_causes(
-        case.model, case.data.validation, diagnosis, seed=case.settings.seed, progress=progress
-    )
+    causes = Causes((), 0, math.nan)
+    if len(case.data.validation):
+        causes = find_causes(
+            case.model, case.data.validation, diagnosis, seed=case.settings.seed, progress=progress
+        )
     names = _names(case)
     record = asdict(causes)
     for entry in record["errors"]:
@@ -52,7 +55,7 @@ def load_causes(file: Path) -> Causes:
             {name: value for name, value in each.items() if name != "image"} for each in found["errors"]
         )
     )
-    return Causes(errors, found["images"], found["accuracy"])
+    return Causes(errors, found["images"], math.nan if found["accuracy"] is None else found["accuracy"])
 
 
 def _names(case: Case) -> dict[int, str]:
