@@ -92,6 +92,7 @@ def test_an_interrupted_diagnosis_goes_on_to_the_same_files(trained, photos, tmp
     damaged = next(iter(parts))
     (cut / "diagnosis" / "parts" / f"{damaged}.safetensors").write_bytes(b"broken")
     assert damaged not in parts
+    (cut / "diagnosis" / ".diagnosis.json.x1.part").write_text("half a fi")
     run_diagnose(Settings(**shared, out=str(cut), draws=2), resume=True)
     assert sums(cut) == sums(whole) and open_run(cut)
     before = {one: one.stat().st_mtime_ns for one in cut.rglob("*")}

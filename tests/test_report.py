@@ -9,7 +9,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from fake_results import CLASSES, fake_comparison, fake_diagnosis, fake_example
+from fake_results import (
+    CLASSES,
+    fake_causes,
+    fake_comparison,
+    fake_diagnosis,
+    fake_example,
+    fake_explained,
+    fake_robustness,
+)
 from torchdoctor import figures
 from torchdoctor.pictures import least_accurate, most_changed, photograph
 from torchdoctor.report import headline, number, plain_value, render_report, share, signed
@@ -151,6 +159,9 @@ def test_names_are_text_and_never_act():
         command=HOSTILE[1],
         loading_code=HOSTILE[0],
         notes=HOSTILE,
+        causes=fake_causes((*HOSTILE, "a", "b", "c")),
+        explained=[fake_explained(name, name, HOSTILE[0]) for name in HOSTILE],
+        robustness=fake_robustness(),
     )
     page = Page(hostile)
     assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & {

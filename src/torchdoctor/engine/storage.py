@@ -143,6 +143,8 @@ class RunFolder:
             difference = _difference(was, plain(now))
             if difference:
                 raise InputError(f"--resume: {str(file)!r} was made otherwise: {difference}")
+        for leftover in path.rglob(".*.part"):  # of a file that was being written when the run was killed
+            leftover.unlink()
         return cls(path, was_there=True, resumed=True)
 
     def __enter__(self) -> RunFolder:
