@@ -56,6 +56,7 @@ def test_a_checkup_leaves_a_whole_run(command, trained, photos, tmp_path):
         "config.yaml",
         "environment.json",
         "compare.json",
+        "causes.json",
         "report.html",
         "diagnosis/diagnosis.json",
     ):
@@ -187,6 +188,18 @@ def test_a_head_of_another_size_is_refused(command, photos, tmp_path):
         "treat", "--weights", "five.safetensors", "--model", "small_resnet", "--data", f"folder:{photos}"
     )
     assert code == 2 and "fc.weight: (5, 128) in the file, (2, 128) in the model" in err
+
+
+def test_a_model_that_cannot_take_the_images_is_refused(command, trained, photos, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(classes, **_):\n"
+        "    return nn.Sequential(nn.Conv2d(5, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = command("train", "--model", "mine:net", "--data", f"folder:{photos}", "--out", "o")
+    assert code == 2 and "--model 'mine:net' fails on an image of shape [3, 24, 24]" in err, err
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(command, photos, tmp_path):

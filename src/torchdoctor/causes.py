@@ -13,12 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from torchdoctor.gradients import measuring
-from torchdoctor.measurement import Progress, silent
 from torchdoctor.networks import as_logits, unwrap
 from torchdoctor.rows import out_of_step
 from torchdoctor.sifting import device_of, dtype_of, only, predict_logits
 from torchdoctor.swapping import background_alone, before_other_backgrounds
-from torchdoctor.types import Batch, Diagnosis, Images
+from torchdoctor.types import Batch, Diagnosis, Images, Progress, silent
 
 Cause = Literal[
     "background", "rare category", "wrong kernels", "label looks wrong", "ambiguous", "under-fitted",

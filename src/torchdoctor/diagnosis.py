@@ -11,13 +11,11 @@ from torch import nn
 
 from torchdoctor.evidence import Draws
 from torchdoctor.layers import chosen_layers, norms_behind
-from torchdoctor.measurement import Parts, Progress, Survey, first_images, measure, silent, tensor_bytes
+from torchdoctor.measurement import Parts, Survey, first_images, measure, tensor_bytes
 from torchdoctor.networks import unwrap
 from torchdoctor.rows import summarise
 from torchdoctor.sifting import LowOrder, predict_logits, sift
-from torchdoctor.types import Diagnosis, Evidence, Images, InputError, check_choice
-
-__all__ = ["Progress", "diagnose", "silent", "state_sha256"]
+from torchdoctor.types import Diagnosis, Evidence, Images, InputError, Progress, check_choice, silent
 
 
 def diagnose(

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor, nn
 
-from torchdoctor.diagnosis import Progress, silent
 from torchdoctor.evidence import background_shares_of, clean_evidence
 from torchdoctor.gradients import measuring
 from torchdoctor.networks import unwrap
@@ -22,9 +21,11 @@ from torchdoctor.types import (
     Gain,
     Images,
     InputError,
+    Progress,
     SplitComparison,
     Treatment,
     Verdict,
+    silent,
 )
 
 ARMS = ("base", "control", "treated")

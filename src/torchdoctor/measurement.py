@@ -28,9 +28,8 @@ from torchdoctor.memory import in_halves, out_of_memory
 from torchdoctor.networks import as_logits
 from torchdoctor.rows import ImageRows, merge
 from torchdoctor.sifting import device_of, dtype_of, only, take
-from torchdoctor.types import Batch, Evidence, Images, InputError
+from torchdoctor.types import Batch, Evidence, Images, InputError, Progress, silent
 
-Progress = Callable[[str, int, int], None]
 Parts = MutableMapping[str, Mapping[str, np.ndarray]]
 Pairs = Iterable[
     tuple[
@@ -38,10 +37,6 @@ Pairs = Iterable[
         Float[Tensor, "batch kernel map_height map_width"],
     ]
 ]
-
-
-def silent(_stage: str, _done: int, _total: int) -> None:
-    """Report nothing."""
 
 
 def first_images(model: nn.Module, images: Images) -> Float[Tensor, "batch channel height width"]:

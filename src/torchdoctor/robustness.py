@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from torchdoctor.gradients import map_shapes, measuring, run_tapped
 from torchdoctor.layers import candidate_layers
-from torchdoctor.measurement import Progress, first_images, silent
+from torchdoctor.measurement import first_images
 from torchdoctor.networks import as_logits, unwrap
 from torchdoctor.noise import key, uniform_noise
 from torchdoctor.sifting import device_of, dtype_of
-from torchdoctor.types import Images, InputError, check_choice
+from torchdoctor.types import Images, InputError, Progress, check_choice, silent
 
 Units = Literal["absolute", "deviation"]
 

@@ -12,11 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchdoctor.diagnosis import Progress, silent
 from torchdoctor.networks import as_logits, auxiliary_logits
 from torchdoctor.noise import key
 from torchdoctor.sifting import device_of, dtype_of, predict_logits
-from torchdoctor.types import Batch, Images, InputError, ModelDoctorError, NormPolicy
+from torchdoctor.types import Batch, Images, InputError, ModelDoctorError, NormPolicy, Progress, silent
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torchdoctor.constraints import Constraint, Noise, constraints_named
-from torchdoctor.diagnosis import Progress, silent, state_sha256
+from torchdoctor.diagnosis import state_sha256
 from torchdoctor.masks import default_expansion
 from torchdoctor.networks import unwrap
 from torchdoctor.noise import key
@@ -26,11 +26,13 @@ from torchdoctor.types import (
     Images,
     InputError,
     NormPolicy,
+    Progress,
     Scale,
     Targets,
     TrainingImages,
     Treatment,
     check_choice,
+    silent,
 )
 
 Weight = float | Literal["auto"]

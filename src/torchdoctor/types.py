@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -16,6 +16,8 @@ Targets = Literal["prediction", "label"]
 ReduceDraws = Literal["mean", "sum"]
 NormPolicy = Literal["frozen", "train"]
 Verdict = Literal["helped", "harmed", "no evidence"]
+
+Progress = Callable[[str, int, int], None]  # stage, done, of how many
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -36,6 +38,10 @@ def check_choice(name: str, value: object, kind: Any) -> None:
     """Raise InputError unless `value` is one of the words of a Literal."""
     if value not in get_args(kind):
         raise InputError(f"{name} {value!r}: expected one of {', '.join(map(str, get_args(kind)))}")
+
+
+def silent(_stage: str, _done: int, _total: int) -> None:
+    """Report no progress."""
 
 
 @dataclass(frozen=True)

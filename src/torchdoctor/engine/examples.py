@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from torchdoctor.data import Loader
-from torchdoctor.engine.explaining import mask_of, shown_pixels
 from torchdoctor.engine.preparation import Case, example_of
+from torchdoctor.engine.showing import mask_of, shown_pixels
 from torchdoctor.evidence import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.report import Example, Kind

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from torchdoctor.data import Loader, Preprocessing, Splits
@@ -17,13 +16,12 @@ from torchdoctor.engine.prediction import image_files, load_classifier, table_of
 from torchdoctor.engine.preparation import prepare
 from torchdoctor.engine.records import load_diagnosis
 from torchdoctor.engine.settings import Settings, filled, read_config, settings_from
+from torchdoctor.engine.showing import mask_of, shown_pixels, write_figure
 from torchdoctor.engine.stages import check_weights, out_folder
-from torchdoctor.engine.storage import RunFolder, open_run, write_bytes, write_json
+from torchdoctor.engine.storage import RunFolder, open_run, write_json
 from torchdoctor.explanation import Explanation, explain
 from torchdoctor.grad_cam import grad_cam
-from torchdoctor.measurement import Progress, silent
-from torchdoctor.pictures import figure_files
-from torchdoctor.types import Batch, Diagnosis, InputError
+from torchdoctor.types import Diagnosis, InputError, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -161,12 +159,6 @@ def _subjects(loader: Loader, classes: Sequence[str]) -> list[Subject]:
     return found
 
 
-def mask_of(batch: Batch, row: int) -> Tensor | None:
-    """Return the mask of one image of a batch, None where it has none."""
-    known = batch.masks is not None and (batch.annotated is None or bool(batch.annotated[row]))
-    return batch.masks[row] if known and batch.masks is not None else None
-
-
 def _draw(
     folder: Path,
     number: int,
@@ -179,23 +171,6 @@ def _draw(
     mask = None if subject.mask is None else subject.mask[0].numpy() > 0.5
     figure = explanation_figure(explanation, shown_pixels(subject.image, preprocessing), mask, cam)
     return write_figure(folder, f"{number:03d}", figure)
-
-
-def write_figure(folder: Path, name: str, figure: Any) -> list[str]:
-    """Write a figure as NAME.png and NAME.svg; return the files' names."""
-    files = {f"{name}.{kind}": content for kind, content in figure_files(figure).items()}
-    for file, content in files.items():
-        write_bytes(folder / file, content)
-    return list(files)
-
-
-def shown_pixels(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
-    """Undo the normalisation of one image: [height, width, 3] in 0..1."""
-    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
-    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-    shown = (image.cpu() * std + mean).clamp(0, 1).expand(3, -1, -1)
-    found: np.ndarray = shown.permute(1, 2, 0).numpy()
-    return found
 
 
 def explanation_record(explanation: Explanation) -> dict[str, Any]:

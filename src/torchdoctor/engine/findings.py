@@ -11,19 +11,18 @@ import numpy as np
 
 from torchdoctor.causes import Causes, ErrorCause, find_causes, some_of
 from torchdoctor.diagnosis_figures import noise_curves, overlays, sparsity_by_layer
-from torchdoctor.engine.explaining import mask_of, shown_pixels, write_figure
 from torchdoctor.engine.preparation import Case
+from torchdoctor.engine.showing import mask_of, shown_pixels, write_figure
 from torchdoctor.engine.storage import read_json, write_json
 from torchdoctor.error_cards import ExplainedError
 from torchdoctor.evidence import clean_evidence, summed_maps
 from torchdoctor.explanation import explain
 from torchdoctor.figures import confusion_matrix, correlation_heat_map
 from torchdoctor.gradients import measuring
-from torchdoctor.measurement import Progress
 from torchdoctor.pictures import MOST_CATEGORIES, MOST_LAYERS, least_accurate
 from torchdoctor.robustness import Robustness
 from torchdoctor.sifting import device_of, dtype_of
-from torchdoctor.types import Diagnosis
+from torchdoctor.types import Diagnosis, Progress
 
 EXPLAINED = 6  # errors that a report explains
 OVERLAID = 6  # images of the overlay picture

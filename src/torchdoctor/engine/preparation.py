@@ -173,8 +173,7 @@ def device_named(name: str) -> torch.device:
 def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ...]:
     """Return the layers asked for, or the default ones."""
     example = example_of(model, data)
-    with measuring(model), torch.no_grad():
-        found = as_logits(model(example)).shape[1]
+    found = _logits_of(settings, model, example)
     if found != len(data.classes):
         raise InputError(
             f"--model {settings.model!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
@@ -188,6 +187,21 @@ def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ..
         chosen = MODELS[str(settings.model)].layers if known else default_layers(model, example)
     _try_out(settings, model, data, chosen)
     return chosen
+
+
+def _logits_of(settings: Settings, model: nn.Module, example: Tensor) -> int:
+    """Return the number of logits; InputError where the model cannot run on the data's images at all."""
+    try:
+        with measuring(model), torch.no_grad():
+            return as_logits(model(example)).shape[1]
+    except InputError:
+        raise
+    except Exception as error:  # a model of the user's own can fail in any way
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--model {settings.model!r} fails on an image of shape {list(example.shape[1:])} [channel, height, "
+            f"width] ({said}): check --channels and --image-size"
+        ) from error
 
 
 def _try_out(settings: Settings, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:

@@ -11,9 +11,8 @@ from torchdoctor.engine.preparation import Case, environment
 from torchdoctor.engine.settings import settings_record
 from torchdoctor.engine.stages import Outcome, command_of, compare_stage, lines_of, notes_of, treat_stage
 from torchdoctor.engine.storage import write_bytes
-from torchdoctor.measurement import Progress
 from torchdoctor.report import render_report
-from torchdoctor.types import Comparison, Diagnosis, Treatment
+from torchdoctor.types import Comparison, Diagnosis, Progress, Treatment
 
 
 def report_stage(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from torchdoctor.diagnosis import Progress, diagnose, state_sha256
+from torchdoctor.diagnosis import diagnose, state_sha256
 from torchdoctor.engine.parts import PartsFolder
 from torchdoctor.engine.preparation import Case, environment, loading_code
 from torchdoctor.engine.records import (
@@ -34,7 +34,7 @@ from torchdoctor.rows import sparsity
 from torchdoctor.sifting import device_of, dtype_of
 from torchdoctor.training import Recipe, accuracy, fit
 from torchdoctor.treatment import treat
-from torchdoctor.types import Arm, Comparison, Diagnosis, InputError, Treatment
+from torchdoctor.types import Arm, Comparison, Diagnosis, InputError, Progress, Treatment
 
 DONE, GATE_NOT_MET, INCONCLUSIVE = 0, 3, 4
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from torchdoctor.causes import Causes
-from torchdoctor.diagnosis import Progress, silent
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.findings import causes_stage, figures_stage, load_causes, write_robustness
 from torchdoctor.engine.preparation import Case, prepare
@@ -42,7 +41,7 @@ from torchdoctor.engine.storage import (
     seal,
 )
 from torchdoctor.robustness import RANDOM_LAYER, RANGES, Units, measure_robustness
-from torchdoctor.types import Diagnosis, InputError
+from torchdoctor.types import Diagnosis, InputError, Progress, silent
 
 
 def _with_facts(outcome: Outcome, case: Case) -> Outcome:
