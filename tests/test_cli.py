@@ -193,8 +193,9 @@ def test_a_head_of_another_size_is_refused(command, photos, tmp_path):
 def test_a_model_that_cannot_take_the_images_is_refused(command, trained, photos, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
-        "def net(classes, **_):\n"
-        "    return nn.Sequential(nn.Conv2d(5, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))\n"
+        "def net(num_classes):\n"
+        "    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)]\n"
+        "    return nn.Sequential(nn.Conv2d(5, 4, 3), *head)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     code, _, err = command("train", "--model", "mine:net", "--data", f"folder:{photos}", "--out", "o")

@@ -199,8 +199,8 @@ def _logits_of(settings: Settings, model: nn.Module, example: Tensor) -> int:
     except Exception as error:  # a model of the user's own can fail in any way
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"--model {settings.model!r} fails on an image of shape {list(example.shape[1:])} [channel, height, "
-            f"width] ({said}): check --channels and --image-size"
+            f"--model {settings.model!r} fails on an image of shape {list(example.shape[1:])} [channel, "
+            f"height, width] ({said}): check --channels and --image-size"
         ) from error
 
 
