@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+import torchdoctor.prescription as prescription_module
 from reference import tiny_net
-from torchdoctor.constraints import CONSTRAINTS
+from torchdoctor.constraints import CONSTRAINTS, Noise, constraints_named
 from torchdoctor.diagnosis import diagnose, state_sha256
 from torchdoctor.evaluation import compare
+from torchdoctor.prescription import Prescription
 from torchdoctor.training import Recipe, _schedule, fit
 from torchdoctor.treatment import ShuffledBatches, drawn_per_batch, masked_ids, treat
 from torchdoctor.types import Batch, InputError, ModelDoctorError, Targets, TrainingImages, check_choice
@@ -227,3 +229,34 @@ def test_the_warm_up_never_exceeds_the_learning_rate():
     for total in range(1, 40):
         factors = [_schedule(step, total, 0.1) for step in range(total)]
         assert 0 < max(factors) <= 1.0, total
+
+
+def test_lazy_constraints_act_at_every_kth_step_with_k_times_their_weight(patient, monkeypatch):
+    model, batches, diagnosis = patient
+    built = constraints_named(["channel", "space"], layers=["conv1"], weights={"channel": 0.5, "space": 2.0})
+    plan = Prescription(built, diagnosis, Noise(draws=2), "prediction", 0)
+    eager, lazy = plan.term(model, 3), replace(plan, lazy=3).term(model, 3)
+    shapes = []
+    right = prescription_module.map_shapes
+    monkeypatch.setattr(prescription_module, "map_shapes", lambda *given: shapes.append(1) or right(*given))
+    for step in range(7):
+        batch = batches[step % 3]
+        logits = model(batch.images).detach()
+        wanted, found = eager(batch, logits, step), lazy(batch, logits, step)
+        assert set(found) == (set() if step % 3 else {"channel", "space"})
+        for name in found:
+            assert wanted[name] > 0
+            torch.testing.assert_close(found[name], 3 * wanted[name])
+    assert len(shapes) == 2  # once for each term: not at every step
+
+
+def test_lazy_treatment_has_the_same_control_and_refuses_nonsense(patient):
+    model, batches, diagnosis = patient
+    settings = {"constraints": ["channel"], "layers": ["conv1"], "seeds": 1, "recipe": Recipe(epochs=2)}
+    every, second = (treat(model, batches, diagnosis, lazy=lazy, **settings) for lazy in (1, 2))
+    assert same(every.arm("control", 0).state, second.arm("control", 0).state)
+    assert not same(every.arm("treated", 0).state, second.arm("treated", 0).state)
+    assert every.prescription == second.prescription
+    assert second.arm("treated", 0).history[0]["channel"] > 0
+    with pytest.raises(InputError, match="lazy is 0; expected 1"):
+        treat(model, batches, diagnosis, lazy=0, **settings)

@@ -57,6 +57,7 @@ Scale = Annotated[Text, flag("--scale", "none (the paper's) or share of the evid
 Draws = Annotated[
     Text, flag("--draws", "Noise draws J; 0: none; exact: their limit. [diagnosis: 10; treatment steps: 1]")
 ]
+Lazy = Annotated[Whole, flag("--lazy", "Compute the constraints at every k-th step, k times as strong. [1]")]
 Delta = Annotated[Number, flag("--delta", "Noise range, in units of the map. [0.1 x the layer's deviation]")]
 Theta = Annotated[Number, flag("--theta", "Relative height from which a kernel is correlated. [0.2]")]
 ImagesPerCategory = Annotated[Whole, flag("--images-per-category", "Sifted images per category, T. [100]")]

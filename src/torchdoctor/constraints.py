@@ -134,13 +134,14 @@ def penalise(
     expand_pixels: int = 0,
     step: int = 0,
     logits: Float[Tensor, "batch category"] | None = None,
+    shapes: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> dict[str, Float[Tensor, " batch"]]:
     """Return each constraint's penalty per image, summed over its layers, unweighted and differentiable.
 
     Batch-norm and dropout are held in evaluation mode meanwhile: batch statistics would couple the
     images and let the network shrink the penalty without changing a logit. The penalty is computed in
     float32 at least. Images without a mask contribute 0 to constraints that need one. `logits` are the
-    clean scores that choose n and s, where they are known already.
+    clean scores that choose n and s, and `shapes` those of the maps, where they are known already.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -148,7 +149,12 @@ def penalise(
         if logits is None:
             with torch.no_grad():
                 logits = as_logits(model(batch.images))
-        return _penalise(model, batch, constraints, diagnosis, noise, targets, expand_pixels, step, logits)
+        if shapes is None and noise.draws:
+            layers = list(dict.fromkeys(layer for one in constraints for layer in one.layers))
+            shapes = map_shapes(model, batch.images, layers)
+        return _penalise(
+            model, batch, constraints, diagnosis, noise, targets, expand_pixels, step, logits, shapes or {}
+        )
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -164,6 +170,7 @@ def _penalise(
     expand_pixels: int,
     step: int,
     logits: Tensor,
+    shapes: Mapping[str, tuple[int, int, int]],
 ) -> dict[str, Tensor]:
     """Group the constraints by the images they need, so that each group shares its passes."""
     everyone = torch.arange(len(batch.labels), device=batch.labels.device)
@@ -175,7 +182,7 @@ def _penalise(
             continue
         part = take(batch, rows)
         for layer, evidence in _evidence(
-            model, part, group, diagnosis, noise, targets, expand_pixels, step, logits[rows]
+            model, part, group, diagnosis, noise, targets, expand_pixels, step, logits[rows], shapes
         ).items():
             for one in group:
                 if layer in one.layers:
@@ -215,13 +222,14 @@ def _evidence(
     expand_pixels: int,
     step: int,
     logits: Tensor,
+    shapes: Mapping[str, tuple[int, int, int]],
 ) -> dict[str, dict[Evidence, LayerEvidence]]:
     """Compute the evidence of every needed layer and kind; the runner-up's only where somebody reads it."""
     layers = list(dict.fromkeys(layer for one in constraints for layer in one.layers))
     rival = any(one.uses_runner_up for one in constraints)
     label, other = choose_targets(logits, batch.labels, targets)
     found: dict[str, dict[Evidence, LayerEvidence]] = {}
-    for noisy, maps, wanted in _passes(model, batch, layers, diagnosis, noise, step):
+    for noisy, maps, wanted in _passes(model, batch, layers, diagnosis, noise, step, shapes):
         scores = [pick(noisy, label)] + ([pick(noisy, other)] if rival else [])
         gradients = score_gradients(scores, wanted, create_graph=True)
         for layer, one_map in maps.items():
@@ -253,6 +261,7 @@ def _passes(
     diagnosis: Diagnosis,
     noise: Noise,
     step: int,
+    shapes: Mapping[str, tuple[int, int, int]],
 ) -> Iterator[Pass]:
     """Yield (logits [draw, batch, category], maps by layer, what to differentiate by), pass by pass.
 
@@ -263,7 +272,6 @@ def _passes(
         logits = run_tapped(model, batch.images, {layer: keep_in(stored, layer) for layer in layers})
         yield logits[None], stored, stored
         return
-    shapes = map_shapes(model, batch.images, layers)
     for layer in layers:
         sigma = diagnosis.layer(layer).delta * uniform_noise(
             batch.ids,

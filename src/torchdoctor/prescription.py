@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchdoctor.constraints import Constraint, Noise, penalise
+from torchdoctor.gradients import map_shapes
 from torchdoctor.networks import as_logits
 from torchdoctor.noise import key
 from torchdoctor.sifting import device_of, dtype_of
@@ -20,19 +21,31 @@ from torchdoctor.types import Batch, Diagnosis, InputError, Targets, TrainingIma
 
 @dataclass(frozen=True)
 class Prescription:
-    """Everything that turns the constraints into the penalty terms of one step."""
+    """Everything that turns the constraints into the penalty terms of one step.
+
+    With `lazy` = k the terms are computed at every k-th step alone and count k times there: the same
+    penalty on average, for a k-th of its cost.
+    """
 
     constraints: tuple[Constraint, ...]
     diagnosis: Diagnosis
     noise: Noise
     targets: Targets
     expand_pixels: int
+    lazy: int = 1
 
     def term(self, model: nn.Module, seed: int) -> Term:
         """Return the weighted penalty terms of a step as a function of the batch."""
         noise = replace(self.noise, seed=seed)
+        layers = list(dict.fromkeys(layer for one in self.constraints for layer in one.layers))
+        known: dict[tuple[int, ...], dict[str, tuple[int, int, int]]] = {}
 
         def weighted(batch: Batch, logits: Tensor, step: int) -> dict[str, Tensor]:
+            if step % self.lazy:
+                return {}
+            size = tuple(batch.images.shape[1:])
+            if noise.draws and size not in known:
+                known[size] = map_shapes(model, batch.images, layers)
             values = penalise(
                 model,
                 batch,
@@ -43,8 +56,11 @@ class Prescription:
                 expand_pixels=self.expand_pixels,
                 step=step,
                 logits=logits,
+                shapes=known.get(size),
             )
-            return {one.name: float(one.weight) * values[one.name].mean() for one in self.constraints}
+            return {
+                one.name: self.lazy * float(one.weight) * values[one.name].mean() for one in self.constraints
+            }
 
         return weighted
 
@@ -72,7 +88,7 @@ def prescribe(
         own = copy.deepcopy(model)
         set_mode(own, recipe.norm)
         parameters = {name: one for name, one in own.named_parameters() if one.requires_grad}
-        alone = replace(plan, constraints=(replace(constraint, weight=1.0),)).term(own, stream)
+        alone = replace(plan, constraints=(replace(constraint, weight=1.0),), lazy=1).term(own, stream)
         loss_norm, penalty_norm, value = 0.0, 0.0, 0.0
         reached: set[str] = set()
         for step, batch in enumerate(first):

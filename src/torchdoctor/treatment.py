@@ -82,6 +82,7 @@ def treat(
     weight: float | Literal["auto"] | Mapping[str, float | Literal["auto"]] = "auto",
     tau: float = 0.3,
     draws: int = 1,
+    lazy: int = 1,
     targets: Targets = "prediction",
     masks_per_category: int = 20,
     annotated_per_batch: float = 0.125,
@@ -97,11 +98,16 @@ def treat(
 
     For each of `seeds` seeds two arms: `control` (the loss alone) and `treated` (Eq. 7), with the same
     batches, augmentation, annotated images, steps and optimiser. The last epoch's weights are kept:
-    nothing is selected. InputError where masks are missing, a constraint reaches no trainable
+    nothing is selected. `lazy` = k computes the constraints at every k-th step alone, with k times their
+    weight: nearly a k-th of their cost. InputError where masks are missing, a constraint reaches no trainable
     parameter, or the diagnosis belongs to another network, other layers or other categories.
     """
     model = unwrap(model)
     check_choice("targets", targets, Targets)
+    if lazy < 1:
+        raise InputError(
+            f"lazy is {lazy}; expected 1 (every step) or the number of steps from one to the next"
+        )
     recipe = recipe or Recipe()
     check_choice("norm", recipe.norm, NormPolicy)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -121,7 +127,7 @@ def treat(
     needs_masks = any(one.needs_masks for one in chosen)
     per_batch = drawn_per_batch(annotated_per_batch, largest) if needs_masks else 0
     drawn = source.with_annotations(annotated, per_batch)
-    plan = Prescription(chosen, diagnosis, Noise(draws=draws), targets, expansion)
+    plan = Prescription(chosen, diagnosis, Noise(draws=draws), targets, expansion, lazy)
     plan, measured = prescribe(model, drawn, plan, recipe, tau, seed=seed)
     arms = []
     for number in range(seeds):

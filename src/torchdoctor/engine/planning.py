@@ -53,7 +53,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     if verb != "train":
         seconds = {"diagnose": _diagnosis_seconds(case, first)}
     if verb in ("treat", "checkup"):
-        treated = _seconds_per_step(case, first, treated=True)
+        treated = plain + (_seconds_per_step(case, first, treated=True) - plain) / case.settings.lazy
         seconds["control"] = plain * steps * case.settings.seeds
         seconds["treated"] = treated * steps * case.settings.seeds
     if verb == "checkup":

@@ -52,6 +52,7 @@ class Settings:
     evidence: Evidence | None = None
     scale: Scale = "share"
     draws: int | Literal["exact"] | None = None
+    lazy: int = 1
     delta: float | None = None
     theta: float = 0.2
     images_per_category: int = 100
@@ -110,6 +111,7 @@ LEAST = {
     "classes": 2,
     "classes_seed": 0,
     "draws": 0,
+    "lazy": 1,
     "images_per_category": 1,
     "masks_per_category": 1,
     "expand_pixels": 0,

@@ -217,6 +217,7 @@ def treat_stage(
         weight=settings.weights_by_constraint,  # type: ignore[arg-type]
         tau=settings.tau,
         draws=settings.draws_per_step,
+        lazy=settings.lazy,
         targets=settings.targets,
         masks_per_category=settings.masks_per_category,
         annotated_per_batch=settings.annotated_per_batch,
