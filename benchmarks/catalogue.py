@@ -23,10 +23,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchdoctor import Batch, diagnose, load_data, load_model, treat
+from torchdoctor.courses import Recipe
 from torchdoctor.data import Loader
 from torchdoctor.models import MODELS
 from torchdoctor.networks import as_logits
-from torchdoctor.training import Recipe, fit
+from torchdoctor.training import fit
 
 
 def plain(name: str, classes: int) -> nn.Module | None:

@@ -26,8 +26,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from torchdoctor import load_data, load_model
+from torchdoctor.courses import Recipe
 from torchdoctor.data import IMAGENET_MEAN, IMAGENET_STD, Loader
-from torchdoctor.training import Recipe, fit
+from torchdoctor.training import fit
 
 
 def written(folder: Path, parquet: Path, images: int) -> tuple[Path, Path]:

@@ -22,10 +22,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from torchdoctor.courses import Recipe
 from torchdoctor.data import Loader, Preprocessing
 from torchdoctor.data.scenes import AGREEMENT, CLASSES, draw_scenes, scenes_table
 from torchdoctor.models.small_resnet import SmallResNet
-from torchdoctor.training import Recipe, accuracy, fit
+from torchdoctor.training import accuracy, fit
 
 TRAINING, VALIDATION = 0, 3  # streams of the drawing generator
 IMAGES, CHECKED = 2000, 800

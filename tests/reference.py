@@ -139,6 +139,53 @@ def penalty(
     return value
 
 
+def literal_penalties(model, batch, layer, names, *, correlated, delta, draws, pixels, seed, step):
+    """Return {name: mean penalty} of one layer, scaled by share, as the equations read: J forward passes.
+
+    A batch at a time, nothing shared: a clean pass chooses n and s, then each draw runs the whole network
+    again and differentiates y_n and y_s. `pixels` grow the object; `names` are channel and space.
+    """
+    with torch.no_grad():
+        best = model(batch.images).topk(2, dim=1).indices
+    outside = torch.zeros(())
+    sums = {}
+    for draw in range(max(draws, 1)):
+        kept = []
+
+        def add(_module, _inputs, output, draw=draw, kept=kept):
+            sigma = torch.zeros_like(output)
+            if draws:
+                shape = tuple(output.shape[1:])
+                sigma = delta * uniform_noise(
+                    batch.ids, range(draw, draw + 1), shape, seed=seed, layer=layer, stream="treatment",
+                    step=step, dtype=output.dtype,
+                )[0]  # fmt: skip
+            kept.append((output + sigma).requires_grad_(True))
+            return kept[0].clone()
+
+        handle = model.get_submodule(layer).register_forward_hook(add)
+        logits = model(batch.images)
+        handle.remove()
+        noisy = kept[0]
+        scores = [logits.gather(1, best[:, [place]]).sum() for place in (0, 1)]
+        mine, other = (
+            (noisy * torch.autograd.grad(score, noisy, create_graph=True, retain_graph=True)[0]).abs()
+            for score in scores
+        )
+        grown = functional.max_pool2d(batch.masks, 2 * pixels + 1, stride=1, padding=pixels)
+        outside = 1 - functional.adaptive_avg_pool2d(grown, noisy.shape[-2:])
+        wrong = (~correlated[best[:, 0]]).to(noisy)
+        parts = {
+            "channel": (mine.sum((2, 3)) * wrong).sum(1) + other.sum((1, 2, 3)),
+            "channel total": mine.sum((1, 2, 3)) + other.sum((1, 2, 3)),
+            "space": (mine * outside).sum((1, 2, 3)) * batch.annotated.to(noisy),
+            "space total": mine.sum((1, 2, 3)),
+        }
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return {name: (sums[name] / sums[f"{name} total"]).mean() for name in names}
+
+
 def total_loss(model, images, labels, weighted_penalties):
     """Return Eq. 7: the original loss plus weight times the batch's mean penalty, term by term."""
     loss = functional.cross_entropy(model(images), labels)

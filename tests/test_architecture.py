@@ -11,7 +11,8 @@ PACKAGE = Path(torchdoctor.__file__).parent
 LINE = (
     "types", "noise", "networks", "gradients", "layers", "checks", "masks", "sifting", "memory",
     "closed_form", "evidence", "rows", "measurement", "diagnosis", "contrast", "silencing", "swapping",
-    "explanation", "grad_cam", "causes", "robustness", "constraints", "training", "prescription", "treatment",
+    "explanation", "grad_cam", "causes", "robustness", "constraints", "shortcuts", "penalties", "courses",
+    "training", "prescription", "remedies", "sources", "treatment",
     "evaluation", "figures", "diagnosis_figures", "pictures", "error_cards", "report", "annotations",
     "models", "data", "engine", "summary", "terminal", "cli_options", "cli_models", "cli_data",
     "cli_diagnosis", "cli",
@@ -59,8 +60,9 @@ def test_files_stay_short():
 
 def test_public_names():
     assert sorted(torchdoctor.__all__) == [
-        "Batch", "Comparison", "Constraint", "Diagnosis", "InputError", "ModelDoctorError", "Recipe",
-        "Treatment", "candidate_layers", "check_model", "compare", "default_layers", "diagnose", "explain",
-        "find_causes", "load_data", "load_model", "measure_robustness", "survey_layers", "treat",
+        "Batch", "Comparison", "Constraint", "Course", "Diagnosis", "InputError", "ModelDoctorError",
+        "Recipe", "Treatment", "candidate_layers", "check_model", "classification_terms", "compare",
+        "default_layers", "diagnose", "explain", "find_causes", "load_data", "load_model",
+        "measure_robustness", "survey_layers", "treat",
     ]  # fmt: skip
     assert all(hasattr(torchdoctor, name) for name in torchdoctor.__all__)

@@ -11,11 +11,12 @@ from torch import nn
 
 import torchdoctor
 from torchdoctor import Batch, InputError, check_model, diagnose, load_model, treat
+from torchdoctor.courses import Recipe
 from torchdoctor.gradients import map_shapes
 from torchdoctor.models import MODELS, ModelEntry
 from torchdoctor.models.stems import halvings_to_drop, set_input_channels
 from torchdoctor.networks import as_logits, auxiliary_logits
-from torchdoctor.training import Recipe, fit
+from torchdoctor.training import fit
 
 PAPER = (
     "alexnet", "vgg16", "resnet34", "resnet50", "senet34", "wideresnet28_10", "resnext50", "densenet121",
@@ -135,7 +136,7 @@ def test_auxiliary_heads_train_and_stay_out_of_the_diagnosis(name, heads):
     assert len(auxiliary_logits(model.train()(batch.images))) == heads
     before = {key: value.clone() for key, value in model.state_dict().items()}
     recipe = Recipe(epochs=1, learning_rate=0.01)
-    history, _ = fit(model, lambda _epoch: [batch], recipe, steps_per_epoch=1, seed=0)
+    history = fit(model, lambda _epoch: [batch], recipe, steps_per_epoch=1, seed=0).history
     assert history[0]["auxiliary"] > 0
     moved = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
     assert any(key.startswith(("aux", "Aux")) for key in moved)

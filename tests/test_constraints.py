@@ -10,9 +10,10 @@ from torch import nn
 
 from reference import penalty, tiny_net, total_loss
 from test_diagnosis import LAYERS, batches_of, some_images
-from torchdoctor.constraints import Constraint, Noise, constraints_named, penalise
+from torchdoctor.constraints import Constraint, constraints_named
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.masks import background_mask
+from torchdoctor.penalties import Noise, penalise
 from torchdoctor.types import Batch, InputError
 
 
@@ -37,10 +38,11 @@ def case(activation=nn.ReLU, layers=("conv2", "conv3")):
 @pytest.mark.parametrize(("draws", "reduce"), [(0, "mean"), (3, "mean"), (3, "sum")])
 def test_penalties_equal_the_plain_rewrite(which, kind, scale, targets, draws, reduce):
     model, diagnosis, batch = case()
-    constraints = constraints_named([which], layers=["conv2", "conv3"], evidence=kind, scale=scale)
+    constraints = constraints_named(
+        [which], layers=["conv2", "conv3"], evidence=kind, scale=scale, targets=targets
+    )
     found = penalise(
-        model, batch, constraints, diagnosis, noise=Noise(draws, reduce, seed=4), targets=targets,
-        expand_pixels=1, step=11,
+        model, batch, constraints, diagnosis, noise=Noise(draws, reduce, seed=4), expand_pixels=1, step=11,
     )[which]  # fmt: skip
     for row in range(6):
         wanted = sum(
@@ -194,5 +196,5 @@ def test_the_background_shrinks_as_the_object_grows():
 
 
 def test_an_unknown_constraint_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"'chanel' is unknown; there are: channel, space"):
+    with pytest.raises(InputError, match=r"'chanel' is unknown; there are: channel, channel_paper"):
         constraints_named(["chanel"], layers=["conv1"])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from torchdoctor import Batch, InputError, check_model, diagnose, treat
+from torchdoctor.courses import Recipe
 from torchdoctor.networks import as_logits, auxiliary_logits, unwrap
-from torchdoctor.training import Recipe
 
 
 class Tiny(nn.Module):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from torchdoctor.contrast import contrast
+from torchdoctor.courses import Recipe
 from torchdoctor.data import load_data
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.models import load_model
 from torchdoctor.noise import key
-from torchdoctor.training import Recipe, fit
+from torchdoctor.training import fit
 from torchdoctor.types import InputError
 
 LAYER = "layer4.conv2"

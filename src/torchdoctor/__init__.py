@@ -3,6 +3,7 @@
 from torchdoctor.causes import find_causes
 from torchdoctor.checks import check_model
 from torchdoctor.constraints import Constraint
+from torchdoctor.courses import Course, Recipe, classification_terms
 from torchdoctor.data import load_data
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.evaluation import compare
@@ -10,7 +11,6 @@ from torchdoctor.explanation import explain
 from torchdoctor.layers import candidate_layers, default_layers, survey_layers
 from torchdoctor.models import load_model
 from torchdoctor.robustness import measure_robustness
-from torchdoctor.training import Recipe
 from torchdoctor.treatment import treat
 from torchdoctor.types import Batch, Comparison, Diagnosis, InputError, ModelDoctorError, Treatment
 
@@ -20,6 +20,7 @@ __all__ = [
     "Batch",
     "Comparison",
     "Constraint",
+    "Course",
     "Diagnosis",
     "InputError",
     "ModelDoctorError",
@@ -27,6 +28,7 @@ __all__ = [
     "Treatment",
     "candidate_layers",
     "check_model",
+    "classification_terms",
     "compare",
     "default_layers",
     "diagnose",

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchdoctor.networks import as_logits
-from torchdoctor.types import Evidence, InputError
+from torchdoctor.types import InputError, PenaltyEvidence
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -141,7 +141,7 @@ def noisy_tail(
     noise = noise.requires_grad_(True)
     try:
         logits, maps = torch.func.vmap(
-            lambda one: _run_with_noise(model, images, layer, one), randomness="different"
+            lambda one: run_with_noise(model, images, layer, one), randomness="different"
         )(noise)
         return NoisyTail(logits, noise, maps, "vmap")
     except InputError:
@@ -149,11 +149,11 @@ def noisy_tail(
     except (RuntimeError, ValueError, NotImplementedError):
         draws = len(noise)
         repeated = images.repeat(draws, 1, 1, 1)
-        logits, maps = _run_with_noise(model, repeated, layer, noise.flatten(0, 1))
+        logits, maps = run_with_noise(model, repeated, layer, noise.flatten(0, 1))
         return NoisyTail(logits.unflatten(0, (draws, -1)), noise, maps.unflatten(0, (draws, -1)), "repeat")
 
 
-def _run_with_noise(
+def run_with_noise(
     model: nn.Module, images: Tensor, layer: str, noise: Tensor
 ) -> tuple[Float[Tensor, "batch category"], Float[Tensor, "batch channel height width"]]:
     """Return the logits of the images with noise on one layer's map, and that noisy map."""
@@ -196,8 +196,10 @@ def _unfed(name: str) -> str:
     return f"layer {name!r} does not feed the logits (an auxiliary head?): choose another layer"
 
 
-def evidence_of(gradient: Tensor, maps: Tensor, kind: Evidence) -> Tensor:
-    """Return abs(dy/dm), or abs(m dy/dm) where m is the map with its noise; same shape as the map."""
+def evidence_of(gradient: Tensor, maps: Tensor, kind: PenaltyEvidence) -> Tensor:
+    """Return abs(dy/dm), abs(m dy/dm) where m is the map with its noise, or dy/dm where it is positive."""
+    if kind == "positive_gradient":
+        return gradient.clamp(min=0)
     return gradient.abs() if kind == "gradient" else (maps * gradient).abs()
 
 

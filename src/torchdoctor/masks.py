@@ -24,5 +24,8 @@ def background_mask(
     """
     grown = masks
     if expand_pixels > 0:
-        grown = functional.max_pool2d(masks, 2 * expand_pixels + 1, stride=1, padding=expand_pixels)
+        # A square window is a row of columns: one after the other costs its side, not its area.
+        side = 2 * expand_pixels + 1
+        rows = functional.max_pool2d(masks, (1, side), stride=1, padding=(0, expand_pixels))
+        grown = functional.max_pool2d(rows, (side, 1), stride=1, padding=(expand_pixels, 0))
     return 1.0 - functional.interpolate(grown, size=size, mode="area").clamp(0.0, 1.0)

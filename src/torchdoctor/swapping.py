@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -16,6 +16,15 @@ def before_other_backgrounds(
     """Return every object before every donor's background; the donors' own objects are filled up first."""
     backgrounds = background_alone(donors, donor_masks)
     return masks[:, None] * images[:, None] + (1 - masks[:, None]) * backgrounds[None]
+
+
+def swapped_backgrounds(
+    images: Float[Tensor, "batch channel height width"],
+    masks: Float[Tensor, "batch 1 height width"],
+    donors: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch channel height width"]:
+    """Return every object before the background of the image that `donors` names, from the same batch."""
+    return masks * images + (1 - masks) * background_alone(images, masks)[donors]
 
 
 def background_alone(

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from torch import nn
 
-from torchdoctor.constraints import Constraint, Noise, constraints_named
+from torchdoctor.constraints import Constraint, constraints_named
+from torchdoctor.courses import Course, Recipe
 from torchdoctor.diagnosis import state_sha256
 from torchdoctor.masks import default_expansion
 from torchdoctor.networks import unwrap
 from torchdoctor.noise import key
-from torchdoctor.prescription import Prescription, prescribe
-from torchdoctor.training import Recipe, fit
+from torchdoctor.penalties import Noise
+from torchdoctor.prescription import Prescription, example_of, prescribe
+from torchdoctor.remedies import REMEDIES, USE_MASKS, Remedy
+from torchdoctor.sources import ShuffledBatches, drawn_per_batch, masked_ids
+from torchdoctor.training import fit
 from torchdoctor.types import (
     Arm,
     Batch,
+    BudgetKind,
+    Checkpoints,
     Diagnosis,
     Evidence,
     Images,
     InputError,
     NormPolicy,
+    Precision,
     Progress,
     Scale,
     Targets,
@@ -38,36 +43,21 @@ from torchdoctor.types import (
 Weight = float | Literal["auto"]
 
 
-@dataclass(frozen=True)
-class ShuffledBatches:
-    """A plain list of batches as training images: their order is shuffled, nothing is augmented."""
+@runtime_checkable
+class ArmStore(Protocol):
+    """Where arms are kept, so that an interrupted treatment can go on."""
 
-    batches: tuple[Batch, ...]
+    def finished(self, name: str, seed: int) -> Arm | None:
+        """Return an arm that was finished before, or None."""
+        ...
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches in their own order."""
-        return iter(self.batches)
+    def checkpoints(self, name: str, seed: int) -> Checkpoints | None:
+        """Return where the state of an arm under way is kept."""
+        ...
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """The number of batches."""
-        return len(self.batches)
-
-    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
-        """Yield the batches in an order keyed by (seed, number)."""
-        generator = torch.Generator().manual_seed(key("order", seed, number))
-        for position in torch.randperm(len(self.batches), generator=generator).tolist():
-            yield self.batches[position]
-
-    def with_annotations(self, ids: Sequence[int], per_batch: int) -> ShuffledBatches:
-        """Show only the masks of these images; fixed batches take no further images."""
-        wanted = torch.tensor(sorted(ids), dtype=torch.int64)
-
-        def shown(batch: Batch) -> Batch:
-            here = torch.isin(batch.ids.cpu(), wanted)
-            return replace(batch, annotated=None if batch.masks is None else here)
-
-        return ShuffledBatches(tuple(shown(batch) for batch in self.batches))
+    def save(self, arm: Arm) -> None:
+        """Keep a finished arm."""
+        ...
 
 
 def treat(
@@ -75,6 +65,7 @@ def treat(
     images: TrainingImages | Iterable[Batch],
     diagnosis: Diagnosis,
     *,
+    arms: Sequence[str | Remedy] = ("control", "treated"),
     constraints: Sequence[str | Constraint] | None = None,
     layers: Sequence[str] | None = None,
     evidence: Evidence = "gradient_x_activation",
@@ -88,28 +79,119 @@ def treat(
     annotated_per_batch: float = 0.125,
     expand_pixels: int | None = None,
     recipe: Recipe | None = None,
+    budget_kind: BudgetKind = "steps",
     seeds: int = 3,
     seed: int = 0,
     validation: Images | None = None,
-    save_arm: Callable[[Arm], None] | None = None,
+    store: ArmStore | None = None,
     progress: Progress = silent,
 ) -> Treatment:
-    """Train copies of the network with and without the constraints from the same weights.
+    """Train copies of the network from the same weights: a control, and an arm for every remedy.
 
-    For each of `seeds` seeds two arms: `control` (the loss alone) and `treated` (Eq. 7), with the same
-    batches, augmentation, annotated images, steps and optimiser. The last epoch's weights are kept:
-    nothing is selected. `lazy` = k computes the constraints at every k-th step alone, with k times their
-    weight: nearly a k-th of their cost. InputError where masks are missing, a constraint reaches no trainable
-    parameter, or the diagnosis belongs to another network, other layers or other categories.
+    For each of `seeds` seeds the arms see the same batches, augmentation, annotated images, steps and
+    optimiser; `control` minimises the loss alone, `treated` Eq. 7, the others what REMEDIES says, or a
+    function of your own. The last epoch's weights are kept: nothing is selected. `budget_kind="time"`
+    gives every arm the seconds that the first remedy's steps take, instead of its steps. `lazy` = k
+    computes the constraints at every k-th step alone, with k times their weight: nearly a k-th of their
+    cost. InputError where masks are missing, a constraint reaches no trainable parameter, or the
+    diagnosis belongs to another network, other layers or other categories.
     """
     model = unwrap(model)
-    check_choice("targets", targets, Targets)
+    check_choice("budget_kind", budget_kind, BudgetKind)
     if lazy < 1:
         raise InputError(
             f"lazy is {lazy}; expected 1 (every step) or the number of steps from one to the next"
         )
     recipe = recipe or Recipe()
     check_choice("norm", recipe.norm, NormPolicy)
+    check_choice("precision", recipe.precision, Precision)
+    _check_model(model, diagnosis)
+    wanted = remedies_named(arms)
+    source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images))
+    masked = masked_ids(source, diagnosis, masks_per_category)
+    chosen: tuple[Constraint, ...] = ()
+    if "treated" in wanted:
+        chosen = _chosen(constraints, bool(masked), layers, diagnosis, evidence, scale, targets, weight)
+    drawn = source
+    if masked:
+        uses = any(one.needs_masks for one in chosen) or any(map(_uses_masks, wanted.items()))
+        largest = max(len(batch.labels) for batch in source)
+        drawn = source.with_annotations(masked, drawn_per_batch(annotated_per_batch, largest) if uses else 0)
+    example = example_of(model, drawn)
+    if expand_pixels is None:
+        expand_pixels = default_expansion(example.shape[-1])
+    steps = max(recipe.epochs * drawn.steps_per_epoch, 1)
+    plan = Prescription(chosen, diagnosis, Noise(draws=draws), expand_pixels, lazy, steps)
+    plan, measured = prescribe(model, drawn, plan, recipe, tau, seed=seed)
+
+    def treated(model: nn.Module, _images: TrainingImages, _diagnosis: Diagnosis, seed: int) -> Course:
+        return Course(plan.terms(model, example, seed), facts=measured)
+
+    remedies = {name: remedy or treated for name, remedy in wanted.items()}
+    trial = _Trial(model, drawn, diagnosis, recipe, validation, store, progress)
+    done = [arm for number in range(seeds) for arm in trial.run(remedies, seed, number, budget_kind)]
+    return Treatment(tuple(done), measured)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What all arms of a treatment share."""
+
+    model: nn.Module
+    images: TrainingImages
+    diagnosis: Diagnosis
+    recipe: Recipe
+    validation: Images | None
+    store: ArmStore | None
+    progress: Progress
+
+    def run(
+        self, remedies: Mapping[str, Remedy], seed: int, number: int, budget_kind: BudgetKind
+    ) -> list[Arm]:
+        """Run every arm of one seed number, those that were finished before excepted.
+
+        A budget in seconds is set by the first remedy's steps, so that one runs first.
+        """
+        stream, recipe, done = key("treatment", seed, number), self.recipe, dict[str, Arm]()
+        names = list(remedies)
+        for name in names if budget_kind == "steps" else [names[1], names[0], *names[2:]]:
+            found = self.store.finished(name, number) if self.store is not None else None
+            done[name] = found or self._run_arm(name, remedies[name], recipe, number, stream)
+            if budget_kind == "time" and len(done) == 1:
+                recipe = replace(recipe, seconds=done[name].seconds)
+        return [done[name] for name in names]
+
+    def _run_arm(self, name: str, remedy: Remedy, recipe: Recipe, number: int, stream: int) -> Arm:
+        """Train one copy and return what became of it; all arms of a number draw from one stream."""
+        model = copy.deepcopy(self.model)
+        course = remedy(model, self.images, self.diagnosis, stream)
+        trained = fit(
+            model,
+            lambda epoch: self.images.epoch(epoch, stream),
+            recipe,
+            steps_per_epoch=self.images.steps_per_epoch,
+            seed=stream,
+            course=course,
+            validation=self.validation,
+            checkpoints=self.store.checkpoints(name, number) if self.store is not None else None,
+            progress=self.progress,
+            stage=f"{name}, seed {number}",
+        )
+        state = {entry: value.detach().cpu().clone() for entry, value in model.state_dict().items()}
+        arm = Arm(name, number, state, trained.history, trained.steps, trained.seconds, trained.skipped)
+        if self.store is not None:
+            self.store.save(arm)
+        return arm
+
+
+def _uses_masks(arm: tuple[str, Remedy | None]) -> bool:
+    """Whether an arm may look at masks: a function of the user's own may."""
+    name, remedy = arm
+    return name in USE_MASKS or (remedy is not None and remedy not in REMEDIES.values())
+
+
+def _check_model(model: nn.Module, diagnosis: Diagnosis) -> None:
+    """Raise InputError unless the network can change and is the one that was diagnosed."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
     if diagnosis.model_sha256 != state_sha256(model):
@@ -118,76 +200,27 @@ def treat(
             f"{diagnosis.model_sha256[:12]}..., the model has {state_sha256(model)[:12]}...): diagnose this "
             "model, or load the weights that were diagnosed"
         )
-    source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images))
-    annotated = masked_ids(source, diagnosis, masks_per_category)
-    chosen = _chosen(constraints, bool(annotated), layers, diagnosis, evidence, scale, weight)
-    example = next(iter(source)).images
-    expansion = expand_pixels if expand_pixels is not None else default_expansion(example.shape[-1])
-    largest = max(len(batch.labels) for batch in source)
-    needs_masks = any(one.needs_masks for one in chosen)
-    per_batch = drawn_per_batch(annotated_per_batch, largest) if needs_masks else 0
-    drawn = source.with_annotations(annotated, per_batch)
-    plan = Prescription(chosen, diagnosis, Noise(draws=draws), targets, expansion, lazy)
-    plan, measured = prescribe(model, drawn, plan, recipe, tau, seed=seed)
-    arms = []
-    for number in range(seeds):
-        stream = key("treatment", seed, number)
-        for name in ("control", "treated"):
-            own = copy.deepcopy(model)
-            arm = _run_arm(own, drawn, plan, recipe, name, number, stream, validation, progress)
-            arms.append(arm)
-            if save_arm is not None:
-                save_arm(arm)
-    return Treatment(tuple(arms), measured)
 
 
-def _run_arm(
-    model: nn.Module,
-    images: TrainingImages,
-    plan: Prescription,
-    recipe: Recipe,
-    name: str,
-    number: int,
-    stream: int,
-    validation: Images | None,
-    progress: Progress,
-) -> Arm:
-    """Train one copy in place and return what became of it; both arms of a number draw from one stream."""
-    started = time.perf_counter()
-    history, steps = fit(
-        model,
-        lambda epoch: images.epoch(epoch, stream),
-        recipe,
-        steps_per_epoch=images.steps_per_epoch,
-        seed=stream,
-        penalty=plan.term(model, stream) if name == "treated" else None,
-        validation=validation,
-        progress=progress,
-        stage=f"{name}, seed {number}",
-    )
-    state = {entry: value.detach().cpu().clone() for entry, value in model.state_dict().items()}
-    return Arm(name, number, state, history, steps, time.perf_counter() - started)
-
-
-def drawn_per_batch(share: float, batch_size: int) -> int:
-    """Return how many annotated images are drawn into every batch: at least one unless the share is 0."""
-    return max(1, round(share * batch_size)) if share > 0 else 0
-
-
-def masked_ids(images: Images, diagnosis: Diagnosis, masks_per_category: int) -> tuple[int, ...]:
-    """Return the images whose masks are used: per category the first of the sifted low list, then others."""
-    labels: dict[int, int] = {}
-    for batch in images:
-        if batch.masks is None:
-            continue
-        shown = batch.annotated if batch.annotated is not None else torch.ones_like(batch.labels).bool()
-        labels.update(zip(batch.ids[shown].tolist(), batch.labels[shown].tolist(), strict=True))
-    chosen: list[int] = []
-    for category, low in enumerate(diagnosis.sifting.low):
-        first = [image for image in low if image in labels]
-        others = sorted({image for image, label in labels.items() if label == category} - set(first))
-        chosen += (first + others)[:masks_per_category]
-    return tuple(sorted(chosen))
+def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
+    """Return the remedy of every arm, None for `treated`; the control comes first, asked for or not."""
+    found: dict[str, Remedy | None] = {"control": REMEDIES["control"]}
+    for arm in arms:
+        name = arm if isinstance(arm, str) else str(getattr(arm, "__name__", type(arm).__name__))
+        if not isinstance(arm, str):
+            if name in found or name in REMEDIES or name in ("treated", "base"):
+                raise InputError(f"arm {name!r}: the name is taken; give your function another")
+            found[name] = arm
+        elif name == "treated":
+            found[name] = None
+        elif name in REMEDIES:
+            found[name] = REMEDIES[name]
+        else:
+            known = ", ".join(["control", "treated", *list(REMEDIES)[1:]])
+            raise InputError(f"arm {name!r} is unknown; there are: {known}")
+    if len(found) == 1:
+        raise InputError("no arm but the control: name at least one to compare it with, such as treated")
+    return found
 
 
 def _chosen(
@@ -197,21 +230,24 @@ def _chosen(
     diagnosis: Diagnosis,
     evidence: Evidence,
     scale: Scale,
+    targets: Targets,
     weight: Weight | Mapping[str, Weight],
 ) -> tuple[Constraint, ...]:
     """Return the constraints with their layers; InputError for missing masks or undiagnosed layers."""
     if constraints is None:
         constraints = ("channel", "space") if has_masks else ("channel",)
-    names = [one for one in constraints if isinstance(one, str)]
+    names = [one.partition(" ")[0] for one in constraints if isinstance(one, str)]
     weights = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(names, weight)
     known = [layer.name for layer in diagnosis.layers]
-    built = {
-        one.name: one
-        for one in constraints_named(
-            names, layers=layers or known, evidence=evidence, scale=scale, weights=weights
-        )
-    }
-    chosen = tuple(built[one] if isinstance(one, str) else one for one in constraints)
+    chosen: tuple[Constraint, ...] = ()
+    for one in constraints:
+        if isinstance(one, str):
+            chosen += constraints_named(
+                [one], layers=layers or known, evidence=evidence, scale=scale, targets=targets,
+                weights=weights,
+            )  # fmt: skip
+        else:
+            chosen += (one,)
     _check_names([one.name for one in chosen], weights if isinstance(weight, Mapping) else {})
     for one in chosen:
         if one.needs_masks and not has_masks:
@@ -228,7 +264,7 @@ def _chosen(
     return chosen
 
 
-RESERVED = ("loss", "images", "epoch", "validation_accuracy")
+RESERVED = ("loss", "auxiliary", "epoch", "validation_accuracy")
 
 
 def _check_names(names: Sequence[str], weights: Mapping[str, object]) -> None:

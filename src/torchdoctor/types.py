@@ -11,10 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Evidence = Literal["gradient", "gradient_x_activation"]
+PenaltyEvidence = Literal["gradient", "gradient_x_activation", "positive_gradient"]
 Scale = Literal["none", "share"]
 Targets = Literal["prediction", "label"]
 ReduceDraws = Literal["mean", "sum"]
 NormPolicy = Literal["frozen", "train"]
+Precision = Literal["fp32", "bf16", "fp16"]
+BudgetKind = Literal["steps", "time"]
 Verdict = Literal["helped", "harmed", "no evidence"]
 
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
@@ -32,6 +35,12 @@ class InputError(ModelDoctorError):
     """Something given by the user cannot be used: what was found, what was expected, what to do."""
 
     exit_code = 2
+
+
+class Interrupted(ModelDoctorError):
+    """The user stopped a training; its state was saved first."""
+
+    exit_code = 130
 
 
 def check_choice(name: str, value: object, kind: Any) -> None:
@@ -83,6 +92,41 @@ class TrainingImages(Images, Protocol):
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: shuffled and augmented by (seed, number, image id) alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands after `step` steps: enough to go on bit for bit.
+
+    `tensors` holds the network, the optimiser and running sums by name; `numbers` what is not a tensor
+    (all JSON-able: optimiser counters, history of the epochs, names of skipped images).
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+    seconds: float
+
+
+@runtime_checkable
+class Checkpoints(Protocol):
+    """Where a training keeps its state, and who asks it to stop."""
+
+    def load(self) -> TrainingState | None:
+        """Return the newest undamaged state, or None."""
+        ...
+
+    def save(self, state: TrainingState) -> None:
+        """Keep a state."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this many steps."""
+        ...
+
+    def stopping(self) -> bool:
+        """Whether to save and stop now."""
         ...
 
 
@@ -179,7 +223,10 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Arm:
-    """One further training from the same weights: the treated network or its control."""
+    """One further training from the same weights: the control, or the network under one remedy.
+
+    `skipped` lists the ids of the batches whose loss or gradient was not finite: no step was taken.
+    """
 
     name: str
     seed: int
@@ -187,6 +234,7 @@ class Arm:
     history: tuple[Mapping[str, float], ...]
     steps: int
     seconds: float
+    skipped: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,19 @@ from dataclasses import replace
 
 import torch
 
-from torchdoctor.constraints import CONSTRAINTS, Noise, constraints_named
+from torchdoctor.constraints import CONSTRAINTS, constraints_named
+from torchdoctor.courses import PLAIN, Course
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.settings import Settings, Verb, filled
 from torchdoctor.engine.stages import cost_of, out_folder, recipe_of, taken_over
 from torchdoctor.engine.storage import RunFolder
+from torchdoctor.penalties import Noise
 from torchdoctor.prescription import Prescription
 from torchdoctor.sifting import device_of, predict_logits
-from torchdoctor.training import Term, fit
-from torchdoctor.treatment import drawn_per_batch
+from torchdoctor.sources import drawn_per_batch
+from torchdoctor.training import fit
 from torchdoctor.types import Batch
 
 TRIED = 3  # steps that are really run to measure the time of one
@@ -86,7 +88,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
 def _steps_per_epoch(case: Case, verb: Verb) -> int:
     """Return the steps of an epoch: annotated images take places in the batches of a treatment."""
     train, names = case.data.train, _constraints(case)
-    if verb in ("treat", "checkup") and any(CONSTRAINTS[name].needs_masks for name in names):
+    if verb in ("treat", "checkup") and any(CONSTRAINTS[one.partition(" ")[0]].needs_masks for one in names):
         size = min(train.batch_size, len(train))
         train = replace(train, annotated_per_batch=drawn_per_batch(case.settings.annotated_per_batch, size))
     return train.steps_per_epoch
@@ -109,35 +111,37 @@ def _timed(action: Callable[[], object]) -> float:
 def _seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
     """Time a few steps on one batch with a copy of the network."""
     model = copy.deepcopy(case.model)
-    term = None
+    course = PLAIN
     if treated:
         if batch.masks is not None:
             batch = replace(batch, annotated=torch.arange(len(batch.labels)) < max(1, len(batch.labels) // 8))
-        term = _term(case, batch, model)
+        course = _course(case, batch, model)
     recipe = replace(recipe_of(case.settings), epochs=1)
 
     def run() -> object:
-        return fit(model, lambda _epoch: [batch] * TRIED, recipe, steps_per_epoch=TRIED, seed=0, penalty=term)
+        steps = [batch] * TRIED
+        return fit(model, lambda _epoch: steps, recipe, steps_per_epoch=TRIED, seed=0, course=course)
 
     run()
     return _timed(run) / TRIED
 
 
-def _term(case: Case, batch: Batch, model: torch.nn.Module) -> Term:
-    """Build the penalty on a diagnosis of one batch, which costs the same as that of the real one."""
+def _course(case: Case, batch: Batch, model: torch.nn.Module) -> Course:
+    """Build the constraints on a diagnosis of one batch, which cost the same as those of the real one."""
     settings = case.settings
     diagnosis = diagnose(case.model, [batch], layers=case.layers, draws=0, confidence=0.0)
-    names = _constraints(case)
+    names = [one.partition(" ")[0] for one in _constraints(case)]
     constraints = constraints_named(
-        names,
+        _constraints(case),
         layers=case.layers,
         evidence=settings.evidence or "gradient_x_activation",
         scale=settings.scale,
+        targets=settings.targets,
         weights=dict.fromkeys(names, 0.0),
     )
-    noise = Noise(settings.draws_per_step)
-    prescription = Prescription(constraints, diagnosis, noise, settings.targets, settings.expand_pixels or 0)
-    return prescription.term(model, 0)
+    fixed = tuple(replace(one, weight=0.0) for one in constraints)
+    plan = Prescription(fixed, diagnosis, Noise(settings.draws_per_step), settings.expand_pixels or 0)
+    return Course(plan.terms(model, batch.images[:2].to(device_of(model)), 0))
 
 
 def _diagnosis_seconds(case: Case, batch: Batch) -> float:

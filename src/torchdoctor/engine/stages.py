@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from torchdoctor.courses import Recipe
 from torchdoctor.diagnosis import diagnose, state_sha256
 from torchdoctor.engine.parts import PartsFolder
 from torchdoctor.engine.preparation import Case, environment, loading_code
@@ -32,7 +33,7 @@ from torchdoctor.evidence import diagnosis_cost
 from torchdoctor.gradients import measuring
 from torchdoctor.rows import sparsity
 from torchdoctor.sifting import device_of, dtype_of
-from torchdoctor.training import Recipe, accuracy, fit
+from torchdoctor.training import accuracy, fit
 from torchdoctor.treatment import treat
 from torchdoctor.types import Arm, Comparison, Diagnosis, InputError, Progress, Treatment
 
@@ -95,7 +96,7 @@ def train_stage(case: Case, folder: Path, progress: Progress) -> Outcome:
         write_json(folder / "checkpoints" / "history.json", {"epochs": history})
 
     started = time.perf_counter()
-    _, steps = fit(
+    trained = fit(
         case.model,
         lambda epoch: case.data.train.epoch(epoch, case.settings.seed),
         recipe_of(case.settings),
@@ -111,7 +112,7 @@ def train_stage(case: Case, folder: Path, progress: Progress) -> Outcome:
     record = {
         "out": str(folder),
         "weights": str(folder / "model.safetensors"),
-        "steps": steps,
+        "steps": trained.steps,
         "seconds": round(time.perf_counter() - started, 1),
         "validation_accuracy": accuracy(case.model, case.data.validation),
         "images": {"train": len(case.data.train), "validation": len(case.data.validation)},
