@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from torchdoctor.data.catalogue import DATASETS, DataEntry, read_named
 from torchdoctor.data.checking import without_broken
+from torchdoctor.data.fingerprints import fingerprint
 from torchdoctor.data.folder import read_folder
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.parquet import read_parquet
@@ -69,6 +71,12 @@ class Splits:
     preprocessing: Preprocessing
     has_masks: bool
     skipped: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprints(self) -> dict[str, dict[str, object]]:
+        """What each split holds, as counts and hashes: two runs on the same data have the same."""
+        splits = {"train": self.train, "validation": self.validation, **self.tests}
+        return {name: fingerprint(one.table) for name, one in splits.items()}
 
 
 def load_tables(

@@ -13,6 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from torchdoctor.annotations import check_mask_size, mask_from_png
 from torchdoctor.data.decoding import decode_image
 from torchdoctor.data.division import divide, is_split_name
+from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
@@ -35,6 +36,11 @@ class FolderImages:
         if mask is None:
             return image, None
         return image, check_mask_size(mask_from_png(mask, str(mask)), image.size, str(file))
+
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return what changes with the image's file and with the mask's."""
+        mask = self.masks[position]
+        return stamp_of_file(self.files[position]), b"" if mask is None else stamp_of_file(mask)
 
 
 def read_folder(location: str, seed: int, validation_share: float) -> Tables:

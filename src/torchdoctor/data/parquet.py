@@ -19,6 +19,7 @@ from PIL.Image import Image
 from torchdoctor.annotations import check_mask_size, mask_from_boxes, mask_from_png
 from torchdoctor.data.decoding import decode_image
 from torchdoctor.data.division import divide, is_split_name
+from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
@@ -46,6 +47,21 @@ class ParquetImages:
             return image, None
         union = boxes if isinstance(boxes[0], Sequence) else [boxes]
         return image, mask_from_boxes(union, image.width, image.height, name)
+
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return what changes with the image's bytes, and with the mask's bytes or the boxes."""
+        image, mask = self._encoded("image", position), self._encoded("mask", position)
+        if not mask and "bbox" in self.rows.column_names:
+            mask = repr(self.rows.column("bbox")[position].as_py()).encode()
+        return image, mask
+
+    def _encoded(self, column: str, position: int) -> bytes:
+        """Return the stamp of one cell, without copying the cell."""
+        if column not in self.rows.column_names:
+            return b""
+        cell = self.rows.column(column)[position]
+        found = cell["bytes"].as_buffer() if cell.is_valid else None
+        return b"" if found is None else stamp_of_bytes(found)
 
 
 def read_parquet(location: str, seed: int, validation_share: float) -> Tables:

@@ -49,6 +49,10 @@ class Scenes:
         """Return one image and its mask: the `read` of the table."""
         return Image.fromarray(self.images[position]), Image.fromarray(self.masks[position])
 
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return the pixels themselves."""
+        return self.images[position].tobytes(), self.masks[position].tobytes()
+
 
 def draw_scenes(seed: int, stream: int, count: int, agreement: float) -> Scenes:
     """Draw `count` images, the categories in turn; `agreement` is how often category and background agree."""

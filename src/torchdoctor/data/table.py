@@ -26,6 +26,11 @@ class ChosenRows:
         """Decode the image at `position` among the chosen rows."""
         return self.read(int(self.rows[position]))
 
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return what changes with the image and with its mask, where the reader knows it."""
+        known = getattr(self.read, "stamp", None)
+        return (b"", b"") if known is None else known(int(self.rows[position]))
+
 
 @dataclass(frozen=True)
 class ImageTable:

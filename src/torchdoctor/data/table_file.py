@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torchdoctor.annotations import check_mask_size, mask_from_boxes, mask_from_png
 from torchdoctor.data.decoding import decode_image
 from torchdoctor.data.division import divide, is_split_name
+from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
@@ -51,6 +52,12 @@ class TableImages:
         if row.boxes:
             return image, mask_from_boxes(row.boxes, image.width, image.height, str(row.path))
         return image, None
+
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return what changes with the image's file, and with the mask's file or the boxes."""
+        row = self.rows[position]
+        mask = repr(row.boxes).encode() if row.mask is None else stamp_of_file(row.mask)
+        return stamp_of_file(row.path), mask
 
 
 def read_table_file(location: str, seed: int, validation_share: float) -> Tables:

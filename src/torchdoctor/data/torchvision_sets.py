@@ -13,10 +13,12 @@ from jaxtyping import Int
 from PIL.Image import Image
 
 from torchdoctor.data.division import divide
+from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
 # Our names of the splits, and what torchvision's classes call them.
+KEPT = ("data", "samples", "_samples", "_image_files", "_images", "images")  # pixels, or files
 SPLITS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
 
 
@@ -30,6 +32,18 @@ class TorchvisionImages:
         """Decode one image; such data sets have no masks."""
         image, _ = self.dataset[position]
         return image.convert("RGB"), None
+
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return what changes with the image, where torchvision's class keeps its pixels or its file."""
+        for name in KEPT:
+            kept = getattr(self.dataset, name, None)
+            if kept is None or len(kept) != len(self.dataset):
+                continue
+            one = kept[position][0] if isinstance(kept[position], tuple) else kept[position]
+            if isinstance(one, str | Path):
+                return stamp_of_file(Path(one)), b""
+            return np.asarray(one).tobytes(), b""
+        return b"", b""
 
 
 def read_torchvision(
