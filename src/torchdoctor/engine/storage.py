@@ -8,7 +8,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,33 +18,55 @@ import yaml
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from torchdoctor.types import InputError
+from torchdoctor.engine.kill_points import kill_point
+from torchdoctor.engine.locking import LOCK, FolderLock, refuse_locked
+from torchdoctor.types import InputError, ModelDoctorError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+ENVIRONMENT = "environment.json"
+FREE = ("out", "workers", "download")  # settings that a resumed run may change: they change no number
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment the old or the new content is there, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    """Write a file so that at every moment the old or the new content is there, never a part.
+
+    Raises ModelDoctorError, with the path and the reason, where the disk is full or cannot be written.
+    """
+    with _told_where(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+            kill_point(f"before/{path.name}")
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        kill_point(f"after/{path.name}")
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _told_where(path: Path) -> Iterator[None]:
+    """Turn what the operating system says into an error that names the file and what to do."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        raise ModelDoctorError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}): what was written before is whole, "
+            "and once this is mended, a run with --resume goes on from it"
+        ) from error
 
 
 def plain(value: object) -> object:
@@ -98,57 +121,67 @@ def sha256_of(path: Path) -> str:
 
 @dataclass
 class RunFolder:
-    """A new run's folder. As a context: refused input takes it away again, a finished run seals it."""
+    """A run's folder, which one process has at a time. As a context it is sealed when the run is finished.
+
+    Only a folder that `create` began (`fresh`) is taken away again where the input is refused.
+    """
 
     path: Path
     was_there: bool = False
+    fresh: bool = False
     resumed: bool = False
+    lock: FolderLock | None = None
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
         """Raise InputError if something is there already; an empty folder is welcome."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or _contents(path)):
             raise InputError(
                 f"--out {str(path)!r} exists already and is never overwritten: choose another folder"
             )
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Create the folder; InputError if something is there already or it cannot be written."""
-        cls.refuse_existing(path)
-        was_there = path.exists()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
-        except OSError as error:
-            raise InputError(f"--out {str(path)!r} cannot be written ({error.strerror or error})") from error
-        return cls(path, was_there)
+        """Create and lock the folder; InputError if something is there, or it cannot be written."""
+        with _writable(path):
+            refuse_locked(path)
+            cls.refuse_existing(path)
+            was_there = path.exists()
+            lock = _locked(path)
+            try:
+                cls.refuse_existing(path)  # again: another process may have been quicker
+                _remove_leftovers(path)
+            except BaseException:
+                lock.release()
+                raise
+        return cls(path, was_there, fresh=True, lock=lock)
 
     @classmethod
     def resume(cls, path: Path, wanted: Mapping[str, object]) -> RunFolder:
         """Go on in an unfinished run's folder, or create it; InputError says what differs from `wanted`.
 
-        `wanted` holds, by file name, what the run is about: its settings and its data.
+        `wanted` holds, by file name, what the run is about: its settings, its data, its weights. They are
+        the first files of a run, so one that was killed among them has nothing else.
         """
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            return cls.create(path)
-        for name, now in wanted.items():
-            file = path / name
-            if not file.is_file():
-                raise InputError(
-                    f"--resume: {str(path)!r} has no {name}, so it is no unfinished run to go on with"
-                )
-            was = yaml.safe_load(file.read_text(encoding="utf-8"))
-            difference = _difference(was, plain(now))
-            if difference:
-                raise InputError(f"--resume: {str(file)!r} was made otherwise: {difference}")
-        for leftover in path.rglob(".*.part"):  # of a file that was being written when the run was killed
-            leftover.unlink()
-        return cls(path, was_there=True, resumed=True)
+        with _writable(path):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"--resume: {str(path)!r} is no folder; give the --out of an unfinished run")
+            if not path.exists() or not _contents(path):
+                return cls.create(path)
+            lock = _locked(path)
+            try:
+                _check_unfinished(path, wanted)
+                _remove_leftovers(path)
+            except BaseException:
+                lock.release()
+                raise
+        return cls(path, was_there=True, resumed=True, lock=lock)
 
     def __enter__(self) -> RunFolder:
-        """Return the folder."""
+        """Return the folder, locked."""
+        if self.lock is None:
+            with _writable(self.path):
+                self.lock = _locked(self.path)
         return self
 
     def __exit__(
@@ -158,31 +191,107 @@ class RunFolder:
 
         An interrupted run stays as it is, and so does whatever has been trained by then.
         """
-        if kind is None:
-            seal(self.path)
-        elif (
-            issubclass(kind, InputError)
-            and not self.resumed
-            and not any(self.path.rglob("model.safetensors"))
-        ):
-            for entry in self.path.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink(missing_ok=True)
-            if not self.was_there:
+        refused = kind is not None and issubclass(kind, InputError) and self.fresh
+        empty = refused and not any(self.path.rglob("model.safetensors"))
+        try:
+            if kind is None:
+                _remove_leftovers(self.path)
+                seal(self.path)
+            elif empty:
+                self._take_away()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+        if empty and not self.was_there:
+            with suppress(OSError):  # another process has begun here meanwhile
                 self.path.rmdir()
+
+    def _take_away(self) -> None:
+        """Remove what the run has written."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK:
+                entry.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a folder into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--out {str(path)!r} cannot be written ({error.strerror or error})") from error
+
+
+def _locked(path: Path) -> FolderLock:
+    """Make the folder where it is missing and lock it, which tries out that files can be written there."""
+    path.mkdir(parents=True, exist_ok=True)
+    return FolderLock.acquire(path)
+
+
+def _contents(path: Path) -> set[str]:
+    """Return the names of what a run has finished writing, lock and half-written files left out."""
+    return {one.name for one in path.iterdir() if one.name != LOCK and not _is_leftover(one)}
+
+
+def _is_leftover(path: Path) -> bool:
+    """Return whether a file was being written when its run was killed."""
+    return path.name.startswith(".") and path.suffix == ".part"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the files that were being written when the run was killed."""
+    for leftover in path.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def _check_unfinished(path: Path, wanted: Mapping[str, object]) -> None:
+    """Raise InputError unless the folder holds an unfinished run that is about the same."""
+    if is_finished(path):
+        raise InputError(
+            f"--resume: {str(path)!r} has been finished by another process: run the same again to read it"
+        )
+    for name, now in wanted.items():
+        file = path / name
+        if not file.is_file():
+            if _contents(path) <= {*wanted, ENVIRONMENT}:
+                continue
+            raise InputError(
+                f"--resume: {str(path)!r} has no {name}, so it is no unfinished run to go on with"
+            )
+        try:
+            was = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"--resume: {str(file)!r} cannot be read ({error}): start a new run") from error
+        difference = _difference(was, plain(now))
+        if difference:
+            raise InputError(f"--resume: {str(file)!r} was made otherwise: {difference}")
 
 
 def _difference(was: object, now: object) -> str:
-    """Name the first few entries in which two mappings differ; empty where they do not."""
-    old, new = (one if isinstance(one, dict) else {"": one} for one in (was, now))
+    """Name the first few entries in which two nests of mappings differ; empty where they do not."""
+    old, new = _entries(was), _entries(now)
     found = [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        f"{name} was {_shown(old.get(name))} and is {_shown(new.get(name))}"
         for name in {**old, **new}
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and name not in FREE
     ]
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _entries(value: object, name: str = "") -> dict[str, object]:
+    """Return what is not a mapping, under its dotted name."""
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    inner = [_entries(one, f"{name}.{key}" if name else str(key)) for key, one in value.items()]
+    return {key: one for entries in inner for key, one in entries.items()}
+
+
+def _shown(value: object) -> str:
+    """Show a value, a long one by its beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def is_finished(path: Path) -> bool:
@@ -192,7 +301,11 @@ def is_finished(path: Path) -> bool:
 
 def seal(path: Path) -> None:
     """Write the manifest: the schema's version and the sha256 of every file, last of all."""
-    files = sorted(one for one in path.rglob("*") if one.is_file() and one.name != MANIFEST)
+    files = sorted(
+        one
+        for one in path.rglob("*")
+        if one.is_file() and one.name not in (MANIFEST, LOCK) and not _is_leftover(one)
+    )
     sums = {one.relative_to(path).as_posix(): sha256_of(one) for one in files}
     write_json(path / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": sums})
 
