@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from torchdoctor.courses import Recipe
 from torchdoctor.diagnosis import diagnose, state_sha256
 from torchdoctor.engine.parts import PartsFolder
-from torchdoctor.engine.preparation import Case, environment, loading_code
+from torchdoctor.engine.preparation import Case, loading_code
 from torchdoctor.engine.records import (
     comparison_record,
     load_diagnosis,
@@ -21,12 +21,11 @@ from torchdoctor.engine.records import (
     save_diagnosis,
     save_treatment,
 )
-from torchdoctor.engine.settings import Settings, read_config, settings_record
+from torchdoctor.engine.settings import Settings, read_config
 from torchdoctor.engine.storage import (
     open_run,
     write_json,
     write_weights,
-    write_yaml,
 )
 from torchdoctor.evaluation import compare
 from torchdoctor.evidence import diagnosis_cost
@@ -60,18 +59,6 @@ def treated_weights(folder: Path) -> Path:
 def out_folder(settings: Settings, verb: str) -> Path:
     """Return where the run goes: `--out`, or runs/<verb>-<time>."""
     return Path(settings.out or f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-
-def start_run(folder: Path, verb: str, case: Case) -> None:
-    """Write what the run is and where it runs."""
-    write_yaml(folder / "config.yaml", run_record(folder, verb, case))
-    write_json(folder / "data.json", case.facts)
-    write_json(folder / "environment.json", environment())
-
-
-def run_record(folder: Path, verb: str, case: Case) -> dict[str, object]:
-    """Return what config.yaml holds of a run."""
-    return settings_record(verb, replace(case.settings, out=str(folder)))
 
 
 def recipe_of(settings: Settings) -> Recipe:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torchdoctor.causes import Causes
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.findings import causes_stage, figures_stage, load_causes, write_robustness
+from torchdoctor.engine.identity import identity_of, start_run
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.records import (
     load_comparison,
@@ -28,8 +29,6 @@ from torchdoctor.engine.stages import (
     diagnosis_record,
     lines_of,
     out_folder,
-    run_record,
-    start_run,
     taken_over,
     train_stage,
     treat_stage,
@@ -79,7 +78,7 @@ def run_diagnose(
         check_weights(case, diagnosis, f"run {str(folder)!r}")
         return _diagnosed(case, folder, diagnosis, load_causes(folder / "causes.json"))
     say(cost_of(case))
-    wanted = {"config.yaml": run_record(folder, "diagnose", case), "data.json": case.facts}
+    wanted = identity_of(folder, "diagnose", case)
     with RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder) as run:
         start_run(run.path, "diagnose", case)
         diagnosis = diagnose_stage(case, run.path, progress)
