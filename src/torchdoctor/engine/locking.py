@@ -68,6 +68,7 @@ class FolderLock:
                 self.file.unlink()
         _held.discard(self.handle)
         os.close(self.handle)
+        self.handle = -1  # its number may soon be another file's
 
 
 _held: set[int] = set()

@@ -221,7 +221,7 @@ def _writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"--out {str(path)!r} cannot be written ({error.strerror or error})") from error
+        raise InputError(f"run folder {str(path)!r} cannot be written ({error.strerror or error})") from error
 
 
 def _locked(path: Path) -> FolderLock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,7 +38,6 @@ from torchdoctor.engine.storage import (
     RunFolder,
     is_finished,
     open_run,
-    seal,
 )
 from torchdoctor.robustness import RANDOM_LAYER, RANGES, Units, measure_robustness
 from torchdoctor.types import Diagnosis, InputError, Progress, silent
@@ -153,14 +153,13 @@ def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
 def run_compare(run: str, given: Mapping[str, object], progress: Progress = silent) -> Outcome:
     """Compare the arms of a finished treat run on the test splits: once."""
     folder, case, diagnosis = _reopened(run, given)
-    if (folder / "compare.json").exists():
-        raise InputError(
-            f"run {run!r} is compared already ({folder / 'compare.json'}): the test split is used once"
-        )
-    treatment = load_treatment(folder / "treatment")
-    outcome = compare_stage(case, folder, diagnosis, treatment, progress)
-    seal(folder)
-    return outcome
+    with RunFolder(folder):
+        if (folder / "compare.json").exists():
+            raise InputError(
+                f"run {run!r} is compared already ({folder / 'compare.json'}): the test split is used once"
+            )
+        treatment = load_treatment(folder / "treatment")
+        return compare_stage(case, folder, diagnosis, treatment, progress)
 
 
 def _reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case, Diagnosis]:
@@ -186,9 +185,8 @@ def run_report(
     treatment = load_treatment(folder / "treatment") if (folder / "treatment").is_dir() else None
     found = folder / "compare.json"
     comparison = load_comparison(found) if found.is_file() else None
-    report_stage(case, folder, target, diagnosis, treatment, comparison, progress, verb_of(folder))
-    if not file:
-        seal(folder)
+    with nullcontext() if file else RunFolder(folder):
+        report_stage(case, folder, target, diagnosis, treatment, comparison, progress, verb_of(folder))
     record = {"out": str(folder), "report": str(target)}
     lines = lines_of(case, folder) if treatment else None
     return Outcome(DONE, record, diagnosis, treatment, comparison, lines)
