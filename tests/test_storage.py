@@ -21,6 +21,7 @@ from torchdoctor.engine.storage import RunFolder, open_run, write_bytes, write_j
 from torchdoctor.types import InputError, ModelDoctorError
 
 KILLED = -signal.SIGKILL
+OF_THE_PLACE = ("config.yaml", "manifest.json")  # they hold the path of the run
 
 
 def tree(folder):
@@ -216,3 +217,21 @@ def test_changed_data_masks_and_weights_are_refused_with_the_difference(trained,
     refused(r"otherwise: weights\.model_sha256 was")
     shutil.copy(weights(trained), weights(home))
     assert run_diagnose(settings, resume=True).exit_code == 0
+
+
+def test_a_diagnosis_killed_at_any_write_is_resumed_to_the_same_bits(trained, photos, tmp_path):
+    common = {"weights": str(weights(trained)), "data": f"folder:{photos}", "draws": 1, "confidence": 0.6}
+    whole = tmp_path / "whole"
+    run_diagnose(Settings(**common, out=str(whole)))
+    wanted = {name: one for name, one in tree(whole).items() if name not in OF_THE_PLACE}
+    cut = tmp_path / "cut"
+
+    def runs():
+        run_diagnose(Settings(**common, out=str(cut)))
+
+    for place in ("*.safetensors#3", "after/causes.json"):
+        assert killed_at(place, runs) == KILLED
+        assert run_diagnose(Settings(**common, out=str(cut)), resume=True).exit_code == 0
+        assert open_run(cut)
+        assert {name: one for name, one in tree(cut).items() if name not in OF_THE_PLACE} == wanted
+        shutil.rmtree(cut)
