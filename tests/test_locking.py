@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import time
@@ -113,8 +114,24 @@ def test_the_lock_goes_however_the_run_ends(tmp_path, failure):
     FolderLock.acquire(run).release()
 
 
-def test_a_lock_that_was_removed_under_a_waiting_process_is_not_locked(tmp_path):
-    """The race of unlinking: whoever opened the old file must end up with the lock of the new one."""
+def test_a_lock_that_is_removed_between_opening_and_locking_it_is_not_taken(tmp_path, monkeypatch):
+    """Whoever opened the old file must end up with the lock of the new one, or two would have the folder."""
+    holder, real = FolderLock.acquire(tmp_path), fcntl.flock
+
+    def released_just_before(handle, how):
+        holder.release()
+        return real(handle, how)
+
+    monkeypatch.setattr("fcntl.flock", released_just_before)
+    lock = FolderLock.acquire(tmp_path)
+    assert os.path.samestat(os.fstat(lock.handle), (tmp_path / LOCK).stat())
+    with pytest.raises(InputError, match="in use"):
+        FolderLock.acquire(tmp_path)
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_processes_one_at_a_time_has_the_folder(tmp_path):
     (tmp_path / "counter").write_text("0")
 
     def adds():
