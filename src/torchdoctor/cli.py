@@ -9,8 +9,10 @@ import typer
 
 from torchdoctor import __version__, cli_data, cli_diagnosis, cli_models
 from torchdoctor.cli_options import (
+    Arms,
     Augment,
     BatchSize,
+    BudgetKind,
     Channels,
     Classes,
     ClassesSeed,
@@ -35,12 +37,15 @@ from torchdoctor.cli_options import (
     Limit,
     Masks,
     MaxLoss,
+    MinGain,
     Model,
     Norm,
     OnError,
     Optimizer,
     Out,
+    Precision,
     Primary,
+    Resume,
     Scale,
     Seed,
     Seeds,
@@ -54,7 +59,7 @@ from torchdoctor.cli_options import (
     Workers,
 )
 from torchdoctor.terminal import AsJson, ProgressBar, show
-from torchdoctor.types import InputError, ModelDoctorError
+from torchdoctor.types import InputError, Interrupted, ModelDoctorError
 
 app = typer.Typer(
     name="torchdoctor",
@@ -89,6 +94,12 @@ def _run(verb: str, given: dict[str, Any], **more: Any) -> None:
     _finish(outcome, given["json_"])
 
 
+def _run_on(verb: str, given: dict[str, Any]) -> None:
+    """Run a verb that can go on with an unfinished run, and says on stderr what it found there."""
+    resume = given.pop("resume")
+    _run(verb, given, resume=resume, say=lambda text: print(f"torchdoctor: {text}", file=sys.stderr))
+
+
 def _finish(outcome: Any, as_json: bool) -> None:
     """Print the outcome and end with its exit code."""
     from torchdoctor import summary
@@ -105,12 +116,12 @@ def train(
     image_size: ImageSize = None, optimizer: Optimizer = None, learning_rate: LearningRate = None,
     weight_decay: WeightDecay = None, norm: Norm = None, augment: Augment = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
-    on_error: OnError = None,
+    on_error: OnError = None, precision: Precision = None, resume: Resume = False,
     json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Train a classifier, so that there is something to treat."""
-    _run("train", dict(locals()))
+    _run_on("train", dict(locals()))
 
 
 @app.command()
@@ -123,14 +134,12 @@ def diagnose(
     epochs: Epochs = None, primary: Primary = None, image_size: ImageSize = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
     on_error: OnError = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
+    resume: Resume = False,
     json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Find which kernels each category depends on, where its evidence lies, and why images are mistaken."""
-    given = dict(locals())
-    more = {"resume": given.pop("resume"), "say": lambda text: print(text, file=sys.stderr)}
-    _run("diagnose", given, **more)
+    _run_on("diagnose", dict(locals()))
 
 
 @app.command()
@@ -146,11 +155,12 @@ def treat(
     optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
     norm: Norm = None, augment: Augment = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
-    on_error: OnError = None,
+    on_error: OnError = None, arms: Arms = None, budget_kind: BudgetKind = None,
+    precision: Precision = None, min_gain: MinGain = None, resume: Resume = False,
     json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Train further under constraints, beside a control arm without them."""
-    _run("treat", dict(locals()))
+    _run_on("treat", dict(locals()))
 
 
 @app.command()
@@ -166,11 +176,12 @@ def checkup(
     optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
     norm: Norm = None, augment: Augment = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
-    on_error: OnError = None,
+    on_error: OnError = None, arms: Arms = None, budget_kind: BudgetKind = None,
+    precision: Precision = None, min_gain: MinGain = None, resume: Resume = False,
     json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Diagnose, treat, compare and report in one go."""
-    _run("checkup", dict(locals()))
+    _run_on("checkup", dict(locals()))
 
 
 @app.command()
@@ -258,6 +269,9 @@ def main() -> None:
         app()
     except InputError as error:
         print(f"torchdoctor: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Interrupted as error:
+        print(f"torchdoctor: {error}: go on with --resume", file=sys.stderr)
         sys.exit(error.exit_code)
     except ModelDoctorError as error:
         print(f"torchdoctor: the run failed: {error}", file=sys.stderr)

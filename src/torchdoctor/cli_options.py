@@ -63,7 +63,18 @@ Theta = Annotated[Number, flag("--theta", "Relative height from which a kernel i
 ImagesPerCategory = Annotated[Whole, flag("--images-per-category", "Sifted images per category, T. [100]")]
 Confidence = Annotated[Number, flag("--confidence", "Confidence from which an image is sifted. [0.9]")]
 DiagnosisRun = Annotated[Text, flag("--diagnosis", "A run whose diagnosis is used. [made first]")]
-Constraints = Annotated[Many, flag("--constraints", "channel, space. [channel, and space where masks exist]")]
+Constraints = Annotated[
+    Many,
+    flag("--constraints", "channel, space, channel_paper, ..., each alone or with options of its own: "
+         "'space layers=conv3 weight=2 schedule=ramp'. [channel, and space where masks exist]"),
+]  # fmt: skip
+Arms = Annotated[
+    Many, flag("--arms", "control, treated, swap, dfr, smoothing, averaging, rrr. [control,treated]")
+]
+BudgetKind = Annotated[Text, flag("--budget-kind", "What all arms share: steps or time. [steps]")]
+Precision = Annotated[Text, flag("--precision", "Of the forward pass: fp32, bf16 or fp16. [fp32]")]
+MinGain = Annotated[Number, flag("--min-gain", "Points that the treatment must gain, else exit code 3. [0]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")]
 Weight = Annotated[Many, flag("--weight", "auto, a number, or constraint=number. [auto]")]
 Tau = Annotated[Number, flag("--tau", "auto: the penalty's gradient norm, relative to the loss's. [0.3]")]
 Targets = Annotated[

@@ -182,19 +182,19 @@ def _options(text: str, parts: Sequence[str]) -> dict[str, Any]:
         if option == "layers":
             read = tuple(value.split("+"))
         elif option == "weight":
-            read = weight_of(text, value)
+            read = weight_of(f"constraint {text!r}: weight", value)
         options["name" if option == "as" else option] = read
     return options
 
 
-def weight_of(text: str, value: str) -> float | Literal["auto"]:
-    """Read a weight: auto, or a finite number of at least 0; InputError quotes the text it stands in."""
+def weight_of(place: str, value: str) -> float | Literal["auto"]:
+    """Read a weight: auto, or a finite number of at least 0; InputError names the place it stands in."""
     if value == "auto":
         return "auto"
     try:
         weight = float(value)
     except ValueError:
-        raise InputError(f"{text!r}: weight {value!r} is neither auto nor a number") from None
+        weight = -1.0
     if not 0 <= weight < float("inf"):
-        raise InputError(f"{text!r}: weight {value!r}; expected a finite number >= 0")
+        raise InputError(f"{place} {value!r}: expected auto or a finite number >= 0")
     return weight

@@ -15,13 +15,15 @@ from torchdoctor.diagnosis import diagnose
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.settings import Settings, Verb, filled
-from torchdoctor.engine.stages import cost_of, out_folder, recipe_of, taken_over
+from torchdoctor.engine.stages import cost_of, out_folder, recipe_of
 from torchdoctor.engine.storage import RunFolder
+from torchdoctor.engine.treating import taken_over
 from torchdoctor.penalties import Noise
 from torchdoctor.prescription import Prescription
 from torchdoctor.sifting import device_of, predict_logits
 from torchdoctor.sources import drawn_per_batch
 from torchdoctor.training import fit
+from torchdoctor.treatment import remedies_named
 from torchdoctor.types import Batch
 
 TRIED = 3  # steps that are really run to measure the time of one
@@ -56,11 +58,18 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
         seconds = {"diagnose": _diagnosis_seconds(case, first)}
     if verb in ("treat", "checkup"):
         treated = plain + (_seconds_per_step(case, first, treated=True) - plain) / case.settings.lazy
-        seconds["control"] = plain * steps * case.settings.seeds
-        seconds["treated"] = treated * steps * case.settings.seeds
+        for arm in remedies_named(case.settings.arms):
+            # The other remedies cost about a plain step each.
+            seconds[arm] = (treated if arm == "treated" else plain) * steps * case.settings.seeds
     if verb == "checkup":
         images = sum(len(one) for one in case.data.tests.values())
-        seconds["compare"] = plain / 3 * images / len(first.labels) * (1 + 2 * case.settings.seeds)
+        seconds["compare"] = (
+            plain
+            / 3
+            * images
+            / len(first.labels)
+            * (1 + len(remedies_named(case.settings.arms)) * case.settings.seeds)
+        )
     return {
         "verb": verb,
         "out": str(out_folder(case.settings, verb)),

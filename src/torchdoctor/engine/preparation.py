@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.checks import check_model
-from torchdoctor.constraints import CONSTRAINTS
+from torchdoctor.constraints import CONSTRAINTS, constraints_named
 from torchdoctor.data import EXPECTED, Splits, load_data
 from torchdoctor.engine.settings import Settings
 from torchdoctor.gradients import map_shapes, measuring
@@ -30,7 +30,9 @@ from torchdoctor.models import (
 )
 from torchdoctor.networks import as_logits
 from torchdoctor.noise import key
+from torchdoctor.remedies import NEED_MASKS
 from torchdoctor.sifting import device_of
+from torchdoctor.treatment import remedies_named
 from torchdoctor.types import InputError
 
 
@@ -48,6 +50,12 @@ class Case:
     def classes(self) -> tuple[str, ...]:
         """The names of the categories."""
         return self.data.classes
+
+    def names_of(self, ids: Sequence[int]) -> list[str]:
+        """Return the names of training images, so that a person can look at them."""
+        table = self.data.train.table
+        known = dict(zip(table.ids.tolist(), table.names, strict=True))
+        return [str(known[one]) for one in ids]
 
     @property
     def facts(self) -> dict[str, object]:
@@ -96,7 +104,7 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()
     layers = _layers(settings, model, data)
-    _check_constraints(settings, data)
+    _check_constraints(settings, layers, data)
     settings = replace(settings, primary=data.primary, layers=layers)
     return Case(settings, model, data, layers, card_of(settings, data))
 
@@ -233,21 +241,27 @@ def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel heigh
     return first.images.to(device_of(model))
 
 
-def _check_constraints(settings: Settings, data: Splits) -> None:
-    """Refuse unknown constraints, and those that need masks where the training data has none."""
-    for name in settings.constraints or ():
-        if name not in CONSTRAINTS:
-            raise InputError(f"--constraints {name!r} is unknown; there are: {', '.join(CONSTRAINTS)}")
-        if CONSTRAINTS[name].needs_masks and not data.has_masks:
+def _check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits) -> None:
+    """Refuse unknown arms and constraints, and those that need masks where the training data has none."""
+    arms = remedies_named(settings.arms)
+    names = settings.constraints or ()
+    for text, one in zip(names, constraints_named(names, layers=layers), strict=True):
+        if one.needs_masks and not data.has_masks:
             raise InputError(
-                f"--constraints {name!r} needs object masks, and {settings.data!r} has none: give data with "
+                f"--constraints {text!r} needs object masks, and {settings.data!r} has none: give data with "
                 "mask or bbox columns or PNGs beside the images, or leave it out"
             )
+    for name in arms:
+        if name in NEED_MASKS and not data.has_masks:
+            raise InputError(
+                f"--arms {name!r} needs object masks, and {settings.data!r} has none: give data with mask or "
+                "bbox columns or PNGs beside the images, or leave it out"
+            )
     weights = settings.weights_by_constraint
-    if isinstance(weights, dict):
-        for name in weights:
-            if name not in (settings.constraints or CONSTRAINTS):
-                raise InputError(f"--weight {name!r} names no constraint of this run")
+    known = [one.name for one in constraints_named(names, layers=layers)] or list(CONSTRAINTS)
+    for name in weights if isinstance(weights, dict) else ():
+        if name not in known:
+            raise InputError(f"--weight {name!r} names no constraint of this run")
 
 
 def card_of(settings: Settings, data: Splits) -> dict[str, object]:

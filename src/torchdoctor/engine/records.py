@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from torchdoctor.engine.storage import read_json, write_json, write_weights
+from torchdoctor.engine.storage import (
+    read_json,
+    sha256_of,
+    weights_bytes,
+    write_bytes,
+    write_json,
+    write_weights,
+)
 from torchdoctor.types import (
     Arm,
     Comparison,
@@ -107,32 +115,49 @@ def load_diagnosis(folder: Path) -> Diagnosis:
         raise InputError(f"{str(file)!r} is damaged ({error})") from error
 
 
-def save_arm(folder: Path, arm: Arm, card: Mapping[str, object]) -> None:
-    """Write one arm: its weights, the card that says what they are, and how the training went."""
-    home = folder / arm.name / f"seed{arm.seed}"
-    write_weights(home / "model.safetensors", arm.state)
+def save_arm(home: Path, arm: Arm, card: Mapping[str, object]) -> None:
+    """Write one arm: how its training went, the card, and last the weights that say it is finished."""
+    content = weights_bytes(arm.state)
     write_json(home / "model.json", card)
     write_json(
-        home / "history.json", {"epochs": arm.history, "steps": arm.steps, "seconds": round(arm.seconds, 3)}
+        home / "history.json",
+        {
+            "epochs": arm.history,
+            "steps": arm.steps,
+            "seconds": round(arm.seconds, 3),
+            "skipped_batches": arm.skipped,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
+    )
+    write_bytes(home / "model.safetensors", content)
+
+
+def load_arm(home: Path, name: str, seed: int) -> Arm:
+    """Read an arm; InputError where a file is missing or the weights are not those that were written."""
+    history: dict[str, Any] = read_json(home / "history.json")
+    file = home / "model.safetensors"
+    if not file.is_file() or sha256_of(file) != history.get("sha256"):
+        raise InputError(f"{str(file)!r} is missing or damaged (its sha256 differs)")
+    return Arm(
+        name,
+        seed,
+        load_file(file),
+        tuple(history["epochs"]),
+        history["steps"],
+        history["seconds"],
+        tuple(map(tuple, history["skipped_batches"])),
     )
 
 
 def load_treatment(folder: Path) -> Treatment:
     """Read the arms and the prescription of a run; InputError if there are none."""
     prescription: dict[str, Any] = read_json(folder / "prescription.json")
-    arms = []
-    for home in sorted(folder.glob("*/seed*"), key=lambda one: (int(one.name[4:]), one.parent.name)):
-        history: dict[str, Any] = read_json(home / "history.json")
-        arms.append(
-            Arm(
-                home.parent.name,
-                int(home.name[4:]),
-                load_file(home / "model.safetensors"),
-                tuple(history["epochs"]),
-                history["steps"],
-                history["seconds"],
-            )
-        )
+    homes = [(one.parent.name, int(one.name[4:]), one) for one in folder.glob("*/seed*")]
+    order = list(prescription["arms"])
+    arms = [
+        load_arm(home, name, seed)
+        for name, seed, home in sorted(homes, key=lambda one: (one[1], order.index(one[0])))
+    ]
     if not arms:
         raise InputError(f"{str(folder)!r} holds no arm: run treat first")
     return Treatment(tuple(arms), tuple(prescription["constraints"]))
@@ -140,7 +165,8 @@ def load_treatment(folder: Path) -> Treatment:
 
 def save_treatment(folder: Path, treatment: Treatment) -> None:
     """Write what each constraint weighed and reached; the arms were written as they ended."""
-    write_json(folder / "prescription.json", {"constraints": treatment.prescription})
+    names = list(dict.fromkeys(arm.name for arm in treatment.arms))
+    write_json(folder / "prescription.json", {"constraints": treatment.prescription, "arms": names})
 
 
 def comparison_record(comparison: Comparison, exit_code: int) -> dict[str, object]:

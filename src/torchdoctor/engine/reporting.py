@@ -8,9 +8,23 @@ from pathlib import Path
 from torchdoctor.engine.examples import collect_examples
 from torchdoctor.engine.findings import causes_stage, explained_errors, load_causes, load_robustness
 from torchdoctor.engine.preparation import Case, environment
+from torchdoctor.engine.records import (
+    comparison_record,
+    load_comparison,
+    load_diagnosis,
+    load_treatment,
+)
 from torchdoctor.engine.settings import settings_record
-from torchdoctor.engine.stages import Outcome, command_of, compare_stage, lines_of, notes_of, treat_stage
+from torchdoctor.engine.stages import (
+    Outcome,
+    command_of,
+    compare_stage,
+    exit_code_of,
+    lines_of,
+    notes_of,
+)
 from torchdoctor.engine.storage import write_bytes
+from torchdoctor.engine.treating import Watch, treat_stage
 from torchdoctor.report import render_report
 from torchdoctor.types import Comparison, Diagnosis, Progress, Treatment
 
@@ -50,11 +64,27 @@ def report_stage(
     progress("report", 1, 1)
 
 
-def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, progress: Progress) -> Outcome:
-    """Run the stages of a checkup in a folder."""
-    diagnosis, treatment = treat_stage(case, folder, given, progress)
-    causes_stage(case, folder, diagnosis, progress)
-    outcome = compare_stage(case, folder, diagnosis, treatment, progress)
+def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Watch) -> Outcome:
+    """Run the stages of a checkup in a folder; what an earlier process finished is read."""
+    diagnosis, treatment = treat_stage(case, folder, given, watch)
+    if not (folder / "causes.json").is_file():
+        causes_stage(case, folder, diagnosis, watch.progress)
+    if (folder / "compare.json").is_file():
+        outcome = read_checkup(case, folder)
+    else:
+        outcome = compare_stage(case, folder, diagnosis, treatment, watch.progress)
     report = folder / "report.html"
-    report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, progress, "checkup")
+    report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
+
+
+def read_checkup(case: Case, folder: Path) -> Outcome:
+    """Read what a checkup found."""
+    diagnosis = load_diagnosis(folder / "diagnosis")
+    comparison = load_comparison(folder / "compare.json")
+    code = exit_code_of(diagnosis, comparison)
+    record = {"out": str(folder), **comparison_record(comparison, code)}
+    if (folder / "report.html").is_file():
+        record["report"] = str(folder / "report.html")
+    treatment = load_treatment(folder / "treatment")
+    return Outcome(code, record, diagnosis, treatment, comparison, lines_of(case, folder))

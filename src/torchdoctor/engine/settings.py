@@ -12,7 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from torchdoctor.types import Evidence, InputError, NormPolicy, Scale, Targets
+from torchdoctor.constraints import weight_of
+from torchdoctor.types import BudgetKind, Evidence, InputError, NormPolicy, Precision, Scale, Targets
 
 Verb = Literal["train", "diagnose", "treat", "checkup", "demo", "robustness"]
 
@@ -47,6 +48,7 @@ class Settings:
     learning_rate: float | None = None
     weight_decay: float = 5e-4
     norm: NormPolicy | None = None
+    precision: Precision = "fp32"
     augment: Literal["none", "crop", "crop_flip"] = "crop_flip"
     layers: tuple[str, ...] | None = None
     evidence: Evidence | None = None
@@ -58,6 +60,7 @@ class Settings:
     images_per_category: int = 100
     confidence: float = 0.9
     diagnosis: str | None = None
+    arms: tuple[str, ...] = ("control", "treated")
     constraints: tuple[str, ...] | None = None
     weight: tuple[str, ...] = ("auto",)
     tau: float = 0.3
@@ -65,7 +68,13 @@ class Settings:
     masks_per_category: int = 20
     annotated_per_batch: float = 0.125
     expand_pixels: int | None = None
+    budget_kind: BudgetKind = "steps"
+    min_gain: float = 0.0
     max_loss: float = 5.0
+    auto: bool = False
+    budget: str | None = None
+    select: Literal["iid", "swapped", "mean"] | None = None
+    tensorboard: bool = False
 
     @property
     def weights_by_constraint(self) -> float | str | dict[str, float | str]:
@@ -78,14 +87,7 @@ class Settings:
             )
         for part in self.weight:
             name, equals, value = part.rpartition("=")
-            try:
-                read: float | str = value if value == "auto" else float(value)
-            except ValueError:
-                raise InputError(
-                    f"--weight {part!r}: expected auto, a number, or constraint=number"
-                ) from None
-            if isinstance(read, float) and not 0 <= read < float("inf"):
-                raise InputError(f"--weight {part!r}: expected a finite number >= 0")
+            read = weight_of(f"--weight {name}=" if equals else "--weight", value)
             if not equals:
                 return read
             if name in named:
@@ -120,6 +122,7 @@ LEAST = {
     "delta": 0,
     "theta": 0,
     "tau": 0,
+    "min_gain": 0,
     "max_loss": 0,
 }
 MOST = {"theta": 1, "confidence": 1, "annotated_per_batch": 1}

@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from torchdoctor.courses import Recipe
 from torchdoctor.diagnosis import diagnose, state_sha256
+from torchdoctor.engine.checkpoints import CheckpointFolder
 from torchdoctor.engine.parts import PartsFolder
 from torchdoctor.engine.preparation import Case, loading_code
 from torchdoctor.engine.records import (
     comparison_record,
-    load_diagnosis,
-    save_arm,
     save_diagnosis,
-    save_treatment,
 )
-from torchdoctor.engine.settings import Settings, read_config
-from torchdoctor.engine.storage import (
-    open_run,
-    write_json,
-    write_weights,
-)
+from torchdoctor.engine.settings import Settings
+from torchdoctor.engine.storage import read_json, write_json, write_weights
 from torchdoctor.evaluation import compare
 from torchdoctor.evidence import diagnosis_cost
 from torchdoctor.gradients import measuring
 from torchdoctor.rows import sparsity
 from torchdoctor.sifting import device_of, dtype_of
 from torchdoctor.training import accuracy, fit
-from torchdoctor.treatment import treat
-from torchdoctor.types import Arm, Comparison, Diagnosis, InputError, Progress, Treatment
+from torchdoctor.types import Comparison, Diagnosis, InputError, Progress, Treatment
 
 DONE, GATE_NOT_MET, INCONCLUSIVE = 0, 3, 4
 
@@ -70,19 +64,20 @@ def recipe_of(settings: Settings) -> Recipe:
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         norm=settings.norm,
+        precision=settings.precision,
     )
 
 
-def train_stage(case: Case, folder: Path, progress: Progress) -> Outcome:
-    """Train the case's model in place and write its weights, card, checkpoints and history."""
-    history: list[Mapping[str, float]] = []
-
-    def checkpoint(epoch: int, entry: Mapping[str, float]) -> None:
-        history.append(entry)
-        write_weights(folder / "checkpoints" / "last.safetensors", case.model.state_dict())
-        write_json(folder / "checkpoints" / "history.json", {"epochs": history})
-
-    started = time.perf_counter()
+def train_stage(
+    case: Case,
+    folder: Path,
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Outcome:
+    """Train the case's model in place and write its weights, card and history; go on where it stood."""
+    home = folder / "checkpoints"
+    kept = CheckpointFolder(home, label="train", stop=stop, say=say)
     trained = fit(
         case.model,
         lambda epoch: case.data.train.epoch(epoch, case.settings.seed),
@@ -90,18 +85,35 @@ def train_stage(case: Case, folder: Path, progress: Progress) -> Outcome:
         steps_per_epoch=case.data.train.steps_per_epoch,
         seed=case.settings.seed,
         validation=case.data.validation,
-        after_epoch=checkpoint,
+        checkpoints=kept,
         progress=progress,
         stage="train",
     )
-    write_weights(folder / "model.safetensors", case.model.state_dict())
+    write_json(
+        folder / "history.json",
+        {
+            "epochs": trained.history,
+            "steps": trained.steps,
+            "seconds": round(trained.seconds, 1),
+            "skipped_batches": trained.skipped,
+        },
+    )
     write_json(folder / "model.json", case.card)
+    write_weights(folder / "model.safetensors", case.model.state_dict())
+    kept.remove()
+    return trained_outcome(case, folder)
+
+
+def trained_outcome(case: Case, folder: Path) -> Outcome:
+    """Return what a finished training ends with; the case's model holds its weights."""
+    history: Any = read_json(folder / "history.json")
     record = {
         "out": str(folder),
         "weights": str(folder / "model.safetensors"),
-        "steps": trained.steps,
-        "seconds": round(time.perf_counter() - started, 1),
+        "steps": history["steps"],
+        "seconds": history["seconds"],
         "validation_accuracy": accuracy(case.model, case.data.validation),
+        "skipped_batches": [case.names_of(ids) for ids in history["skipped_batches"]],
         "images": {"train": len(case.data.train), "validation": len(case.data.validation)},
     }
     code = loading_code(case, folder / "model.safetensors")
@@ -179,88 +191,6 @@ def diagnosis_record(folder: Path, diagnosis: Diagnosis) -> dict[str, object]:
     }
 
 
-def treat_stage(
-    case: Case, folder: Path, given: Diagnosis | None, progress: Progress
-) -> tuple[Diagnosis, Treatment]:
-    """Diagnose (unless a diagnosis is given), treat, and save each arm as it ends."""
-    settings = case.settings
-    if given is None:
-        diagnosis = diagnose_stage(case, folder, progress)
-    else:
-        diagnosis = given
-        save_diagnosis(folder / "diagnosis", diagnosis)
-    assert settings.evidence is not None
-
-    def save(arm: Arm) -> None:
-        save_arm(folder / "treatment", arm, case.card)
-
-    treatment = treat(
-        case.model,
-        case.data.train,
-        diagnosis,
-        constraints=settings.constraints,
-        layers=case.layers,
-        evidence=settings.evidence,
-        scale=settings.scale,
-        weight=settings.weights_by_constraint,  # type: ignore[arg-type]
-        tau=settings.tau,
-        draws=settings.draws_per_step,
-        lazy=settings.lazy,
-        targets=settings.targets,
-        masks_per_category=settings.masks_per_category,
-        annotated_per_batch=settings.annotated_per_batch,
-        expand_pixels=settings.expand_pixels,
-        recipe=recipe_of(settings),
-        seeds=settings.seeds,
-        seed=settings.seed,
-        validation=case.data.validation,
-        save_arm=save,
-        progress=progress,
-    )
-    save_treatment(folder / "treatment", treatment)
-    return diagnosis, treatment
-
-
-def taken_over(case: Case) -> Diagnosis | None:
-    """Read the diagnosis of another run where one is named; InputError where it does not belong here.
-
-    It must be of the same weights, data, categories and layers, and what only a new diagnosis could
-    follow must not be asked for.
-    """
-    settings = case.settings
-    _ = settings.draws_per_step  # refuses what only a diagnosis can do
-    if settings.diagnosis is None:
-        return None
-    source = open_run(Path(settings.diagnosis))
-    diagnosis = load_diagnosis(source / "diagnosis")
-    check_weights(case, diagnosis, f"--diagnosis {settings.diagnosis!r}")
-    data = str(read_config(source / "config.yaml").get("data"))
-    if _place(data) != _place(str(settings.data)):
-        raise InputError(
-            f"--diagnosis {settings.diagnosis!r} is of --data {data!r}; this run has {settings.data!r}, "
-            "where its image numbers mean other images"
-        )
-    for name in ("theta", "delta", "confidence", "images_per_category"):
-        if getattr(settings, name) != getattr(Settings(), name):
-            raise InputError(
-                f"--{name.replace('_', '-')} {getattr(settings, name)!r} would need a new diagnosis, and "
-                f"--diagnosis {settings.diagnosis!r} is used as it is: leave one of them out"
-            )
-    if diagnosis.classes != case.classes:
-        raise InputError(
-            f"--diagnosis {settings.diagnosis!r} is of {len(diagnosis.classes)} categories; the data has "
-            f"{len(case.classes)}"
-        )
-    known = [layer.name for layer in diagnosis.layers]
-    missing = [layer for layer in case.layers if layer not in known]
-    if missing:
-        raise InputError(
-            f"--diagnosis {settings.diagnosis!r} has no layer {', '.join(missing)}; it has "
-            f"{', '.join(known)}: give --layers out of these, or diagnose again"
-        )
-    return diagnosis
-
-
 def check_weights(case: Case, diagnosis: Diagnosis, source: str) -> None:
     """Raise InputError unless the case's weights are those that were diagnosed."""
     found = state_sha256(case.model)
@@ -269,12 +199,6 @@ def check_weights(case: Case, diagnosis: Diagnosis, source: str) -> None:
             f"{source} was made of other weights than {case.settings.weights!r} holds now (sha256 "
             f"{diagnosis.model_sha256[:12]}..., found {found[:12]}...): give the weights that were diagnosed"
         )
-
-
-def _place(data: str) -> str:
-    """Return the data's spec with its path in full, so that two ways to write it are equal."""
-    scheme, mark, location = data.partition("@" if "@" in data.partition("/")[0] else ":")
-    return data if scheme == "scenes" else f"{scheme}{mark}{Path(location).expanduser().resolve()}"
 
 
 def compare_stage(

@@ -94,10 +94,15 @@ def write_yaml(path: Path, value: Mapping[str, object]) -> None:
     write_bytes(path, text.encode())
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict as safetensors: the same tensors give the same bytes."""
+def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state dict as safetensors: the same tensors give the same bytes."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    write_bytes(path, save_tensors(tensors, metadata={"format": "pt"}))
+    return save_tensors(tensors, metadata={"format": "pt"})
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors."""
+    write_bytes(path, weights_bytes(state))
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,13 +11,15 @@ from torchdoctor.causes import Causes
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.findings import causes_stage, figures_stage, load_causes, write_robustness
 from torchdoctor.engine.identity import identity_of, start_run
+from torchdoctor.engine.interruption import interruptible
+from torchdoctor.engine.locking import LOCK, FolderLock
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.records import (
     load_comparison,
     load_diagnosis,
     load_treatment,
 )
-from torchdoctor.engine.reporting import checkup_stages, report_stage
+from torchdoctor.engine.reporting import checkup_stages, read_checkup, report_stage
 from torchdoctor.engine.settings import Settings, filled, read_config, settings_from, verb_of
 from torchdoctor.engine.stages import (
     DONE,
@@ -30,17 +32,24 @@ from torchdoctor.engine.stages import (
     diagnosis_record,
     lines_of,
     out_folder,
-    taken_over,
     train_stage,
-    treat_stage,
+    trained_outcome,
 )
 from torchdoctor.engine.storage import (
     RunFolder,
     is_finished,
     open_run,
 )
+from torchdoctor.engine.treating import Watch, taken_over, treat_stage
+from torchdoctor.models import load_into, load_weights
 from torchdoctor.robustness import RANDOM_LAYER, RANGES, Units, measure_robustness
-from torchdoctor.types import Diagnosis, InputError, Progress, silent
+from torchdoctor.types import Diagnosis, InputError, Progress, Treatment, silent
+
+Say = Callable[[str], None]
+
+
+def silent_text(_text: str) -> None:
+    """Say nothing."""
 
 
 def _with_facts(outcome: Outcome, case: Case) -> Outcome:
@@ -48,13 +57,48 @@ def _with_facts(outcome: Outcome, case: Case) -> Outcome:
     return replace(outcome, record={**outcome.record, **case.facts})
 
 
-def run_train(settings: Settings, progress: Progress = silent) -> Outcome:
-    """Train a classifier, so that there is something to treat; the last epoch's weights are kept."""
-    settings = filled(settings, "train")
-    case = prepare(settings, needs_weights=False)
-    with RunFolder.create(out_folder(settings, "train")) as run:
-        start_run(run.path, "train", case)
-        return _with_facts(train_stage(case, run.path, progress), case)
+def _refuse_without_out(settings: Settings, resume: bool) -> None:
+    """Raise InputError where a run is to go on and none is named."""
+    if resume and settings.out is None:
+        raise InputError("--resume needs --out RUN: the folder of the run to go on with")
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a folder holds a finished run; the lock of a process killed after sealing it is removed."""
+    if not is_finished(folder):
+        return False
+    if (folder / LOCK).exists():
+        FolderLock.acquire(folder).release()
+    return True
+
+
+@contextmanager
+def _going(
+    folder: Path, verb: str, case: Case, resume: bool, progress: Progress, say: Say
+) -> Iterator[tuple[Path, Watch]]:
+    """Begin a run, or go on with it, in a folder that is locked and sealed; Ctrl-C asks it to stop."""
+    wanted = identity_of(folder, verb, case)
+    opened = RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder)
+    with opened as run, interruptible() as stop:
+        start_run(run.path, verb, case)
+        yield run.path, Watch(progress, stop, say)
+
+
+def run_train(
+    settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
+) -> Outcome:
+    """Train a classifier, so that there is something to treat; the last epoch's weights are kept.
+
+    `resume` goes on with an unfinished run in the same folder; a finished one is only read.
+    """
+    _refuse_without_out(settings, resume)
+    case = prepare(filled(settings, "train"), needs_weights=False)
+    folder = out_folder(settings, "train")
+    if resume and _is_done(folder):
+        load_into(case.model, load_weights(open_run(folder) / "model.safetensors"), str(folder))
+        return _with_facts(trained_outcome(case, folder), case)
+    with _going(folder, "train", case, resume, progress, say) as (place, watch):
+        return _with_facts(train_stage(case, place, progress, watch.stop, say), case)
 
 
 def run_diagnose(
@@ -62,18 +106,17 @@ def run_diagnose(
     progress: Progress = silent,
     *,
     resume: bool = False,
-    say: Callable[[str], None] = lambda _text: None,
+    say: Say = silent_text,
 ) -> Outcome:
     """Diagnose the classifier on its training images, and find the causes of its validation errors.
 
     `resume` goes on with an unfinished run in the same folder; a finished one is only read. `say` is told
     the cost before anything is computed.
     """
-    if resume and settings.out is None:
-        raise InputError("--resume needs --out RUN: the folder of the run to go on with")
+    _refuse_without_out(settings, resume)
     case = prepare(filled(settings, "diagnose"))
     folder = out_folder(settings, "diagnose")
-    if resume and is_finished(folder):
+    if resume and _is_done(folder):
         diagnosis = load_diagnosis(open_run(folder) / "diagnosis")
         check_weights(case, diagnosis, f"run {str(folder)!r}")
         return _diagnosed(case, folder, diagnosis, load_causes(folder / "causes.json"))
@@ -132,22 +175,37 @@ def run_robustness(
     return _with_facts(Outcome(DONE, {"out": str(folder), **asdict(found)}), case)
 
 
-def run_treat(settings: Settings, progress: Progress = silent) -> Outcome:
-    """Treat the classifier beside its control; the diagnosis is made first unless a run has one."""
+def run_treat(
+    settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
+) -> Outcome:
+    """Treat the classifier beside its control; the diagnosis is made first unless a run has one.
+
+    `resume` goes on where an earlier process stopped, and ends with the same weights, bit for bit.
+    """
+    _refuse_without_out(settings, resume)
     case = prepare(filled(settings, "treat"))
     given = taken_over(case)
-    with RunFolder.create(out_folder(settings, "treat")) as run:
-        start_run(run.path, "treat", case)
-        diagnosis, treatment = treat_stage(case, run.path, given, progress)
-        arms = [
-            {"arm": arm.name, "seed": arm.seed, "seconds": round(arm.seconds, 1), "steps": arm.steps,
-             **(dict(arm.history[-1]) if arm.history else {})}
-            for arm in treatment.arms
-        ]  # fmt: skip
-        record = {"out": str(run.path), "prescription": treatment.prescription, "arms": arms}
-        code = INCONCLUSIVE if diagnosis.inconclusive else DONE
-        outcome = Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, run.path))
-        return _with_facts(outcome, case)
+    folder = out_folder(settings, "treat")
+    if resume and _is_done(folder):
+        return _treated(case, open_run(folder), load_diagnosis(folder / "diagnosis"))
+    with _going(folder, "treat", case, resume, progress, say) as (place, watch):
+        diagnosis, treatment = treat_stage(case, place, given, watch)
+        return _treated(case, place, diagnosis, treatment)
+
+
+def _treated(case: Case, folder: Path, diagnosis: Diagnosis, treatment: Treatment | None = None) -> Outcome:
+    """Return what a treatment ends with; its arms are read from the run unless they are at hand."""
+    treatment = treatment or load_treatment(folder / "treatment")
+    arms = [
+        {"arm": arm.name, "seed": arm.seed, "seconds": round(arm.seconds, 1), "steps": arm.steps,
+         "skipped_batches": [case.names_of(ids) for ids in arm.skipped],
+         **(dict(arm.history[-1]) if arm.history else {})}
+        for arm in treatment.arms
+    ]  # fmt: skip
+    record = {"out": str(folder), "prescription": treatment.prescription, "arms": arms}
+    code = INCONCLUSIVE if diagnosis.inconclusive else DONE
+    outcome = Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, folder))
+    return _with_facts(outcome, case)
 
 
 def run_compare(run: str, given: Mapping[str, object], progress: Progress = silent) -> Outcome:
@@ -192,15 +250,20 @@ def run_report(
     return Outcome(DONE, record, diagnosis, treatment, comparison, lines)
 
 
-def run_checkup(settings: Settings, progress: Progress = silent) -> Outcome:
-    """Diagnose, treat, compare and report in one go."""
+def run_checkup(
+    settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
+) -> Outcome:
+    """Diagnose, treat, compare and report in one go; `resume` goes on where an earlier process stopped."""
+    _refuse_without_out(settings, resume)
     case = prepare(filled(settings, "checkup"))
     given = taken_over(case)
-    with RunFolder.create(out_folder(settings, "checkup")) as run:
+    folder = out_folder(settings, "checkup")
+    if resume and _is_done(folder):
+        return _with_facts(read_checkup(case, open_run(folder)), case)
+    with _going(folder, "checkup", case, resume, progress, say) as (place, watch):
         for tests in case.data.tests.values():
             tests.check()
-        start_run(run.path, "checkup", case)
-        return _with_facts(checkup_stages(case, run.path, given, progress), case)
+        return _with_facts(checkup_stages(case, place, given, watch), case)
 
 
 def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
@@ -208,9 +271,9 @@ def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
     base, further = demo_settings(settings)
     case = prepare(filled(base, "train"), needs_weights=False)
     prepare(filled(further, "demo"), needs_weights=False)  # refuses now what it would refuse after training
-    with RunFolder.create(out_folder(settings, "demo")) as run:
-        trained = train_stage(case, run.path / "base", progress)
+    with RunFolder.create(out_folder(settings, "demo")) as run, interruptible() as stop:
+        trained = train_stage(case, run.path / "base", progress, stop)
         again = prepare(filled(replace(further, weights=str(trained.record["weights"])), "demo"))
         start_run(run.path, "checkup", again)
-        outcome = checkup_stages(again, run.path, None, progress)
+        outcome = checkup_stages(again, run.path, None, Watch(progress, stop))
         return _with_facts(replace(outcome, record={**outcome.record, "base": trained.record}), again)
