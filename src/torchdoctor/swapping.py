@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchdoctor.noise import key
+from torchdoctor.sifting import take
+from torchdoctor.types import Batch, Images
+
 
 def before_other_backgrounds(
     images: Float[Tensor, "batch channel height width"],
@@ -48,3 +52,37 @@ def background_alone(
         filled = filled * (1 - there) + torch.roll(images, shift, (2, 3)) * there
         missing = missing * (1 - there)
     return filled
+
+
+def across_categories(images: Images, seed: int = 0, most: int = 2000) -> tuple[Batch, ...]:
+    """Return the annotated images, each before the background of one of another category.
+
+    At most `most` of them, spread over the source. Donors are drawn by (seed, image id); an image without
+    a donor of another category is left out. Empty without masks.
+    """
+    kept = [take(batch, batch.annotated) for batch in images if batch.annotated is not None]
+    kept = [batch for batch in kept if len(batch.labels)]
+    if not kept:
+        return ()
+    pixels, labels, ids = (
+        torch.cat([getattr(one, name) for one in kept]) for name in ("images", "labels", "ids")
+    )
+    masks = torch.cat([one.masks for one in kept if one.masks is not None]).to(pixels)
+    chosen = torch.linspace(0, len(ids) - 1, min(most, len(ids))).round().long()
+    donors = []
+    for row in chosen.tolist():
+        others = (labels != labels[row]).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(key("across", seed, int(ids[row])))
+        pick = torch.randint(0, max(len(others), 1), (), generator=generator)
+        donors.append(int(others[pick]) if len(others) else -1)
+    found = torch.tensor(donors)
+    chosen, found = chosen[found >= 0], found[found >= 0]
+    size = len(kept[0].labels)
+    return tuple(
+        Batch(
+            masks[rows] * pixels[rows] + (1 - masks[rows]) * background_alone(pixels[others], masks[others]),
+            labels[rows],
+            ids[rows],
+        )
+        for rows, others in zip(chosen.split(size), found.split(size), strict=True)
+    )

@@ -249,6 +249,7 @@ class Loop:
         }
         numbers: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
         numbers["history"] = list(self.history)
+        numbers["terms"] = list(self.sums)  # in their order, which files of tensors do not keep
         numbers["scaler"] = self.scaler.state_dict()
         return TrainingState(self.step, tensors, numbers, self.seconds())
 
@@ -265,7 +266,8 @@ class Loop:
             moments.setdefault(int(index), {})[entry] = one
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.average, self.sums = parts["average"], parts["sums"]
+        self.average = parts["average"]
+        self.sums = {name: parts["sums"][name] for name in state.numbers["terms"]}
         for name in COUNTERS:
             setattr(self, name, state.numbers[name])
         self.history = list(state.numbers["history"])
