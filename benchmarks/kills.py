@@ -2,10 +2,10 @@
 
     python benchmarks/kills.py [--kills 30] [--out results/kills.json]
 
-A small network is trained on `scenes` and treated once without interruption. Then the same treatment is run
-in a process of its own that is killed (SIGKILL) after a random time, gone on with by `--resume`, killed again,
-and so on, until it ends; this is repeated until so many kills have happened. Every weight file and history must
-be equal to the uninterrupted run's.
+A small network is trained on `scenes` and treated once without interruption. Then the same treatment is
+run in a process of its own that is killed (SIGKILL) after a random time, gone on with by `--resume`, killed
+again, and so on, until it ends; this is repeated until so many kills have happened. Every weight file and
+history must be equal to the uninterrupted run's.
 """
 
 from __future__ import annotations
@@ -87,9 +87,11 @@ def main() -> None:
             kills += 1
             moments.append(round(wait, 2))
         runs += 1
-        same = results(folder) == wanted
+        found = results(folder)
+        same = found == wanted
         equal += same
-        print(f"run {runs}: {kills} kills so far, {'equal' if same else 'DIFFERENT'}", flush=True)
+        odd = [name for name in wanted if found.get(name) != wanted[name]]
+        print(f"run {runs}: {kills} kills so far, {'equal' if same else f'DIFFERENT: {odd}'}", flush=True)
         shutil.rmtree(folder)
     record = {
         "kills": kills, "runs": runs, "bit_identical": equal, "files_compared": len(wanted),

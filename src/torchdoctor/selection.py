@@ -1,4 +1,4 @@
-"""Choose a remedy on the validation split: candidates from the diagnosis, halved while their training grows."""
+"""Choose a remedy on the validation split: candidates, halved while their training grows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchdoctor.noise import key
 from torchdoctor.penalties import Noise
 from torchdoctor.prescription import Prescription, example_of, prescribe
 from torchdoctor.remedies import REMEDIES, Remedy
-from torchdoctor.sifting import predict_logits
+from torchdoctor.training import accuracy
 from torchdoctor.types import Batch, Diagnosis, Images, InputError, TrainingImages
 
 Select = Literal["iid", "swapped", "mean"]
@@ -135,7 +135,7 @@ def halve(
     rungs: Sequence[tuple[int, int]],
     run: Callable[[int, int, Sequence[Candidate]], Mapping[str, float]],
 ) -> list[Rung]:
-    """Return the rungs of a successive halving; `run(rung, epochs, candidates)` scores them and the control."""
+    """Return the rungs of a successive halving; `run(rung, epochs, candidates)` scores them all."""
     found: list[Rung] = []
     left = list(pool)
     for number, (count, epochs) in enumerate(rungs):
@@ -151,13 +151,7 @@ def score_of(
     model: nn.Module, validation: Images, swapped: Collection[Batch], select: Select
 ) -> dict[str, float]:
     """Return the validation accuracies in percent, i.i.d. and with swapped backgrounds, and the score."""
-    iid = _accuracy(model, validation)
-    other = _accuracy(model, list(swapped)) if swapped else math.nan
+    iid = accuracy(model, validation)
+    other = accuracy(model, list(swapped)) if swapped else math.nan
     score = {"iid": iid, "swapped": other, "mean": (iid + other) / 2}[select]
     return {"iid": iid, "swapped": other, "score": score}
-
-
-def _accuracy(model: nn.Module, images: Images) -> float:
-    """Return the accuracy in percent."""
-    _, labels, logits = predict_logits(model, images)
-    return 100.0 * float((logits.argmax(1) == labels).double().mean())

@@ -64,9 +64,8 @@ def across_categories(images: Images, seed: int = 0, most: int = 2000) -> tuple[
     kept = [batch for batch in kept if len(batch.labels)]
     if not kept:
         return ()
-    pixels, labels, ids = (
-        torch.cat([getattr(one, name) for one in kept]) for name in ("images", "labels", "ids")
-    )
+    pixels = torch.cat([one.images for one in kept])
+    labels, ids = torch.cat([one.labels for one in kept]), torch.cat([one.ids for one in kept])
     masks = torch.cat([one.masks for one in kept if one.masks is not None]).to(pixels)
     chosen = torch.linspace(0, len(ids) - 1, min(most, len(ids))).round().long()
     donors = []

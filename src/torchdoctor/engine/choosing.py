@@ -1,0 +1,178 @@
+"""Let the validation split choose a remedy within a budget, and say in the end whose weights to use."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchdoctor.engine.preparation import Case, example_of
+from torchdoctor.engine.stages import recipe_of
+from torchdoctor.engine.storage import read_json, write_json
+from torchdoctor.engine.treating import ArmFolder, Watch
+from torchdoctor.masks import default_expansion
+from torchdoctor.remedies import last_linear
+from torchdoctor.selection import Candidate, Select, candidates, halve, ladder, remedy_of, score_of
+from torchdoctor.swapping import across_categories
+from torchdoctor.treatment import treat
+from torchdoctor.types import Batch, Diagnosis, InputError, Treatment
+
+TRIALS = "trials.json"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How weights are scored: on validation images, on swapped backgrounds, or by the mean of both."""
+
+    case: Case
+    swapped: tuple[Batch, ...]
+    select: Select
+
+    def score(self, state: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Return the scores of a state of the case's network, in percent."""
+        own: nn.Module = copy.deepcopy(self.case.model)
+        own.load_state_dict(dict(state))
+        return score_of(own, self.case.data.validation, self.swapped, self.select)
+
+
+def judge_of(case: Case) -> Judge:
+    """Return the judge that the settings ask for; InputError where it would need masks there are none of."""
+    swapped = across_categories(case.data.validation, case.settings.seed)
+    select: Select = case.settings.select or ("mean" if swapped else "iid")
+    if select != "iid" and not swapped:
+        raise InputError(
+            f"--select {select!r} swaps the backgrounds of validation images by their masks, and there are "
+            "none: use --select iid, or data whose validation images have masks"
+        )
+    return Judge(case, swapped, select)
+
+
+def budget_steps(budget: str | None, seconds_per_step: float) -> int | None:
+    """Read `--budget`: minutes, or a number of steps such as `2000steps`; None is no limit."""
+    if budget is None:
+        return None
+    text = budget.strip().removesuffix("steps").removesuffix("min").strip()
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise InputError(f"--budget {budget!r}: expected minutes, such as 20, or steps, such as 2000steps")
+    return int(number) if budget.strip().endswith("steps") else int(60 * number / seconds_per_step)
+
+
+def choose_stage(
+    case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, budget: int | None, watch: Watch
+) -> Candidate:
+    """Try candidates on the validation split and return the best; trials.json keeps every rung's scores."""
+    record: dict[str, Any] = (
+        read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
+    )
+    recipe = recipe_of(case.settings)
+    pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
+    rungs = record.get("ladder") or ladder(len(pool), recipe.epochs, case.data.train.steps_per_epoch, budget)
+    record["ladder"] = rungs
+
+    def run(number: int, epochs: int, tried: Sequence[Candidate]) -> Mapping[str, float]:
+        if number < len(record["rungs"]):
+            return {name: one["score"] for name, one in record["rungs"][number]["scores"].items()}
+        treatment = _try(case, folder / "trials" / f"rung{number}", diagnosis, epochs, number, tried, watch)
+        scores = {arm.name: judge.score(arm.state) for arm in treatment.arms}
+        record["rungs"].append({"epochs": epochs, "scores": scores})
+        write_json(folder / TRIALS, record)
+        shutil.rmtree(folder / "trials" / f"rung{number}", ignore_errors=True)
+        return {name: one["score"] for name, one in scores.items()}
+
+    best = halve(pool, [(count, epochs) for count, epochs in rungs], run)[-1].ranking[0]
+    shutil.rmtree(folder / "trials", ignore_errors=True)
+    chosen = next(one for one in pool if one.name == best)
+    record["chosen"] = {"name": chosen.name, "constraints": chosen.constraints, "tau": chosen.tau}
+    write_json(folder / TRIALS, record)
+    return chosen
+
+
+def _try(
+    case: Case,
+    folder: Path,
+    diagnosis: Diagnosis,
+    epochs: int,
+    number: int,
+    tried: Sequence[Candidate],
+    watch: Watch,
+) -> Treatment:
+    """Train one rung's candidates and the control for some epochs, with one seed of its own."""
+    settings = case.settings
+    recipe = replace(recipe_of(settings), epochs=epochs)
+    expansion = settings.expand_pixels
+    if expansion is None:
+        expansion = default_expansion(case.data.preprocessing.image_size)
+    shared = {"draws": settings.draws_per_step, "lazy": settings.lazy, "expand_pixels": expansion}
+    remedies = [
+        remedy_of(one, case.layers, recipe, **shared) if one.constraints else one.name for one in tried
+    ]
+    return treat(
+        case.model,
+        case.data.train,
+        diagnosis,
+        arms=remedies,
+        masks_per_category=settings.masks_per_category,
+        annotated_per_batch=settings.annotated_per_batch,
+        recipe=recipe,
+        seeds=1,
+        seed=settings.seed + 1_000 + number,
+        store=ArmFolder(folder, case.card, watch),
+        progress=lambda stage, done, total: watch.progress(f"trial {stage}", done, total),
+    )
+
+
+def _ends_linear(case: Case) -> bool:
+    """Whether the network's logits come from a linear layer."""
+    try:
+        last_linear(case.model, example_of(case.model, case.data))
+    except InputError:
+        return False
+    return True
+
+
+def settled(case: Case, chosen: Candidate) -> Case:
+    """Return the case with the chosen remedy as its treatment, beside the arms that were asked for."""
+    asked = [arm for arm in case.settings.arms if arm not in ("treated", chosen.arm)]
+    arms = tuple(dict.fromkeys(["control", chosen.arm, *asked]))
+    settings = replace(case.settings, arms=arms)
+    if chosen.constraints:
+        settings = replace(settings, constraints=chosen.constraints, tau=chosen.tau)
+    return replace(case, settings=settings)
+
+
+def hand_back(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:
+    """Say whose weights to use: the arm's if it beats the control on validation, else base or control.
+
+    The scores are means over the seeds; the weights handed back are those of the first seed.
+    """
+    base = judge.score({name: one.detach().cpu() for name, one in judge.case.model.state_dict().items()})
+    scores = {"base": [base["score"]]}
+    for one in treatment.arms:
+        if one.name in ("control", arm):
+            scores.setdefault(one.name, []).append(judge.score(one.state)["score"])
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    fallback = "control" if means["control"] > means["base"] else "base"
+    use = arm if means[arm] > means["control"] and means[arm] > means["base"] else fallback
+    said = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
+    found = {
+        "use": use,
+        "arm": arm,
+        "validation_scores": scores,
+        "select": judge.select,
+        "means": means,
+        "reason": f"on validation: {said}",
+    }
+    record = read_json(folder / TRIALS)
+    write_json(folder / TRIALS, {**record, "handed_back": found})
+    return found
