@@ -6,16 +6,20 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import torchdoctor
 from processes import Child, killed_at, wait_for
 from torchdoctor.engine import Settings, run_checkup, run_train, run_treat
 from torchdoctor.engine.storage import open_run
 from torchdoctor.types import InputError, ModelDoctorError
 
+SOURCE = Path(torchdoctor.__file__).parents[1]
 KILLED = -signal.SIGKILL
 QUICK = {
     "batch_size": 8,
@@ -172,3 +176,20 @@ def test_a_checkup_goes_on_and_uses_the_test_split_once(trained, photos, tmp_pat
     weights = "treatment/treated/seed0/model.safetensors"
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
     shutil.rmtree(cut)
+
+
+@pytest.mark.slow
+def test_other_processes_come_to_the_same_bits(trained, photos, tmp_path):
+    """Sums in the order of a set would differ from process to process: strings hash differently in each."""
+    found = []
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        command = [
+            sys.executable, "-m", "torchdoctor", "treat", "--weights", trained / "model.safetensors", "--data",
+            f"folder:{photos}", "--out", out, "--epochs", "1", "--seeds", "1", "--batch-size", "8",
+            "--confidence", "0.3",
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(SOURCE)}
+        subprocess.run(list(map(str, command)), check=True, env=environment, capture_output=True)
+        found.append(results(out))
+    assert found[0] == found[1]

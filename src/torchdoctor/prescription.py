@@ -123,8 +123,8 @@ def measure_balance(
         values.append(float(penalty.detach()))
         by_penalty = _gradients(penalty, parameters)
         by_loss = _gradients(terms["loss"], parameters)
-        live = {each for each, one in by_penalty.items() if bool((one != 0).any())}
-        reached |= live
+        live = [each for each, one in by_penalty.items() if bool((one != 0).any())]
+        reached.update(live)
         losses.append(_norm(by_loss[each] for each in live))
         penalties.append(_norm(by_penalty.values()))
     batches = max(len(values), 1)

@@ -115,7 +115,8 @@ def ladder(tried: int, full_epochs: int, steps_per_epoch: int, budget: int | Non
     the list until the whole search fits; InputError where not even two fit.
     """
     while True:
-        rungs, number, epochs = [], tried, 1
+        rungs: list[tuple[int, int]] = []
+        number, epochs = tried, 1
         while number > 1 or not rungs:
             rungs.append((number, min(epochs, full_epochs)))
             number, epochs = math.ceil(number / 2), 2 * epochs

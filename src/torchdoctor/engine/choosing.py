@@ -168,8 +168,8 @@ def hand_back(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dic
     found = {
         "use": use,
         "arm": arm,
-        "validation_scores": scores,
         "select": judge.select,
+        "validation_scores": scores,
         "means": means,
         "reason": f"on validation: {said}",
     }
