@@ -34,8 +34,10 @@ def measure(seed: int) -> dict[str, object]:
         line[name] = {
             **{arm: [round(one, 2) for one in values] for arm, values in split.accuracy.items()},
             "background_share": dict(split.background_share),
-            "gain": [round(one, 2) for one in (split.gain.mean, split.gain.low, split.gain.high)],
-            "p_value": split.gain.p_value,
+            "gain": [
+                round(one, 2) for one in (split.first.gain.mean, split.first.gain.low, split.first.gain.high)
+            ],
+            "p_value": split.first.gain.p_value,
         }
     shifted, iid = (comparison.splits[name].gain.mean for name in ("shifted", "iid"))
     line |= {"bound_met": shifted >= 10 and iid >= -5, "verdict": comparison.verdict}

@@ -13,6 +13,7 @@ from torchdoctor.report import Example
 from torchdoctor.robustness import Robustness
 from torchdoctor.types import (
     QUANTILES,
+    ArmComparison,
     Comparison,
     Diagnosis,
     Gain,
@@ -100,13 +101,45 @@ def fake_split(
             "treated": tuple(np.clip(per_base + 3 + gains, 0, 100)),
         },
         background_share={"base": 0.52, "control": 0.5, "treated": 0.18},
-        gain=Gain(gain, gain - width, gain + width, 0.0004 if verdict != "no evidence" else 0.41, "seeds"),
-        gain_per_category=tuple(gains),
-        verdict=verdict,
-        repaired=tuple(range(83)),
-        broken=tuple(range(100, 119)),
+        arms={
+            "treated": ArmComparison(
+                gain=Gain(
+                    gain, gain - width, gain + width, 0.0004 if verdict != "no evidence" else 0.41, "seeds",
+                    detectable=1.5 * width,
+                ),
+                gain_per_category=tuple(gains),
+                verdict=verdict,
+                repaired=tuple(range(83)),
+                broken=tuple(range(100, 119)),
+                mcnemar=(0.001, 0.002, 0.2),
+            )
+        },
         images=1600,
-    )
+        calibration_error={"base": 9.1, "control": 8.8, "treated": 4.2},
+    )  # fmt: skip
+
+
+def with_first(split: SplitComparison, **changes: object) -> SplitComparison:
+    """Return the split with changes to what is said of its first arm."""
+    name = next(iter(split.arms))
+    return replace(split, arms={**split.arms, name: replace(split.first, **changes)})
+
+
+def with_more_arms(comparison: Comparison, names: tuple[str, ...]) -> Comparison:
+    """Return the comparison with further arms, each as good as the control."""
+    splits = {}
+    for name, split in comparison.splits.items():
+        own = dict.fromkeys(
+            names, replace(split.first, verdict="no evidence", gain=Gain(0.1, -1.0, 1.2, 0.6, "-", 1.0, 1.5))
+        )
+        splits[name] = replace(
+            split,
+            accuracy={**split.accuracy, **dict.fromkeys(names, split.accuracy["control"])},
+            per_category={**split.per_category, **dict.fromkeys(names, split.per_category["control"])},
+            background_share={**split.background_share, **dict.fromkeys(names, 0.5)},
+            arms={**split.arms, **own},
+        )
+    return replace(comparison, splits=splits)
 
 
 def fake_comparison(

@@ -64,8 +64,8 @@ def test_a_checkup_leaves_a_whole_run(command, trained, photos, tmp_path):
     saved = json.loads((run / "compare.json").read_text())
     assert len(saved["arms"]["treated"]["test"]["accuracy"]) == 2
     assert len(saved["arms"]["base"]["test"]["accuracy"]) == 1
-    assert set(saved["gain"]["test"]) >= {"mean", "low", "high", "p_value"}
-    assert saved["verdicts"]["test"] == saved["verdict"]
+    assert set(saved["against_control"]["test"]["treated"]["gain"]) >= {"mean", "low", "high", "p_value"}
+    assert saved["against_control"]["test"]["treated"]["verdict"] == saved["verdict"]
     for arm in ("control", "treated"):
         for seed in (0, 1):
             state = load_file(run / "treatment" / arm / f"seed{seed}" / "model.safetensors")
@@ -96,7 +96,9 @@ def test_the_verbs_one_by_one_give_the_checkups_numbers(command, trained, photos
     assert command("report", "t")[0] == 2
     assert command("report", "d", "--out", "d.html")[0] == 0 and (tmp_path / "d.html").is_file()
     command("checkup", *common, "--out", "c", *QUICK)
-    one, other = (json.loads((tmp_path / name / "compare.json").read_text())["gain"] for name in ("t", "c"))
+    one, other = (
+        json.loads((tmp_path / name / "compare.json").read_text())["against_control"] for name in ("t", "c")
+    )
     assert one == other
     for arm in ("control", "treated"):
         place = Path("treatment") / arm / "seed1" / "model.safetensors"

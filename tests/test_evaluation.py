@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from torchdoctor.evaluation import compare_split, overall_verdict, paired_gain, verdict_of
+from torchdoctor.proof import (
+    bootstrap_error,
+    calibration_error,
+    compare_split,
+    holm,
+    mcnemar,
+    overall_verdict,
+    paired_gain,
+    verdict_of,
+)
 
 
 def draws(seeds=3, images=400, gain=0.1, key=0):
@@ -19,16 +28,100 @@ def draws(seeds=3, images=400, gain=0.1, key=0):
     return control, treated
 
 
+def analytic_error(difference):
+    """Return the root of the variance over the images' means plus that over the seeds' means."""
+    seeds, images = difference.shape
+    of_images = difference.mean(0).var(ddof=1) / images
+    return math.sqrt(of_images + (difference.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0))
+
+
 def test_gain_and_interval_by_hand():
-    control = np.array([[1, 0, 1, 0], [1, 0, 0, 0]], dtype=bool)
-    treated = np.array([[1, 1, 1, 0], [1, 1, 1, 0]], dtype=bool)
-    gain = paired_gain(control, treated)
-    image_part = np.var([0, 1, 0.5, 0], ddof=1) / 4
-    seed_part = np.var([0.25, 0.5], ddof=1) / 2
-    width = stats.t.ppf(0.975, 1) * math.sqrt(image_part + seed_part)
+    control = np.array([[1, 0, 1, 0] * 50, [1, 0, 0, 0] * 50], dtype=bool)
+    treated = np.array([[1, 1, 1, 0] * 50, [1, 1, 1, 0] * 50], dtype=bool)
+    gain = paired_gain(control, treated, resamples=20_000)
+    error = analytic_error(treated.astype(float) - control.astype(float))
     assert gain.mean == pytest.approx(37.5)
-    assert gain.low == pytest.approx(100 * (0.375 - width))
-    assert gain.high == pytest.approx(100 * (0.375 + width))
+    assert (gain.high - gain.low) / 2 == pytest.approx(100 * stats.t.ppf(0.975, 1) * error, rel=0.03)
+    least = 100 * (stats.t.ppf(0.975, 1) + stats.t.ppf(0.8, 1)) * error
+    assert gain.detectable == pytest.approx(least, rel=0.03)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_the_bootstrap_agrees_with_the_two_variances(seeds):
+    generator = np.random.default_rng(seeds)
+    difference = generator.normal(0.05, 0.5, (seeds, 400)) + generator.normal(0, 0.02, (seeds, 1))
+    assert bootstrap_error(difference, 20_000) == pytest.approx(analytic_error(difference), rel=0.12)
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(1.0, 0.8, 1.0), (0.35, 0.0, 0.6)])
+def test_power_is_what_it_says(share, least, most):
+    """A true gain as large as `detectable` is found in at least four of five repetitions, a third is not."""
+    generator = np.random.default_rng(3)
+    before = generator.random((5, 2000)) < 0.6
+    gain = paired_gain(before, generator.random((5, 2000)) < 0.6, flips=1)
+    found = 0
+    for _ in range(150):
+        control = generator.random((5, 2000)) < 0.6
+        treated = generator.random((5, 2000)) < 0.6 + share * gain.detectable / 100
+        found += paired_gain(control, treated, flips=1, resamples=300).low > 0
+    assert least <= found / 150 <= most
+
+
+def test_mcnemar_by_hand():
+    control = np.array([1, 1, 1, 0, 0, 0, 0, 0], dtype=bool)
+    treated = np.array([0, 1, 1, 1, 1, 1, 1, 0], dtype=bool)
+    assert mcnemar(control, treated) == pytest.approx(2 * (1 + 5) / 2**5)  # 4 better, 1 worse
+    assert mcnemar(control, control) == 1.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.04]) == [0.04]
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_calibration_error_by_hand():
+    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
+    right = np.array([1, 1, 1, 0, 1, 0], dtype=bool)
+    assert calibration_error(confidence, right) == pytest.approx(100 * (4 / 6 * 0.2 + 2 / 6 * 0.05))
+    assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0.0
+
+
+def many_arms(names, key=0):
+    """Return who was right: a control, and arms of which only the first is better."""
+    generator = np.random.default_rng(key)
+    control = generator.random((3, 600)) < 0.6
+    right = {"base": [control[0]], "control": list(control)}
+    for place, name in enumerate(names):
+        better = control | (generator.random((3, 600)) < 0.25)
+        right[name] = list(better if place == 0 else control ^ (generator.random((3, 600)) < 0.02))
+    return right
+
+
+def test_several_arms_are_corrected_and_none_depends_on_the_order():
+    names = ["treated", "swap", "dfr"]
+    labels, ids = np.arange(600) % 4, np.arange(600)
+    right = many_arms(names)
+    split = compare_split(right, labels, ids, 4)
+    assert list(split.arms) == names
+    assert [split.arms[name].verdict for name in names] == ["helped", "no evidence", "no evidence"]
+    plain = [split.arms[name].gain.p_value for name in names]
+    assert [split.arms[name].gain.p_adjusted for name in names] == pytest.approx(holm(plain))
+    assert len(split.first.mcnemar) == 3
+    turned = {name: right[name] for name in ("base", "control", "dfr", "treated", "swap")}
+    assert compare_split(turned, labels, ids, 4).arms == split.arms
+    mixed = np.random.default_rng(1).permutation(600)
+    other = {name: [row[mixed] for row in rows] for name, rows in right.items()}
+    again = compare_split(other, labels[mixed], ids[mixed], 4)
+    assert sorted(again.first.repaired) == list(split.first.repaired)
+    assert again.first.gain.mean == pytest.approx(split.first.gain.mean)
+    assert compare_split(right, labels, ids, 4, first="dfr").first == split.arms["dfr"]
+
+
+def test_one_arm_is_not_corrected():
+    split = compare_split(many_arms(["treated"]), np.arange(600) % 4, np.arange(600), 4)
+    assert split.first.gain.p_adjusted == split.first.gain.p_value
 
 
 def test_one_seed_uses_images_only_and_mcnemar():
@@ -63,15 +156,17 @@ def test_identical_arms_are_no_evidence():
 
 
 @pytest.mark.slow
-def test_the_interval_covers_zero_when_nothing_differs():
+@pytest.mark.parametrize("spread", [0.0, 0.03])
+def test_the_interval_covers_the_truth_with_three_seeds(spread):
+    """Nominal 95 %, with and without seeds that differ; the error counts the residual twice: it is wide."""
     generator = np.random.default_rng(5)
     covered = 0
     for _ in range(400):
-        skill = generator.random(300)
-        control, treated = (generator.random((3, 300)) < skill for _ in range(2))
-        gain = paired_gain(control, treated, flips=1)
+        skill, luck = generator.random(300), generator.normal(0, spread, (2, 3, 1))
+        control, treated = (generator.random((3, 300)) < skill + one for one in luck)
+        gain = paired_gain(control, treated, flips=1, resamples=400)
         covered += gain.low <= 0 <= gain.high
-    assert covered / 400 >= 0.95
+    assert covered / 400 >= 0.93
 
 
 def test_lists_and_categories():
@@ -82,10 +177,11 @@ def test_lists_and_categories():
         "treated": [np.array(row, dtype=bool) for row in ([1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0])],
     }
     split = compare_split(right, labels, ids, 3)
-    assert split.repaired == (11,) and split.broken == (12,)
+    assert split.first.repaired == (11,) and split.first.broken == (12,)
     assert split.accuracy["base"] == (25.0,)
-    assert split.gain_per_category[:2] == pytest.approx((50.0, -200 / 3))
-    assert math.isnan(split.gain_per_category[2])
+    assert split.worst_category == pytest.approx({"base": 0, "control": 100 / 3, "treated": 0})
+    assert split.first.gain_per_category[:2] == pytest.approx((50.0, -200 / 3))
+    assert math.isnan(split.first.gain_per_category[2])
 
 
 def test_another_split_that_loses_too_much_turns_the_verdict():
@@ -96,7 +192,16 @@ def test_another_split_that_loses_too_much_turns_the_verdict():
         return compare_split(right, np.zeros(400, dtype=np.int64), np.arange(400), 1)
 
     splits = {"iid": split(treated, control), "shifted": split(control, treated)}
-    assert splits["shifted"].verdict == "helped" and splits["iid"].gain.mean < -5
+    assert splits["shifted"].first.verdict == "helped" and splits["iid"].first.gain.mean < -5
     verdict, reason = overall_verdict(splits, "shifted", 5.0)
     assert verdict == "harmed" and "iid loses" in reason
     assert overall_verdict(splits, "shifted", 50.0)[0] == "helped"
+    verdict, reason = overall_verdict(splits, "shifted", 50.0, min_gain=99.0)
+    assert verdict == "helped" and "below the 99 points asked for" in reason
+    same = {"shifted": split(control, control)}
+    assert overall_verdict(same, "shifted", 5.0)[0] == "no evidence"
+    noise = np.random.default_rng(2).random((3, 400)) < 0.6
+    assert (
+        "would have been seen in at least four cases of five"
+        in overall_verdict({"shifted": split(control, noise)}, "shifted", 5.0)[1]
+    )

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from fake_results import CLASSES, fake_comparison, fake_diagnosis
+from fake_results import CLASSES, fake_comparison, fake_diagnosis, with_first, with_more_arms
 from torchdoctor.figures import (
     BLUE,
     DIM,
     ORANGE,
     accuracy_summary,
+    arm_colours,
     category_gains,
     confusion_matrix,
     correlation_heat_map,
@@ -92,7 +93,7 @@ def test_the_confusion_matrix_holds_shares_in_percent():
 def test_gains_are_sorted_coloured_by_sign_and_missing_ones_are_a_dash():
     comparison = fake_comparison()
     gains = (1.0, -2.0, 3.0, math.nan, 0.5, -0.5, 8.0, 2.0)
-    split = replace(comparison.splits["shifted"], gain_per_category=gains)
+    split = with_first(comparison.splits["shifted"], gain_per_category=gains)
     figure = category_gains(replace(comparison, splits={"shifted": split}), "shifted")
     left, right = figure.axes
     assert [bar.get_width() for bar in right.patches] == [8.0, 3.0, 2.0, 1.0, 0.5, -0.5, -2.0, 0.0]
@@ -116,15 +117,16 @@ def test_the_summary_shows_every_seed_and_the_interval():
     for split in comparison.splits.values():
         assert list(split.accuracy["treated"]) in seeds
         assert [pytest.approx(np.mean(split.accuracy["control"]))] in seeds
-    gain = comparison.splits["shifted"].gain
+    gain = comparison.splits["shifted"].first.gain
     assert list(right.lines[0].get_xdata()) == [gain.low, gain.high]
-    assert "+12.4\n+10.0 to +14.8" in texts(figure)
+    assert "+12.4 (+10.0 to +14.8)" in texts(figure)
 
 
 @pytest.mark.parametrize("gain", [Gain(5.0, -math.inf, math.inf, 0.4, "-"), Gain(*[math.nan] * 4, "-")])
 def test_an_unknown_interval_can_be_drawn(gain):
     comparison = fake_comparison()
-    split = replace(comparison.splits["shifted"], gain=gain, accuracy={"base": (math.nan,), "treated": ()})
+    split = with_first(comparison.splits["shifted"], gain=gain)
+    split = replace(split, accuracy={"base": (math.nan,), "control": (1.0,), "treated": ()})
     accuracy_summary(replace(comparison, splits={"shifted": split})).draw_without_rendering()
 
 
@@ -175,3 +177,13 @@ def test_no_figure_enters_pyplot():
     accuracy_summary(fake_comparison())
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []
+
+
+def test_every_arm_has_its_own_colour_and_interval():
+    comparison = with_more_arms(fake_comparison(), ("swap", "dfr"))
+    figure = accuracy_summary(comparison)
+    assert len(set(arm_colours(comparison).values())) == 5
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["base", "control", "treated", "swap", "dfr"]
+    intervals = [text.get_text() for text in figure.axes[1].texts]
+    assert len(intervals) == 3 * len(comparison.splits)

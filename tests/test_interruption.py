@@ -12,10 +12,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from processes import Child, wait_for
+from torchdoctor.courses import TrainingState
 from torchdoctor.engine.checkpoints import CheckpointFolder
 from torchdoctor.engine.interruption import SIGNALS, interruptible
 from torchdoctor.engine.storage import RunFolder
-from torchdoctor.types import Interrupted, TrainingState
+from torchdoctor.types import Interrupted
 
 
 @pytest.mark.parametrize("first", SIGNALS)

@@ -185,8 +185,8 @@ def test_other_processes_come_to_the_same_bits(trained, photos, tmp_path):
     for seed in ("1", "2"):
         out = tmp_path / seed
         command = [
-            sys.executable, "-m", "torchdoctor", "treat", "--weights", trained / "model.safetensors", "--data",
-            f"folder:{photos}", "--out", out, "--epochs", "1", "--seeds", "1", "--batch-size", "8",
+            sys.executable, "-m", "torchdoctor", "treat", "--weights", trained / "model.safetensors",
+            "--data", f"folder:{photos}", "--out", out, "--epochs", "1", "--seeds", "1", "--batch-size", "8",
             "--confidence", "0.3",
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(SOURCE)}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from test_treatment import Net, data, same
-from torchdoctor.courses import Course, Recipe, classification_terms
+from torchdoctor.courses import Course, Recipe, TrainingState, classification_terms
 from torchdoctor.training import fit
-from torchdoctor.types import Interrupted, ModelDoctorError, TrainingState
+from torchdoctor.types import Interrupted, ModelDoctorError
 
 
 class Memory:

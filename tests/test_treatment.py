@@ -163,7 +163,7 @@ def test_treat_and_compare_from_python(patient):
     comparison = compare(model, treatment, {"test": batches})
     split = comparison.splits["test"]
     assert len(split.accuracy["treated"]) == 2 and len(split.accuracy["base"]) == 1
-    assert split.gain.mean == pytest.approx(
+    assert split.first.gain.mean == pytest.approx(
         sum(split.accuracy["treated"]) / 2 - sum(split.accuracy["control"]) / 2
     )
     assert 0 < split.background_share["base"] < 1

@@ -11,7 +11,9 @@ from torchdoctor import __version__, cli_data, cli_diagnosis, cli_models
 from torchdoctor.cli_options import (
     Arms,
     Augment,
+    Auto,
     BatchSize,
+    Budget,
     BudgetKind,
     Channels,
     Classes,
@@ -49,6 +51,7 @@ from torchdoctor.cli_options import (
     Scale,
     Seed,
     Seeds,
+    Select,
     Targets,
     Tau,
     Text,
@@ -177,7 +180,8 @@ def checkup(
     norm: Norm = None, augment: Augment = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
     on_error: OnError = None, arms: Arms = None, budget_kind: BudgetKind = None,
-    precision: Precision = None, min_gain: MinGain = None, resume: Resume = False,
+    precision: Precision = None, min_gain: MinGain = None, auto: Auto = None, budget: Budget = None,
+    select: Select = None, resume: Resume = False,
     json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Diagnose, treat, compare and report in one go."""

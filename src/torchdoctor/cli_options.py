@@ -74,6 +74,11 @@ Arms = Annotated[
 BudgetKind = Annotated[Text, flag("--budget-kind", "What all arms share: steps or time. [steps]")]
 Precision = Annotated[Text, flag("--precision", "Of the forward pass: fp32, bf16 or fp16. [fp32]")]
 MinGain = Annotated[Number, flag("--min-gain", "Points that the treatment must gain, else exit code 3. [0]")]
+Auto = Annotated[bool | None, flag("--auto", "Let the validation split choose remedy, layers and weight.")]
+Budget = Annotated[Text, flag("--budget", "Of --auto: minutes, or steps such as 2000steps. [no limit]")]
+Select = Annotated[
+    Text, flag("--select", "What --auto scores: iid, swapped (backgrounds) or mean. [mean where masks exist]")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")]
 Weight = Annotated[Many, flag("--weight", "auto, a number, or constraint=number. [auto]")]
 Tau = Annotated[Number, flag("--tau", "auto: the penalty's gradient norm, relative to the loss's. [0.3]")]

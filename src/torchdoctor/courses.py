@@ -1,10 +1,10 @@
-"""Say how an arm is trained: the recipe that all arms share, and the course that one arm takes."""
+"""Say how an arm is trained: the recipe that all arms share, its own course, and where its state is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -76,6 +76,41 @@ class Course:
 
 
 PLAIN = Course()  # the control's
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands after `step` steps: enough to go on bit for bit.
+
+    `tensors` holds the network, the optimiser and running sums by name; `numbers` what is not a tensor
+    (all JSON-able: optimiser counters, history of the epochs, names of skipped images).
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+    seconds: float
+
+
+@runtime_checkable
+class Checkpoints(Protocol):
+    """Where a training keeps its state, and who asks it to stop."""
+
+    def load(self) -> TrainingState | None:
+        """Return the newest undamaged state, or None."""
+        ...
+
+    def save(self, state: TrainingState) -> None:
+        """Keep a state."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this many steps."""
+        ...
+
+    def stopping(self) -> bool:
+        """Whether to save and stop now."""
+        ...
 
 
 def set_mode(model: nn.Module, norm: NormPolicy) -> None:

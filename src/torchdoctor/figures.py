@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from torchdoctor.types import Comparison, Diagnosis, LayerDiagnosis, SplitComparison
+from torchdoctor.types import ArmComparison, Comparison, Diagnosis, LayerDiagnosis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, PALE = "#1c2530", "#5b6671", "#dfe4e8", "#eceff1"
 BLUE, ORANGE, GREY = "#1f6fb2", "#d97a1d", "#8a949e"
-ARMS = {"base": GREY, "control": ORANGE, "treated": BLUE}
+FURTHER = ("#009e73", "#b65d9b", "#56b4e9", "#8c6d1f", "#5b3f8c", "#1c2530")  # told apart by the colour-blind
 AMOUNTS = "viridis"
 WIDTH = 9.6
 DIM = 0.6
@@ -108,7 +108,7 @@ def confusion_matrix(diagnosis: Diagnosis) -> Figure:
 def category_gains(comparison: Comparison, split: str) -> Figure:
     """Draw each category's accuracy before treatment and its gain over control, best first (Fig. 4)."""
     chosen = comparison.splits[split]
-    gains = np.asarray(chosen.gain_per_category, dtype=float)
+    gains = np.asarray(chosen.first.gain_per_category, dtype=float)
     order = np.argsort(np.where(np.isnan(gains), np.inf, -gains), kind="stable")
     base = np.asarray(chosen.per_category.get("base", (np.nan,) * gains.size), dtype=float)[order]
     gains, places = gains[order], np.arange(gains.size)
@@ -130,19 +130,30 @@ def category_gains(comparison: Comparison, split: str) -> Figure:
     _category_ticks(left, [comparison.classes[one] for one in order], row_height)
     right.set_yticks([])
     left.set_title("accuracy before treatment, %", loc="left", fontsize=10)
-    right.set_title("gain: treated minus control, points", loc="left", fontsize=10)
+    right.set_title(f"gain: {literal(comparison.arm, 16)} minus control, points", loc="left", fontsize=10)
     return figure
 
 
+def arm_colours(comparison: Comparison) -> dict[str, str]:
+    """Return each arm's colour: base, control, the arm that the verdict speaks of, then the others."""
+    arms = list(next(iter(comparison.splits.values())).accuracy)
+    rest = [arm for arm in arms if arm not in ("base", "control", comparison.arm)]
+    further = {arm: FURTHER[place % len(FURTHER)] for place, arm in enumerate(rest)}
+    return {"base": GREY, "control": ORANGE, comparison.arm: BLUE, **further}
+
+
 def accuracy_summary(comparison: Comparison) -> Figure:
-    """Draw the accuracy of every arm on every split, a faint dot per seed, and the gain with its interval."""
-    splits = list(comparison.splits.items())
-    figure, (left, right) = canvas(0.8 * len(splits) + 0.95, panels=(1.5, 1.0))
+    """Draw the accuracy of every arm on every split, a faint dot per seed, and the gains with intervals."""
+    splits, colours = list(comparison.splits.items()), arm_colours(comparison)
+    lanes = len(colours)
+    figure, (left, right) = canvas(0.27 * lanes * len(splits) + 0.95, panels=(1.5, 1.0))
     for place, (_, split) in enumerate(splits):
-        for lane, (arm, colour) in enumerate(ARMS.items()):
-            label = arm if place == 0 else None
-            _seed_dots(left, place + 0.26 * (lane - 1), split.accuracy.get(arm, ()), colour, label)
-        _interval(right, place, split)
+        for lane, (arm, colour) in enumerate(colours.items()):
+            height = place + 0.78 * (lane - (lanes - 1) / 2) / lanes
+            label = literal(arm, 24) if place == 0 else None
+            _seed_dots(left, height, split.accuracy.get(arm, ()), colour, label)
+            if arm in split.arms:
+                _interval(right, height, split.arms[arm], colour)
     right.axvline(0, color=INK, linewidth=0.8, zorder=1)
     for axes in (left, right):
         axes.set_ylim(len(splits) - 0.5, -0.5)
@@ -150,13 +161,15 @@ def accuracy_summary(comparison: Comparison) -> Figure:
         axes.grid(axis="x", color=RULE, linewidth=0.7)
         for edge in range(1, len(splits)):
             axes.axhline(edge - 0.5, color=RULE, linewidth=0.7)
+    if all(one.gain.low == one.gain.high == 0 for _, split in splits for one in split.arms.values()):
+        right.set_xlim(-1, 1)
     names = [literal(name, 24) + ("\n(primary)" if name == comparison.primary else "") for name, _ in splits]
     left.set_yticks(range(len(splits)), names, fontsize=10)
     right.set_yticks([])
     left.set_title("accuracy, %", loc="left", fontsize=10)
     right.set_title("gain and 95 % interval, points", loc="left", fontsize=10)
     marks, labels = left.get_legend_handles_labels()
-    figure.legend(marks, labels, loc="outside lower left", ncols=3, frameon=False, labelcolor=INK)
+    figure.legend(marks, labels, loc="outside lower left", ncols=min(lanes, 6), frameon=False, labelcolor=INK)
     return figure
 
 
@@ -286,12 +299,11 @@ def _seed_dots(axes: Axes, place: float, accuracies: Sequence[float], colour: st
         _label_bar(axes, place, max(values), f"{mean:.1f}", 8.5, gap=8.0)
 
 
-def _interval(axes: Axes, place: int, split: SplitComparison) -> None:
-    """Draw the gain of one split as a dot on its interval, with the numbers at the right."""
-    gain = split.gain
+def _interval(axes: Axes, place: float, found: ArmComparison, colour: str) -> None:
+    """Draw the gain of one arm on one split as a dot on its interval, with the numbers at the right."""
+    gain = found.gain
     missing = np.isnan(gain.mean)
-    text = "-" if missing else f"{_signed(gain.mean)}\n{_signed(gain.low)} to {_signed(gain.high)}"
-    axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=INK)
-    colour = {"helped": BLUE, "harmed": ORANGE}.get(split.verdict, GREY)
+    text = "-" if missing else f"{_signed(gain.mean)} ({_signed(gain.low)} to {_signed(gain.high)})"
+    axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
     axes.plot([gain.low, gain.high], [place, place], color=colour, linewidth=2.4, zorder=2)
     axes.scatter([gain.mean], [place], s=58, color=colour, edgecolors="white", zorder=3)

@@ -102,11 +102,12 @@ def most_changed(comparison: Comparison, split: str, most: int) -> Comparison:
     chosen = comparison.splits[split]
     if len(comparison.classes) <= most:
         return comparison
-    order = np.argsort(-np.nan_to_num(chosen.gain_per_category), kind="stable")
+    order = np.argsort(-np.nan_to_num(chosen.first.gain_per_category), kind="stable")
     kept = [*order[: most // 2].tolist(), *order[-(most // 2) :].tolist()]
     rows = {arm: tuple(values[one] for one in kept) for arm, values in chosen.per_category.items()}
-    gains = tuple(chosen.gain_per_category[one] for one in kept)
-    fewer = replace(chosen, per_category=rows, gain_per_category=gains)
+    gains = tuple(chosen.first.gain_per_category[one] for one in kept)
+    first = replace(chosen.first, gain_per_category=gains)
+    fewer = replace(chosen, per_category=rows, arms={**chosen.arms, comparison.arm: first})
     names = tuple(comparison.classes[one] for one in kept)
     return replace(comparison, classes=names, splits={split: fewer})
 

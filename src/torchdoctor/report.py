@@ -139,7 +139,7 @@ def headline(diagnosis: Diagnosis, comparison: Comparison | None, *, treated: bo
         "harmed": "The treatment did harm",
         "no evidence": "No evidence that the treatment helped",
     }[comparison.verdict]
-    gain = split.gain
+    gain = split.first.gain
     interval = f"95 % interval {signed(gain.low)} to {signed(gain.high)}"
     return f"{said}: {signed(gain.mean)} points on {name} ({interval})"
 
@@ -147,8 +147,8 @@ def headline(diagnosis: Diagnosis, comparison: Comparison | None, *, treated: bo
 def decisive_split(comparison: Comparison) -> tuple[str, SplitComparison]:
     """Return the split the verdict rests on: the primary one, or the one whose loss did the harm."""
     name = comparison.primary
-    if comparison.verdict == "harmed" and comparison.splits[name].verdict != "harmed":
-        name = min(comparison.splits, key=lambda one: comparison.splits[one].gain.mean)
+    if comparison.verdict == "harmed" and comparison.splits[name].first.verdict != "harmed":
+        name = min(comparison.splits, key=lambda one: comparison.splits[one].first.gain.mean)
     return name, comparison.splits[name]
 
 
@@ -172,9 +172,9 @@ def explanation(diagnosis: Diagnosis, comparison: Comparison | None, *, treated:
         return said or ["This page shows what the network relies on and where it errs. Nothing was trained."]
     seeds = "one seed" if len(comparison.seeds) == 1 else f"{len(comparison.seeds)} seeds"
     said.append(
-        f"Both arms began from the same weights and got the same further training of {comparison.steps:,} "
-        f"steps on the same images, with {seeds}: the treated one with the constraints, the control without "
-        "them. The gain is treated minus control, so what further training alone brings does not count."
+        f"All arms began from the same weights and got the same further training of {comparison.steps:,} "
+        f"steps on the same images, with {seeds}: the control with the loss alone, {comparison.arm} with its "
+        "remedy. A gain is an arm minus the control, so what further training alone brings does not count."
     )
     return [*said, f"Decided by: {comparison.reason.rstrip('.')}."]
 
@@ -235,13 +235,16 @@ def _cards(diagnosis: Diagnosis, comparison: Comparison | None) -> list[tuple[st
             ("background evidence", outside, "mean of categories and layers"),
         ]
     name, split = decisive_split(comparison)
-    means = {arm: number(_mean(np.array(split.accuracy.get(arm, ()), dtype=float))) for arm in figures.ARMS}
-    shares = {arm: share(split.background_share.get(arm)) for arm in figures.ARMS}
+    arms, first = ("base", "control", comparison.arm), split.first
+    base, control, treated = (
+        number(_mean(np.array(split.accuracy.get(arm, ()), dtype=float))) for arm in arms
+    )
+    before, beside, after = (share(split.background_share.get(arm)) for arm in arms)
     return [
-        ("gain over control", signed(split.gain.mean), f"points on {name}"),
-        ("accuracy, %", f"{means['base']} → {means['treated']}", f"control {means['control']}"),
-        ("background evidence", f"{shares['base']} → {shares['treated']}", f"control {shares['control']}"),
-        ("images repaired", f"{len(split.repaired):,}", f"{len(split.broken):,} broken, of {split.images:,}"),
+        ("gain over control", signed(first.gain.mean), f"points on {name}"),
+        ("accuracy, %", f"{base} → {treated}", f"control {control}"),
+        ("background evidence", f"{before} → {after}", f"control {beside}"),
+        ("images repaired", f"{len(first.repaired):,}", f"{len(first.broken):,} broken, of {split.images:,}"),
         ("categories diagnosed", known, places),
     ]
 

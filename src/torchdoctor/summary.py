@@ -12,7 +12,7 @@ from rich.table import Table
 
 from torchdoctor.engine import Outcome
 from torchdoctor.rows import sparsity
-from torchdoctor.types import Comparison, Diagnosis
+from torchdoctor.types import Comparison, Diagnosis, Gain
 
 
 def shown(value: float | None, digits: int = 1, sign: bool = False) -> str:
@@ -155,39 +155,45 @@ def print_prescription(console: Console, prescription: Sequence[Mapping[str, Any
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print the comparison table and the verdict."""
-    table = Table(
-        title=f"Comparison: accuracy in percent, mean of {len(comparison.seeds)} seed(s)",
-        title_justify="left",
-    )
-    for name in ("split", "base", "control", "treated", "gain", "95 % interval", "p", "verdict"):
-        table.add_column(name, justify="left" if name in ("split", "verdict") else "right")
+    """Print the comparison table, one line per split and arm, and the verdict."""
+    many = any(len(split.arms) > 1 for split in comparison.splits.values())
+    title = f"Comparison: accuracy in percent, mean of {len(comparison.seeds)} seed(s)"
+    table = Table(title=title, title_justify="left")
+    p_value = "p (Holm)" if many else "p"
+    columns = ("split", "arm", "accuracy", "gain", "95 % interval", p_value, "worst category", "ECE")
+    for name in (*columns, "verdict"):
+        table.add_column(name, justify="left" if name in ("split", "arm", "verdict") else "right")
     for name, split in comparison.splits.items():
-        means = [
-            sum(split.accuracy[arm]) / len(split.accuracy[arm]) for arm in ("base", "control", "treated")
-        ]
-        gain = split.gain
-        table.add_row(
-            f"{name} *" if name == comparison.primary else name,
-            *(shown(one) for one in means),
-            shown(gain.mean, sign=True),
-            f"{shown(gain.low, sign=True)} to {shown(gain.high, sign=True)}",
-            f"{gain.p_value:.2g}",
-            split.verdict,
-        )
-    console.print(table)
-    for name, split in comparison.splits.items():
-        shares = split.background_share
-        if shares["base"] is not None:
-            text = ", ".join(
-                f"{arm} {100 * value:.0f} %" for arm, value in shares.items() if value is not None
+        for place, (arm, seen) in enumerate(split.accuracy.items()):
+            found = split.arms.get(arm)
+            table.add_row(
+                (f"{name} *" if name == comparison.primary else name) if place == 0 else "",
+                arm,
+                shown(sum(seen) / len(seen)),
+                *(_against_control(found.gain) if found else ("", "", "")),
+                shown(split.worst_category[arm]),
+                shown(split.calibration_error.get(arm, math.nan)),
+                found.verdict if found else "",
+                end_section=place == len(split.accuracy) - 1,
             )
-            console.print(f"evidence on the background, {name}: {text}", highlight=False)
-        console.print(
-            f"{name}: {len(split.repaired)} images repaired, {len(split.broken)} newly broken",
-            highlight=False,
-        )
-    console.print(f"Verdict: {comparison.verdict} ({comparison.reason})", highlight=False, markup=False)
+    console.print(table, markup=False)
+    for name, split in comparison.splits.items():
+        shares = {arm: one for arm, one in split.background_share.items() if one is not None}
+        if "base" in shares:
+            text = ", ".join(f"{arm} {100 * value:.0f} %" for arm, value in shares.items())
+            console.print(f"evidence on the background, {name}: {text}", highlight=False, markup=False)
+        fixed, lost = len(split.first.repaired), len(split.first.broken)
+        text = f"{name}, {comparison.arm}: {fixed} images repaired, {lost} newly broken"
+        console.print(text, highlight=False, markup=False)
+    verdict = f"Verdict on {comparison.arm}: {comparison.verdict} ({comparison.reason})"
+    console.print(verdict, highlight=False, markup=False)
+
+
+def _against_control(gain: Gain) -> tuple[str, str, str]:
+    """Return a gain, its interval and its p-value as text."""
+    p_value = gain.p_value if math.isnan(gain.p_adjusted) else gain.p_adjusted
+    interval = f"{shown(gain.low, sign=True)} to {shown(gain.high, sign=True)}"
+    return shown(gain.mean, sign=True), interval, f"{p_value:.2g}"
 
 
 def print_predictions(console: Console, found: Sequence[Mapping[str, Any]]) -> None:

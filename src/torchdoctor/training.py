@@ -12,18 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchdoctor.courses import PLAIN, Course, Recipe, autocast, move, set_mode, wide
+from torchdoctor.courses import (
+    PLAIN,
+    Checkpoints,
+    Course,
+    Recipe,
+    TrainingState,
+    autocast,
+    move,
+    set_mode,
+    wide,
+)
 from torchdoctor.noise import key
 from torchdoctor.sifting import device_of, dtype_of, predict_logits
 from torchdoctor.types import (
     Batch,
-    Checkpoints,
     Images,
     InputError,
     Interrupted,
     ModelDoctorError,
     Progress,
-    TrainingState,
     silent,
 )
 

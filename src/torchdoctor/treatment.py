@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import nn
 
 from torchdoctor.constraints import Constraint, constraints_named
-from torchdoctor.courses import Course, Recipe
+from torchdoctor.courses import Checkpoints, Course, Recipe
 from torchdoctor.diagnosis import state_sha256
 from torchdoctor.masks import default_expansion
 from torchdoctor.networks import unwrap
@@ -24,7 +24,6 @@ from torchdoctor.types import (
     Arm,
     Batch,
     BudgetKind,
-    Checkpoints,
     Diagnosis,
     Evidence,
     Images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -92,41 +93,6 @@ class TrainingImages(Images, Protocol):
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: shuffled and augmented by (seed, number, image id) alone."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """Where a training stands after `step` steps: enough to go on bit for bit.
-
-    `tensors` holds the network, the optimiser and running sums by name; `numbers` what is not a tensor
-    (all JSON-able: optimiser counters, history of the epochs, names of skipped images).
-    """
-
-    step: int
-    tensors: Mapping[str, Tensor]
-    numbers: Mapping[str, Any]
-    seconds: float
-
-
-@runtime_checkable
-class Checkpoints(Protocol):
-    """Where a training keeps its state, and who asks it to stop."""
-
-    def load(self) -> TrainingState | None:
-        """Return the newest undamaged state, or None."""
-        ...
-
-    def save(self, state: TrainingState) -> None:
-        """Keep a state."""
-        ...
-
-    def due(self, step: int) -> bool:
-        """Whether to save after this many steps."""
-        ...
-
-    def stopping(self) -> bool:
-        """Whether to save and stop now."""
         ...
 
 
@@ -244,6 +210,10 @@ class Treatment:
     arms: tuple[Arm, ...]
     prescription: tuple[Mapping[str, object], ...]
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the arms in the order they were run."""
+        return tuple(dict.fromkeys(arm.name for arm in self.arms))
+
     def seeds(self) -> tuple[int, ...]:
         """Return the seeds in the order they were run."""
         return tuple(dict.fromkeys(arm.seed for arm in self.arms))
@@ -258,39 +228,76 @@ class Treatment:
 
 @dataclass(frozen=True)
 class Gain:
-    """Treated minus control on one split, in percentage points, with a 95 % interval and a p-value."""
+    """An arm minus the control on one split, in percentage points, with a 95 % interval and a p-value.
+
+    `p_adjusted` is the p-value after Holm's correction for the number of arms compared. `detectable` is
+    a gain that as many images and seeds would show with a probability of at least 80 %.
+    """
 
     mean: float
     low: float
     high: float
     p_value: float
     variance_from: str
+    p_adjusted: float = math.nan
+    detectable: float = math.nan
 
 
 @dataclass(frozen=True)
-class SplitComparison:
-    """One test split: accuracies in percent, one per seed (base: one), and what changed.
+class ArmComparison:
+    """One arm against the control on one split.
 
-    `per_category[arm]` holds the seed-averaged accuracy of each category; `background_share[arm]` the
-    share of the evidence on the background, averaged over images, seeds and layers, or None;
-    `repaired` and `broken` are ids of images that control gets wrong and treated right in most seeds,
-    and the reverse.
+    `repaired` and `broken` are ids of images that the control gets wrong and the arm right in most seeds,
+    and the reverse. `mcnemar` holds McNemar's exact p-value of each seed.
     """
 
-    accuracy: Mapping[str, tuple[float, ...]]
-    per_category: Mapping[str, tuple[float, ...]]
-    background_share: Mapping[str, float | None]
     gain: Gain
     gain_per_category: tuple[float, ...]
     verdict: Verdict
     repaired: tuple[int, ...]
     broken: tuple[int, ...]
+    mcnemar: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitComparison:
+    """One test split: accuracies in percent, one per seed (base: one), and what each arm changed.
+
+    By arm: `per_category` holds the seed-averaged accuracy of each category; `background_share` the share
+    of the evidence on the background, averaged over images, seeds and layers, or None;
+    `calibration_error` the expected calibration error in percent, averaged over seeds. `arms` holds what
+    was compared with the control, the arm that the verdict speaks of first.
+    """
+
+    accuracy: Mapping[str, tuple[float, ...]]
+    per_category: Mapping[str, tuple[float, ...]]
+    background_share: Mapping[str, float | None]
+    arms: Mapping[str, ArmComparison]
     images: int
+    calibration_error: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def first(self) -> ArmComparison:
+        """The arm that the verdict speaks of, against the control."""
+        return next(iter(self.arms.values()))
+
+    @property
+    def worst_category(self) -> dict[str, float]:
+        """The lowest accuracy of any category, by arm; NaN where no category has an image."""
+        return {arm: _lowest(values) for arm, values in self.per_category.items()}
+
+
+def _lowest(values: Sequence[float]) -> float:
+    """Return the lowest of the numbers that are known; NaN if there is none."""
+    return min((one for one in values if not math.isnan(one)), default=math.nan)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The frozen result of `compare`: base, control and treated on the same test images."""
+    """The frozen result of `compare`: base, control and the other arms on the same test images.
+
+    `arm` is the one that verdict and reason speak of.
+    """
 
     classes: tuple[str, ...]
     splits: Mapping[str, SplitComparison]
@@ -301,3 +308,11 @@ class Comparison:
     seeds: tuple[int, ...]
     seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     steps: int = 0
+    arm: str = "treated"
+    min_gain: float = 0.0
+
+    @property
+    def worst_group(self) -> dict[str, float]:
+        """The lowest accuracy of any category in any split, by arm."""
+        arms = next(iter(self.splits.values())).accuracy
+        return {arm: _lowest([split.worst_category[arm] for split in self.splits.values()]) for arm in arms}

@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from torchdoctor.courses import TrainingState
 from torchdoctor.engine.kill_points import kill_point
 from torchdoctor.engine.storage import write_bytes
-from torchdoctor.types import InputError, TrainingState
+from torchdoctor.types import InputError
 
 STEPS_VARIABLE = "TORCHDOCTOR_CHECKPOINT_STEPS"
 EVERY_SECONDS = 60.0

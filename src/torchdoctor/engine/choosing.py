@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def judge_of(case: Case) -> Judge:
     return Judge(case, swapped, select)
 
 
-def budget_steps(budget: str | None, seconds_per_step: float) -> int | None:
+def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> int | None:
     """Read `--budget`: minutes, or a number of steps such as `2000steps`; None is no limit."""
     if budget is None:
         return None
@@ -65,7 +65,7 @@ def budget_steps(budget: str | None, seconds_per_step: float) -> int | None:
         number = math.nan
     if not 0 < number < math.inf:
         raise InputError(f"--budget {budget!r}: expected minutes, such as 20, or steps, such as 2000steps")
-    return int(number) if budget.strip().endswith("steps") else int(60 * number / seconds_per_step)
+    return int(number) if budget.strip().endswith("steps") else int(60 * number / seconds_per_step())
 
 
 def choose_stage(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchdoctor.data import Loader
 from torchdoctor.engine.preparation import Case, example_of
 from torchdoctor.engine.showing import mask_of, shown_pixels
+from torchdoctor.engine.stages import arm_of
 from torchdoctor.evidence import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.report import Example, Kind
@@ -30,7 +31,7 @@ def collect_examples(
     tests = case.data.tests[split]
     treated = copy.deepcopy(case.model)
     if treatment is not None:
-        treated.load_state_dict(dict(treatment.arm("treated", treatment.seeds()[0]).state))
+        treated.load_state_dict(dict(treatment.arm(arm_of(case), treatment.seeds()[0]).state))
     ids, labels, before = predict_logits(case.model, tests)
     _, _, after = predict_logits(treated, tests)
     kinds = _kinds(ids, labels, before.argmax(1), after.argmax(1))

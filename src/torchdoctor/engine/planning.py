@@ -52,12 +52,12 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     taken_over(case)
     steps = _steps_per_epoch(case, verb) * recipe_of(case.settings).epochs
     first = next(iter(case.data.train.epoch(0, 0)))
-    plain = _seconds_per_step(case, first, treated=False)
+    plain = seconds_per_step(case, first, treated=False)
     seconds = {"train": plain * steps}
     if verb != "train":
         seconds = {"diagnose": _diagnosis_seconds(case, first)}
     if verb in ("treat", "checkup"):
-        treated = plain + (_seconds_per_step(case, first, treated=True) - plain) / case.settings.lazy
+        treated = plain + (seconds_per_step(case, first, treated=True) - plain) / case.settings.lazy
         for arm in remedies_named(case.settings.arms):
             # The other remedies cost about a plain step each.
             seconds[arm] = (treated if arm == "treated" else plain) * steps * case.settings.seeds
@@ -117,7 +117,7 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
+def seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
     """Time a few steps on one batch with a copy of the network."""
     model = copy.deepcopy(case.model)
     course = PLAIN

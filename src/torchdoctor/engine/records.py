@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from torchdoctor.engine.storage import (
 )
 from torchdoctor.types import (
     Arm,
+    ArmComparison,
     Comparison,
     Diagnosis,
+    Gain,
     InputError,
     LayerDiagnosis,
     Sifting,
+    SplitComparison,
     Treatment,
 )
 
@@ -171,15 +175,17 @@ def save_treatment(folder: Path, treatment: Treatment) -> None:
 
 def comparison_record(comparison: Comparison, exit_code: int) -> dict[str, object]:
     """Return what `compare.json` holds."""
-    arms = ("base", "control", "treated")
     splits = comparison.splits
+    arms = list(next(iter(splits.values())).accuracy)
 
     def per_arm(arm: str) -> dict[str, object]:
         return {
             name: {
                 "accuracy": split.accuracy[arm],
                 "per_category": split.per_category[arm],
-                "background_share": split.background_share[arm],
+                "worst_category": split.worst_category[arm],
+                "background_share": split.background_share.get(arm),
+                "calibration_error": split.calibration_error.get(arm),
             }
             for name, split in splits.items()
         }
@@ -188,48 +194,38 @@ def comparison_record(comparison: Comparison, exit_code: int) -> dict[str, objec
         "verdict": comparison.verdict,
         "reason": comparison.reason,
         "exit_code": exit_code,
+        "arm": comparison.arm,
         "primary": comparison.primary,
+        "min_gain": comparison.min_gain,
         "max_loss": comparison.max_loss,
         "seeds": comparison.seeds,
         "steps": comparison.steps,
         "seconds": comparison.seconds,
         "classes": comparison.classes,
-        "arms": {arm: per_arm(arm) for arm in arms},
-        "gain": {
-            name: {**asdict(split.gain), "per_category": split.gain_per_category}
-            for name, split in splits.items()
-        },
-        "verdicts": {name: split.verdict for name, split in splits.items()},
+        "worst_group": comparison.worst_group,
         "images": {name: split.images for name, split in splits.items()},
-        "repaired": {name: split.repaired for name, split in splits.items()},
-        "broken": {name: split.broken for name, split in splits.items()},
+        "arms": {arm: per_arm(arm) for arm in arms},
+        "against_control": {
+            name: {arm: asdict(one) for arm, one in split.arms.items()} for name, split in splits.items()
+        },
     }
 
 
 def load_comparison(path: Path) -> Comparison:
     """Read `compare.json` back into a Comparison."""
-    from torchdoctor.types import Gain, SplitComparison
-
     found: dict[str, Any] = read_json(path)
-
-    def number(value: float | None) -> float:
-        return float("nan") if value is None else value
-
     splits = {}
-    for name in found["gain"]:
+    for name, against in found["against_control"].items():
         arms = {arm: one[name] for arm, one in found["arms"].items()}
-        gain = dict(found["gain"][name])
-        per_category = gain.pop("per_category")
         splits[name] = SplitComparison(
             accuracy={arm: tuple(one["accuracy"]) for arm, one in arms.items()},
-            per_category={arm: tuple(map(number, one["per_category"])) for arm, one in arms.items()},
+            per_category={arm: tuple(map(_number, one["per_category"])) for arm, one in arms.items()},
             background_share={arm: one["background_share"] for arm, one in arms.items()},
-            gain=_bounded(Gain(**gain)),
-            gain_per_category=tuple(map(number, per_category)),
-            verdict=found["verdicts"][name],
-            repaired=tuple(found["repaired"][name]),
-            broken=tuple(found["broken"][name]),
+            arms={arm: _arm_comparison(one) for arm, one in against.items()},
             images=found["images"][name],
+            calibration_error={
+                arm: value for arm, one in arms.items() if (value := one["calibration_error"]) is not None
+            },
         )
     return Comparison(
         classes=tuple(found["classes"]),
@@ -241,11 +237,28 @@ def load_comparison(path: Path) -> Comparison:
         seeds=tuple(found["seeds"]),
         seconds={arm: tuple(values) for arm, values in found["seconds"].items()},
         steps=found["steps"],
+        arm=found["arm"],
+        min_gain=found["min_gain"],
     )
 
 
-def _bounded(gain: Any) -> Any:
-    """Put back the infinite bounds that JSON cannot hold."""
-    low = float("-inf") if gain.low is None else gain.low
-    high = float("inf") if gain.high is None else gain.high
-    return replace(gain, low=low, high=high)
+def _arm_comparison(found: Mapping[str, Any]) -> ArmComparison:
+    """Read one arm's comparison; JSON holds neither NaN nor infinite bounds."""
+    gain = {**found["gain"], **{name: _number(found["gain"][name]) for name in ("p_adjusted",)}}
+    low, high, least = gain["low"], gain["high"], gain["detectable"]
+    gain["low"] = -math.inf if low is None else low
+    gain["high"] = math.inf if high is None else high
+    gain["detectable"] = math.inf if least is None else least
+    return ArmComparison(
+        gain=Gain(**gain),
+        gain_per_category=tuple(map(_number, found["gain_per_category"])),
+        verdict=found["verdict"],
+        repaired=tuple(found["repaired"]),
+        broken=tuple(found["broken"]),
+        mcnemar=tuple(found["mcnemar"]),
+    )
+
+
+def _number(value: float | None) -> float:
+    """Return a number that JSON could not hold as NaN."""
+    return math.nan if value is None else value

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from torchdoctor.engine.choosing import TRIALS, budget_steps, choose_stage, hand_back, judge_of, settled
 from torchdoctor.engine.examples import collect_examples
 from torchdoctor.engine.findings import causes_stage, explained_errors, load_causes, load_robustness
+from torchdoctor.engine.planning import seconds_per_step
 from torchdoctor.engine.preparation import Case, environment
 from torchdoctor.engine.records import (
     comparison_record,
@@ -16,15 +21,18 @@ from torchdoctor.engine.records import (
 )
 from torchdoctor.engine.settings import settings_record
 from torchdoctor.engine.stages import (
+    DONE,
+    INCONCLUSIVE,
     Outcome,
+    arm_of,
     command_of,
     compare_stage,
     exit_code_of,
     lines_of,
     notes_of,
 )
-from torchdoctor.engine.storage import write_bytes
-from torchdoctor.engine.treating import Watch, treat_stage
+from torchdoctor.engine.storage import read_json, write_bytes
+from torchdoctor.engine.treating import Watch, diagnosis_of, treat_stage
 from torchdoctor.report import render_report
 from torchdoctor.types import Comparison, Diagnosis, Progress, Treatment
 
@@ -66,6 +74,12 @@ def report_stage(
 
 def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Watch) -> Outcome:
     """Run the stages of a checkup in a folder; what an earlier process finished is read."""
+    judge = judge_of(case) if case.settings.auto else None
+    if judge is not None:
+        given = diagnosis_of(case, folder, given, watch)
+        first = next(iter(case.data.train.epoch(0, 0)))
+        budget = budget_steps(case.settings.budget, partial(seconds_per_step, case, first, treated=True))
+        case = settled(case, choose_stage(case, folder, given, judge, budget, watch))
     diagnosis, treatment = treat_stage(case, folder, given, watch)
     if not (folder / "causes.json").is_file():
         causes_stage(case, folder, diagnosis, watch.progress)
@@ -73,9 +87,20 @@ def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Wat
         outcome = read_checkup(case, folder)
     else:
         outcome = compare_stage(case, folder, diagnosis, treatment, watch.progress)
+    if judge is not None:
+        outcome = _handed_back(outcome, hand_back(folder, judge, treatment, arm_of(case)))
     report = folder / "report.html"
     report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
+
+
+def _handed_back(outcome: Outcome, found: Mapping[str, Any]) -> Outcome:
+    """Return the outcome with whose weights to use; a gain that validation did not see is no evidence."""
+    code = outcome.exit_code
+    if found["use"] != found["arm"] and code == DONE:
+        code = INCONCLUSIVE
+    record = {**outcome.record, "exit_code": code, "handed_back": found}
+    return replace(outcome, exit_code=code, record=record)
 
 
 def read_checkup(case: Case, folder: Path) -> Outcome:
@@ -87,4 +112,7 @@ def read_checkup(case: Case, folder: Path) -> Outcome:
     if (folder / "report.html").is_file():
         record["report"] = str(folder / "report.html")
     treatment = load_treatment(folder / "treatment")
-    return Outcome(code, record, diagnosis, treatment, comparison, lines_of(case, folder))
+    lines = lines_of(case, folder, comparison.arm)
+    outcome = Outcome(code, record, diagnosis, treatment, comparison, lines)
+    chosen = read_json(folder / TRIALS).get("handed_back") if (folder / TRIALS).is_file() else None
+    return _handed_back(outcome, chosen) if isinstance(chosen, dict) else outcome

@@ -45,9 +45,9 @@ class Outcome:
     loading_code: str | None = None
 
 
-def treated_weights(folder: Path) -> Path:
-    """Return where a run keeps the treated weights of its first seed."""
-    return folder / "treatment" / "treated" / "seed0" / "model.safetensors"
+def arm_weights(folder: Path, arm: str = "treated") -> Path:
+    """Return where a run keeps an arm's weights of its first seed."""
+    return folder / "treatment" / arm / "seed0" / "model.safetensors"
 
 
 def out_folder(settings: Settings, verb: str) -> Path:
@@ -214,8 +214,10 @@ def compare_stage(
         classes=case.classes,
         layers=case.layers,
         evidence=settings.evidence or "gradient_x_activation",
+        min_gain=settings.min_gain,
         max_loss=settings.max_loss,
         seed=settings.seed,
+        arm=arm_of(case),
         progress=progress,
     )
     code = exit_code_of(diagnosis, comparison)
@@ -225,11 +227,18 @@ def compare_stage(
     return Outcome(code, record, diagnosis, treatment, comparison, lines_of(case, folder))
 
 
+def arm_of(case: Case) -> str:
+    """Return the arm that verdicts speak of: treated where it is among them, else the first remedy."""
+    others = [arm for arm in case.settings.arms if arm != "control"]
+    return "treated" if "treated" in others or not others else others[0]
+
+
 def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:
-    """Return 0 helped, 3 harmed, 4 no evidence either way or too little diagnosed to tell."""
+    """Return 0 helped by what was asked, 3 harmed or gained too little, 4 nothing could be said."""
     if diagnosis.inconclusive or comparison.verdict == "no evidence":
         return INCONCLUSIVE
-    return DONE if comparison.verdict == "helped" else GATE_NOT_MET
+    gain = comparison.splits[comparison.primary].first.gain.mean
+    return DONE if comparison.verdict == "helped" and gain >= comparison.min_gain else GATE_NOT_MET
 
 
 def command_of(folder: Path, verb: str) -> str:
@@ -238,9 +247,9 @@ def command_of(folder: Path, verb: str) -> str:
     return f"torchdoctor {verb} --config {config} --out {again}"
 
 
-def lines_of(case: Case, folder: Path) -> str:
-    """Return the lines that load a run's treated weights in plain PyTorch."""
-    return loading_code(case, treated_weights(folder))
+def lines_of(case: Case, folder: Path, arm: str | None = None) -> str:
+    """Return the lines that load an arm's weights in plain PyTorch."""
+    return loading_code(case, arm_weights(folder, arm or arm_of(case)))
 
 
 def notes_of(diagnosis: Diagnosis) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchdoctor.courses import Checkpoints
 from torchdoctor.engine.checkpoints import CheckpointFolder
 from torchdoctor.engine.parts import PartsFolder
 from torchdoctor.engine.preparation import Case
@@ -14,7 +15,7 @@ from torchdoctor.engine.settings import Settings, read_config
 from torchdoctor.engine.stages import check_weights, diagnose_stage, recipe_of
 from torchdoctor.engine.storage import open_run
 from torchdoctor.treatment import treat
-from torchdoctor.types import Arm, Checkpoints, Diagnosis, InputError, Progress, Treatment
+from torchdoctor.types import Arm, Diagnosis, InputError, Progress, Treatment
 
 
 @dataclass(frozen=True)
