@@ -26,7 +26,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     """Print what a verb found, where it lies, and how to use it."""
     if outcome.diagnosis is not None:
         print_diagnosis(console, outcome.diagnosis)
-    if outcome.treatment is not None:
+    if outcome.treatment is not None and outcome.treatment.prescription:
         print_prescription(console, outcome.treatment.prescription)
     if outcome.comparison is not None:
         print_comparison(console, outcome.comparison)

@@ -1,0 +1,76 @@
+"""The search for a remedy: its budget is kept, the best of each rung go on, and no harm is done."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from torchdoctor.engine.choosing import budget_steps
+from torchdoctor.selection import Candidate, candidates, halve, ladder
+from torchdoctor.types import InputError
+
+
+def test_candidates_without_masks_need_none():
+    names = [one.name for one in candidates(["a", "b", "c"], has_masks=False)]
+    assert names[0] == "channel-c-tau0.3" and not {"swap", "rrr"} & set(names)
+    assert not any(name.startswith(("space", "both")) for name in names)
+    masked = candidates(["a", "b", "c"], has_masks=True)
+    assert masked[0].name == "swap" and len({one.name for one in masked}) == len(masked) == 19
+    assert "dfr" not in [one.name for one in candidates(["a"], True, ends_linear=False)]
+
+
+def test_the_ladder_halves_the_candidates_and_doubles_the_epochs():
+    assert ladder(8, 5, 10, None) == [(8, 1), (4, 2), (2, 4)]
+    assert ladder(3, 1, 10, None) == [(3, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("budget", [60, 100, 200, 500, 1000])
+def test_the_ladder_keeps_to_its_budget(budget):
+    rungs = ladder(18, 5, 10, budget)
+    assert sum((number + 1) * epochs for number, epochs in rungs) * 10 <= budget
+    with pytest.raises(InputError, match="the budget of 20 steps does not reach"):
+        ladder(18, 5, 10, 20)
+
+
+def test_the_best_of_each_rung_go_on():
+    pool = [Candidate(name) for name in "abcd"]
+    seen = []
+
+    def run(number, epochs, tried):
+        seen.append((number, epochs, [one.name for one in tried]))
+        scores = {"control": 99.0, "a": 1.0, "b": 4.0, "c": float("nan"), "d": 3.0}
+        return {name: scores[name] for name in ["control", *(one.name for one in tried)]}
+
+    rungs = halve(pool, ladder(4, 5, 1, None), run)
+    assert seen == [(0, 1, ["a", "b", "c", "d"]), (1, 2, ["b", "d"])]
+    assert rungs[-1].ranking[0] == "b" and rungs[0].ranking == ["b", "d", "a", "c"]
+
+
+def test_budgets_are_minutes_or_steps():
+    assert budget_steps(None, lambda: 1.0) is None
+    assert budget_steps("500steps", lambda: 1 / 0) == 500
+    assert budget_steps("2", lambda: 0.5) == 240
+    for wrong in ("soon", "-3", "0"):
+        with pytest.raises(InputError, match="expected minutes, such as 20, or steps"):
+            budget_steps(wrong, lambda: 1.0)
+
+
+def test_checkup_auto_chooses_and_says_whose_weights_to_use(command, trained, photos, tmp_path):
+    weights = trained / "model.safetensors"
+    common = ("checkup", "--auto", "--weights", weights, "--data", f"folder:{photos}")
+    code, out, err = command(
+        *common, "--out", "run", "--epochs", "1", "--seeds", "1", "--batch-size", "8", "--confidence", "0.3",
+        "--budget", "60steps", "--json",
+    )  # fmt: skip
+    assert code in (0, 3, 4), err
+    record = json.loads(out)
+    trials = json.loads((tmp_path / "run" / "trials.json").read_text())
+    chosen = trials["chosen"]["name"]
+    assert trials["select"] == "iid" and chosen in trials["rungs"][-1]["scores"]
+    assert record["handed_back"] == trials["handed_back"]
+    assert record["handed_back"]["use"] in ("base", "control", record["handed_back"]["arm"])
+    assert not (tmp_path / "run" / "trials").exists()
+    code, _, err = command(*common, "--out", "other", "--select", "swapped")
+    assert code == 2 and "--select 'swapped' swaps the backgrounds" in err
+    assert not (tmp_path / "other").exists()
