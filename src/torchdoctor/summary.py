@@ -32,6 +32,13 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         print_comparison(console, outcome.comparison)
         if outcome.diagnosis is not None and outcome.diagnosis.inconclusive:
             console.print("Inconclusive: most categories could not be diagnosed.")
+    handed: Any = outcome.record.get("handed_back")
+    if handed:
+        better = (
+            "" if handed["use"] == handed["arm"] else f": {handed['arm']} did not beat both base and control"
+        )
+        text = f"Use the weights of {handed['use']} ({handed['reason']}{better})"
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     for name in ("validation_accuracy", "weights", "report", "figures", "out"):
         if name in outcome.record:
             value = outcome.record[name]

@@ -12,7 +12,7 @@ from torchdoctor.engine.choosing import TRIALS, budget_steps, choose_stage, hand
 from torchdoctor.engine.examples import collect_examples
 from torchdoctor.engine.findings import causes_stage, explained_errors, load_causes, load_robustness
 from torchdoctor.engine.planning import seconds_per_step
-from torchdoctor.engine.preparation import Case, environment
+from torchdoctor.engine.preparation import Case, environment, loading_code
 from torchdoctor.engine.records import (
     comparison_record,
     load_comparison,
@@ -88,19 +88,22 @@ def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Wat
     else:
         outcome = compare_stage(case, folder, diagnosis, treatment, watch.progress)
     if judge is not None:
-        outcome = _handed_back(outcome, hand_back(folder, judge, treatment, arm_of(case)))
+        outcome = _handed_back(case, folder, outcome, hand_back(folder, judge, treatment, arm_of(case)))
     report = folder / "report.html"
     report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
 
 
-def _handed_back(outcome: Outcome, found: Mapping[str, Any]) -> Outcome:
+def _handed_back(case: Case, folder: Path, outcome: Outcome, found: Mapping[str, Any]) -> Outcome:
     """Return the outcome with whose weights to use; a gain that validation did not see is no evidence."""
-    code = outcome.exit_code
-    if found["use"] != found["arm"] and code == DONE:
+    code, use = outcome.exit_code, str(found["use"])
+    if use != found["arm"] and code == DONE:
         code = INCONCLUSIVE
     record = {**outcome.record, "exit_code": code, "handed_back": found}
-    return replace(outcome, exit_code=code, record=record)
+    lines = (
+        loading_code(case, Path(str(case.settings.weights))) if use == "base" else lines_of(case, folder, use)
+    )
+    return replace(outcome, exit_code=code, record=record, loading_code=lines)
 
 
 def read_checkup(case: Case, folder: Path) -> Outcome:
@@ -115,4 +118,4 @@ def read_checkup(case: Case, folder: Path) -> Outcome:
     lines = lines_of(case, folder, comparison.arm)
     outcome = Outcome(code, record, diagnosis, treatment, comparison, lines)
     chosen = read_json(folder / TRIALS).get("handed_back") if (folder / TRIALS).is_file() else None
-    return _handed_back(outcome, chosen) if isinstance(chosen, dict) else outcome
+    return _handed_back(case, folder, outcome, chosen) if isinstance(chosen, dict) else outcome
