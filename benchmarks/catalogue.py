@@ -86,14 +86,14 @@ def measure(name: str, train: Loader, classes: int, steps: int, device: str) -> 
 
     torch.manual_seed(0)
     model = load_model(name, classes, channels=channels, image_size=size).to(device)
-    history, _ = fit(
+    trained = fit(
         model,
         lambda _epoch: [batch] * steps,
         Recipe(epochs=1, learning_rate=0.01),
         steps_per_epoch=steps,
         seed=0,
     )
-    line["loss"] = history[-1]["loss"]
+    line["loss"] = trained.history[-1]["loss"]
     small = Batch(batch.images[:16], batch.labels[:16], batch.ids[:16])
     layers = MODELS[name].layers
     diagnosis = diagnose(model, [small], layers=layers, draws=1, confidence=0.0)

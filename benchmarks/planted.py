@@ -5,13 +5,15 @@
 Every (architecture, seed) gives a clean network and twins with a fault that has to be trained in: a
 background that gives the category away, one category thinned out, the labels of two categories drawn at
 random between them (confused), few images for long (over-fitted), few steps (under-fitted). Faults that
-need no training (scrambled kernels, flipped labels) are planted into the clean one by causes.py. A network
-that is there already is not trained again.
+need no training (scrambled kernels, flipped labels) are planted into the clean one by causes.py. Networks
+whose training labels are partly wrong (mislabelled) are trained when treatment_planted.py asks for them. A
+network that is there already is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,11 +30,12 @@ from torchdoctor.data.scenes import AGREEMENT, CLASSES, draw_scenes, scenes_tabl
 from torchdoctor.models.small_resnet import SmallResNet
 from torchdoctor.training import accuracy, fit
 
-TRAINING, VALIDATION = 0, 3  # streams of the drawing generator
+TRAINING, VALIDATION, TEST = 0, 3, 4  # streams of the drawing generator
 IMAGES, CHECKED = 2000, 800
 FAIR = 1 / len(CLASSES)
 THIN = 12  # images left of a thinned category, of 250
 FEW = 15  # images per category of the over-fitted network
+MISLABELLED = 0.2  # share of wrong training labels
 PREPROCESSING = Preprocessing(64, (0.5,) * 3, (0.25,) * 3)
 TRAINED = ("clean", "background", "thinned", "confused", "over-fitted", "under-fitted")
 
@@ -72,12 +75,13 @@ def images(seed: int, stream: int, count: int, agreement: float) -> Loader:
     return Loader(table, PREPROCESSING, 64)
 
 
-def training_images(fault: str, seed: int) -> Loader:
+def training_images(fault: str, seed: int, count: int = IMAGES) -> Loader:
     """Return what a network of this fault is trained on, and diagnosed with."""
-    drawn = images(seed, TRAINING, IMAGES, AGREEMENT if fault == "background" else FAIR)
+    drawn = images(seed, TRAINING, count, AGREEMENT if fault == "background" else FAIR)
     labels = drawn.table.labels
-    if fault == "confused":
-        return replace(drawn, table=replace(drawn.table, labels=confused(labels, seed)))
+    if fault in ("confused", "mislabelled"):
+        wrong = confused(labels, seed) if fault == "confused" else mislabelled(labels, seed)
+        return replace(drawn, table=replace(drawn.table, labels=wrong))
     keep = np.arange(len(labels))
     if fault == "thinned":
         rare = np.flatnonzero(labels == thinned_category(seed))
@@ -99,13 +103,28 @@ def confused(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.where(np.isin(labels, pair), drawn, labels)
 
 
+def mislabelled(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return labels of which a share is wrong: any other category, each as likely."""
+    generator = np.random.default_rng([seed, len(labels)])
+    hit = generator.random(len(labels)) < MISLABELLED
+    return (labels + hit * generator.integers(1, len(CLASSES), len(labels))) % len(CLASSES)
+
+
 def recipe(fault: str) -> Recipe:
     """Return the training of a fault: about as many steps for all but the under-fitted one."""
     epochs = {"over-fitted": 120, "under-fitted": 2}.get(fault, 16)
     return Recipe(epochs=epochs, learning_rate=0.1)
 
 
-def network(cache: Path, architecture: str, fault: str, seed: int) -> nn.Module:
+def keep(model: nn.Module, file: Path) -> None:
+    """Write the weights under another name first, so that whoever looks finds the whole file or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    save_file(model.state_dict(), partial)
+    partial.replace(file)
+
+
+def network(cache: Path, architecture: str, fault: str, seed: int, count: int = IMAGES) -> nn.Module:
     """Return the trained network, from the cache where it is there."""
     file = cache / f"{architecture}-{fault}-{seed}.safetensors"
     torch.manual_seed(seed)
@@ -113,18 +132,17 @@ def network(cache: Path, architecture: str, fault: str, seed: int) -> nn.Module:
     if file.is_file():
         model.load_state_dict(load_file(file))
         return model.eval()
-    train = training_images(fault, seed)
+    train = training_images(fault, seed, count)
     started = time.perf_counter()
-    history, steps = fit(
+    trained = fit(
         model, lambda epoch: train.epoch(epoch, seed), recipe(fault),
         steps_per_epoch=train.steps_per_epoch, seed=seed,
     )  # fmt: skip
-    cache.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), file)
+    keep(model, file)
     checked = accuracy(model, images(seed, VALIDATION, CHECKED, FAIR))
     print(
-        f"{architecture} {fault} {seed}: {steps} steps, {time.perf_counter() - started:.0f} s, loss "
-        f"{history[-1]['loss']:.3f}, validation accuracy {checked:.1f}",
+        f"{architecture} {fault} {seed}: {trained.steps} steps, {time.perf_counter() - started:.0f} s, loss "
+        f"{trained.history[-1]['loss']:.3f}, validation accuracy {checked:.1f}",
         flush=True,
     )
     return model.eval()

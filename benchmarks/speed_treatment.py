@@ -5,8 +5,9 @@
 
 Both constraints are on, an eighth of the images has masks, and the batch-norm policy is the same on all sides
 (`--norm`). Literal: the penalty of tests/reference.py, J whole forward passes with two derivatives each. The
-layers are those of the network whose tails are nearest to 0, 0.1 and 0.2 of a forward pass. `lazy` = k times
-blocks of k steps, of which one is treated. Ratios are medians of times taken in turn, in one process;
+layers are those of the network whose tails are nearest to 0, 0.1 and 0.2 of a forward pass. `lazy` = k: of k
+steps one is treated; that step and one of the others are timed. Ratios are of medians of times taken in turn,
+in one process;
 `max_rel_error` is of a float64 copy, the largest of the two penalties and of the whole gradient.
 """
 
@@ -115,11 +116,11 @@ class Case:
 
         return Course(terms)
 
-    def step(self, course: Course) -> Callable[[int], None]:
-        """Return a function that takes one step of a course, given its number."""
+    def step(self, course: Course, number: int = 0) -> Callable[[], None]:
+        """Return a function that takes a course's step of that number; a lazy one treats multiples of k."""
         loop = Loop(self.model, self.recipe, course, SEED, 1_000_000)
 
-        def run(number: int) -> None:
+        def run() -> None:
             loop.step = number
             loop.step_on(self.batch)
 
@@ -169,26 +170,23 @@ def error(net: str, layer: str, draws: int, device: torch.device) -> float:
     return max(worst, float((three - third).norm() / third.norm()))
 
 
-def medians(
-    ways: Mapping[str, Callable[[int], None]], lazy: int, times: int, device: torch.device
-) -> dict[str, float]:
-    """Return the median seconds of a block of `lazy` steps each way, in turn; the first does not count."""
+def medians(ways: Mapping[str, Callable[[], None]], times: int, device: torch.device) -> dict[str, float]:
+    """Return the median seconds of a step each way, in turn; the first turn does not count."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(times + 1):
         for name, run in ways.items():
-            took = _block(run, turn, 1 if name == "literal" else lazy, device)
+            took = _seconds(run, device)
             if turn:
                 found[name].append(took)
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def _block(run: Callable[[int], None], turn: int, steps: int, device: torch.device) -> float:
-    """Time a block of steps, the GPU's work included; the first of them is treated."""
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Time one step, the GPU's work included."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    for step in range(steps):
-        run(1000 * 16 * turn + step)
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -208,22 +206,26 @@ def measure(
             checked[layer, draws] = error(net, layer, draws, device)
         case = Case(net, given.batch_size, device, torch.float32, given.norm)
         diagnosis = case.diagnosis(layer)
-        ways = {"plain": case.step(Course()), "ours": case.step(case.ours(layer, diagnosis, draws, lazy))}
+        course = case.ours(layer, diagnosis, draws, lazy)
+        ways = {"plain": case.step(Course()), "ours": case.step(course)}
+        if lazy > 1:
+            ways["between"] = case.step(course, 1)
         if (layer, draws) not in literal:
             ways["literal"] = case.step(case.literal(layer, diagnosis, draws, 1))
-        took = medians(ways, lazy, given.times, device)
+        took = medians(ways, given.times, device)
         if "literal" in took:
-            literal[layer, draws] = took["literal"] / took["plain"] * lazy
-        slow = (literal[layer, draws] - 1 + lazy) / lazy
+            literal[layer, draws] = took["literal"] / took["plain"]
+        slow = (literal[layer, draws] + lazy - 1) / lazy
+        ratio = (took["ours"] + (lazy - 1) * took.get("between", 0.0)) / (lazy * took["plain"])
         yield {
             "case": f"{net} {NETS[net]} px, batch {given.batch_size}, batch-norm {given.norm}",
             "layer": layer,
             "rho": round(rho, 4),
             "draws": draws,
             "lazy": lazy,
-            "ratio_plain_step": round(took["ours"] / took["plain"], 3),
-            "ratio_literal": round(slow / (took["ours"] / took["plain"]), 2),
-            "seconds_plain_step": round(took["plain"] / lazy, 4),
+            "ratio_plain_step": round(ratio, 3),
+            "ratio_literal": round(slow / ratio, 2),
+            "seconds_plain_step": round(took["plain"], 4),
             "max_rel_error": checked[layer, draws],
         }
         del case, ways
