@@ -21,16 +21,23 @@ def test_candidates_without_masks_need_none():
 
 
 def test_the_ladder_halves_the_candidates_and_doubles_the_epochs():
-    assert ladder(8, 5, 10, None) == [(8, 1), (4, 2), (2, 4)]
-    assert ladder(3, 1, 10, None) == [(3, 1), (2, 1)]
+    assert ladder([1.0] * 8, 5, 10, None) == [(8, 1), (4, 2), (2, 4)]
+    assert ladder([1.0] * 3, 1, 10, None) == [(3, 1), (2, 1)]
 
 
 @pytest.mark.parametrize("budget", [60, 100, 200, 500, 1000])
-def test_the_ladder_keeps_to_its_budget(budget):
-    rungs = ladder(18, 5, 10, budget)
-    assert sum((number + 1) * epochs for number, epochs in rungs) * 10 <= budget
+@pytest.mark.parametrize("dear", [1.0, 2.5])
+def test_the_ladder_keeps_to_its_budget(budget, dear):
+    prices = [1.0, dear] * 9
+    rungs = ladder(prices, 5, 10, float(budget * dear))
+    dearest = sorted(prices[: rungs[0][0]], reverse=True)
+    assert sum((1 + sum(dearest[:number])) * epochs for number, epochs in rungs) * 10 <= budget * dear
     with pytest.raises(InputError, match="the budget of 20 steps does not reach"):
-        ladder(18, 5, 10, 20)
+        ladder(prices, 5, 10, 20.0)
+
+
+def test_a_dear_candidate_costs_places():
+    assert ladder([1.0] * 8, 1, 10, 180.0)[0][0] > ladder([1.0] * 7 + [20.0], 1, 10, 180.0)[0][0] == 7
 
 
 def test_the_best_of_each_rung_go_on():
@@ -42,7 +49,7 @@ def test_the_best_of_each_rung_go_on():
         scores = {"control": 99.0, "a": 1.0, "b": 4.0, "c": float("nan"), "d": 3.0}
         return {name: scores[name] for name in ["control", *(one.name for one in tried)]}
 
-    rungs = halve(pool, ladder(4, 5, 1, None), run)
+    rungs = halve(pool, ladder([1.0] * 4, 5, 1, None), run)
     assert seen == [(0, 1, ["a", "b", "c", "d"]), (1, 2, ["b", "d"])]
     assert rungs[-1].ranking[0] == "b" and rungs[0].ranking == ["b", "d", "a", "c"]
 

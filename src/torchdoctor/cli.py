@@ -54,6 +54,7 @@ from torchdoctor.cli_options import (
     Select,
     Targets,
     Tau,
+    Tensorboard,
     Text,
     Theta,
     Weight,
@@ -119,7 +120,8 @@ def train(
     image_size: ImageSize = None, optimizer: Optimizer = None, learning_rate: LearningRate = None,
     weight_decay: WeightDecay = None, norm: Norm = None, augment: Augment = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
-    on_error: OnError = None, precision: Precision = None, resume: Resume = False,
+    on_error: OnError = None, precision: Precision = None, tensorboard: Tensorboard = None,
+    resume: Resume = False,
     json_: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
@@ -159,7 +161,8 @@ def treat(
     norm: Norm = None, augment: Augment = None, channels: Channels = None,
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
     on_error: OnError = None, arms: Arms = None, budget_kind: BudgetKind = None,
-    precision: Precision = None, min_gain: MinGain = None, resume: Resume = False,
+    precision: Precision = None, min_gain: MinGain = None, tensorboard: Tensorboard = None,
+    resume: Resume = False,
     json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Train further under constraints, beside a control arm without them."""
@@ -181,7 +184,7 @@ def checkup(
     classes: Classes = None, classes_seed: ClassesSeed = None, download: Download = None,
     on_error: OnError = None, arms: Arms = None, budget_kind: BudgetKind = None,
     precision: Precision = None, min_gain: MinGain = None, auto: Auto = None, budget: Budget = None,
-    select: Select = None, resume: Resume = False,
+    select: Select = None, tensorboard: Tensorboard = None, resume: Resume = False,
     json_: AsJson = False, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Diagnose, treat, compare and report in one go."""

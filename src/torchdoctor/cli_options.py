@@ -79,6 +79,9 @@ Budget = Annotated[Text, flag("--budget", "Of --auto: minutes, or steps such as 
 Select = Annotated[
     Text, flag("--select", "What --auto scores: iid, swapped (backgrounds) or mean. [mean where masks exist]")
 ]
+Tensorboard = Annotated[
+    bool | None, flag("--tensorboard", "Also write the history as TensorBoard event files.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")]
 Weight = Annotated[Many, flag("--weight", "auto, a number, or constraint=number. [auto]")]
 Tau = Annotated[Number, flag("--tau", "auto: the penalty's gradient norm, relative to the loss's. [0.3]")]

@@ -108,27 +108,29 @@ def remedy_of(
     return constrained
 
 
-def ladder(tried: int, full_epochs: int, steps_per_epoch: int, budget: int | None) -> list[tuple[int, int]]:
+def ladder(
+    prices: Sequence[float], full_epochs: int, steps_per_epoch: int, budget: float | None
+) -> list[tuple[int, int]]:
     """Return (candidates, epochs) of each rung: half of them go on with twice the epochs.
 
-    The control is trained in every rung beside them. A `budget` in steps takes candidates off the end of
-    the list until the whole search fits; InputError where not even two fit.
+    The control is trained in every rung beside them. `prices` are what a step of each candidate costs, in
+    steps of the control; a `budget` in those takes candidates off the end of the list until the search
+    fits, the dearest going on in every rung. InputError where not even two fit.
     """
-    while True:
+    for tried in range(len(prices), 1, -1):
         rungs: list[tuple[int, int]] = []
         number, epochs = tried, 1
         while number > 1 or not rungs:
             rungs.append((number, min(epochs, full_epochs)))
             number, epochs = math.ceil(number / 2), 2 * epochs
-        steps = sum((number + 1) * epochs for number, epochs in rungs) * steps_per_epoch
+        dearest = sorted(prices[:tried], reverse=True)
+        steps = sum((1 + sum(dearest[:number])) * epochs for number, epochs in rungs) * steps_per_epoch
         if budget is None or steps <= budget:
             return rungs
-        if tried <= 2:
-            raise InputError(
-                f"the budget of {budget} steps does not reach for the smallest search, two candidates beside "
-                f"the control: {steps} steps"
-            )
-        tried -= 1
+    raise InputError(
+        f"the budget of {budget:.0f} steps does not reach for the smallest search, two candidates beside the "
+        f"control: {steps:.0f} steps of the control's length"
+    )
 
 
 def halve(

@@ -39,7 +39,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         )
         text = f"Use the weights of {handed['use']} ({handed['reason']}{better})"
         console.print(text, highlight=False, soft_wrap=True, markup=False)
-    for name in ("validation_accuracy", "weights", "report", "figures", "out"):
+    for name in ("validation_accuracy", "weights", "model", "report", "figures", "out"):
         if name in outcome.record:
             value = outcome.record[name]
             text = f"{value:.1f} %" if isinstance(value, float) else str(value)

@@ -7,12 +7,14 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from torchdoctor.engine.planning import seconds_per_step
 from torchdoctor.engine.preparation import Case, example_of
 from torchdoctor.engine.stages import recipe_of
 from torchdoctor.engine.storage import read_json, write_json
@@ -25,6 +27,7 @@ from torchdoctor.treatment import treat
 from torchdoctor.types import Batch, Diagnosis, InputError, Treatment
 
 TRIALS = "trials.json"
+DEARER = {"rrr": 3.0}  # its penalty differentiates twice through the whole network
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Judge:
 
 
 def judge_of(case: Case) -> Judge:
-    """Return the judge that the settings ask for; InputError where it would need masks there are none of."""
+    """Return the judge that the settings ask for; InputError for no budget, or masks that are not there."""
+    budget_steps(case.settings.budget, lambda: 1.0)  # refuses now what it would refuse after the diagnosis
     swapped = across_categories(case.data.validation, case.settings.seed)
     select: Select = case.settings.select or ("mean" if swapped else "iid")
     if select != "iid" and not swapped:
@@ -54,8 +58,8 @@ def judge_of(case: Case) -> Judge:
     return Judge(case, swapped, select)
 
 
-def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> int | None:
-    """Read `--budget`: minutes, or a number of steps such as `2000steps`; None is no limit."""
+def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> float | None:
+    """Read `--budget` in steps of the control: minutes, or steps such as `2000steps`; None is no limit."""
     if budget is None:
         return None
     text = budget.strip().removesuffix("steps").removesuffix("min").strip()
@@ -65,19 +69,44 @@ def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> i
         number = math.nan
     if not 0 < number < math.inf:
         raise InputError(f"--budget {budget!r}: expected minutes, such as 20, or steps, such as 2000steps")
-    return int(number) if budget.strip().endswith("steps") else int(60 * number / seconds_per_step())
+    return float(number) if _in_steps(budget) else 60 * number / seconds_per_step()
 
 
-def choose_stage(
-    case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, budget: int | None, watch: Watch
-) -> Candidate:
+def _in_steps(budget: str) -> bool:
+    """Whether a budget counts steps, all alike, instead of minutes."""
+    return budget.strip().endswith("steps")
+
+
+def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tuple[int, int]]:
+    """Return the rungs that fit the budget; in minutes, what each candidate's steps take is measured."""
+    budget, plain = case.settings.budget, partial(seconds_per_step, case, batch, treated=False)
+    prices = [1.0] * len(pool)
+    if budget is not None and not _in_steps(budget):
+        one_step = plain()
+        plain = partial(float, one_step)
+        prices = _prices(case, pool, batch, one_step)
+    steps = budget_steps(budget, plain)
+    return ladder(prices, recipe_of(case.settings).epochs, case.data.train.steps_per_epoch, steps)
+
+
+def _prices(case: Case, pool: Sequence[Candidate], batch: Batch, plain: float) -> list[float]:
+    """Measure what a step of each candidate costs, in steps of the control."""
+    known: dict[tuple[str, ...], float] = {(): 1.0}
+    for one in pool:
+        if one.constraints not in known:
+            own = replace(case, settings=replace(case.settings, constraints=one.constraints))
+            known[one.constraints] = seconds_per_step(own, batch, treated=True) / plain
+    return [max(known[one.constraints], DEARER.get(one.name, 1.0)) for one in pool]
+
+
+def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, watch: Watch) -> Candidate:
     """Try candidates on the validation split and return the best; trials.json keeps every rung's scores."""
     record: dict[str, Any] = (
         read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
     )
-    recipe = recipe_of(case.settings)
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
-    rungs = record.get("ladder") or ladder(len(pool), recipe.epochs, case.data.train.steps_per_epoch, budget)
+    first = next(iter(case.data.train.epoch(0, 0)))
+    rungs = record.get("ladder") or search_plan(case, pool, first)
     record["ladder"] = rungs
 
     def run(number: int, epochs: int, tried: Sequence[Candidate]) -> Mapping[str, float]:

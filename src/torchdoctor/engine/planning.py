@@ -17,6 +17,7 @@ from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.settings import Settings, Verb, filled
 from torchdoctor.engine.stages import cost_of, out_folder, recipe_of
 from torchdoctor.engine.storage import RunFolder
+from torchdoctor.engine.trackers import check_tensorboard
 from torchdoctor.engine.treating import taken_over
 from torchdoctor.penalties import Noise
 from torchdoctor.prescription import Prescription
@@ -47,6 +48,8 @@ def plan(settings: Settings, verb: Verb) -> dict[str, object]:
 
 def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict[str, object]:
     """Plan one verb."""
+    if verb in ("train", "treat", "checkup"):
+        check_tensorboard(settings.tensorboard)
     case = prepare(filled(settings, verb), needs_weights=needs_weights)
     RunFolder.refuse_existing(out_folder(case.settings, verb))
     taken_over(case)

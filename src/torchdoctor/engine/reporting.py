@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torchdoctor.engine.choosing import TRIALS, budget_steps, choose_stage, hand_back, judge_of, settled
+from torchdoctor.engine.choosing import TRIALS, choose_stage, hand_back, judge_of, settled
 from torchdoctor.engine.examples import collect_examples
 from torchdoctor.engine.findings import causes_stage, explained_errors, load_causes, load_robustness
-from torchdoctor.engine.planning import seconds_per_step
+from torchdoctor.engine.model_folder import model_stage, with_model
 from torchdoctor.engine.preparation import Case, environment, loading_code
 from torchdoctor.engine.records import (
     comparison_record,
@@ -77,9 +76,7 @@ def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Wat
     judge = judge_of(case) if case.settings.auto else None
     if judge is not None:
         given = diagnosis_of(case, folder, given, watch)
-        first = next(iter(case.data.train.epoch(0, 0)))
-        budget = budget_steps(case.settings.budget, partial(seconds_per_step, case, first, treated=True))
-        case = settled(case, choose_stage(case, folder, given, judge, budget, watch))
+        case = settled(case, choose_stage(case, folder, given, judge, watch))
     diagnosis, treatment = treat_stage(case, folder, given, watch)
     if not (folder / "causes.json").is_file():
         causes_stage(case, folder, diagnosis, watch.progress)
@@ -89,6 +86,7 @@ def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Wat
         outcome = compare_stage(case, folder, diagnosis, treatment, watch.progress)
     if judge is not None:
         outcome = _handed_back(case, folder, outcome, hand_back(folder, judge, treatment, arm_of(case)))
+    outcome = model_stage(case, folder, outcome)
     report = folder / "report.html"
     report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
@@ -116,6 +114,6 @@ def read_checkup(case: Case, folder: Path) -> Outcome:
         record["report"] = str(folder / "report.html")
     treatment = load_treatment(folder / "treatment")
     lines = lines_of(case, folder, comparison.arm)
-    outcome = Outcome(code, record, diagnosis, treatment, comparison, lines)
+    outcome = with_model(folder, Outcome(code, record, diagnosis, treatment, comparison, lines))
     chosen = read_json(folder / TRIALS).get("handed_back") if (folder / TRIALS).is_file() else None
     return _handed_back(case, folder, outcome, chosen) if isinstance(chosen, dict) else outcome

@@ -22,13 +22,14 @@ from torchdoctor.engine.records import (
 )
 from torchdoctor.engine.settings import Settings
 from torchdoctor.engine.storage import read_json, write_json, write_weights
+from torchdoctor.engine.trackers import write_trackers
 from torchdoctor.evaluation import compare
 from torchdoctor.evidence import diagnosis_cost
 from torchdoctor.gradients import measuring
 from torchdoctor.rows import sparsity
 from torchdoctor.sifting import device_of, dtype_of
 from torchdoctor.training import accuracy, fit
-from torchdoctor.types import Comparison, Diagnosis, InputError, Progress, Treatment
+from torchdoctor.types import Arm, Comparison, Diagnosis, InputError, Progress, Treatment
 
 DONE, GATE_NOT_MET, INCONCLUSIVE = 0, 3, 4
 
@@ -98,6 +99,8 @@ def train_stage(
             "skipped_batches": trained.skipped,
         },
     )
+    arm = Arm("train", case.settings.seed, {}, trained.history, trained.steps, trained.seconds)
+    write_trackers(folder, Treatment((arm,), ()), tensorboard=case.settings.tensorboard)
     write_json(folder / "model.json", case.card)
     write_weights(folder / "model.safetensors", case.model.state_dict())
     kept.remove()

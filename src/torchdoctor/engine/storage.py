@@ -25,7 +25,8 @@ from torchdoctor.types import InputError, ModelDoctorError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ENVIRONMENT = "environment.json"
-FREE = ("out", "workers", "download")  # settings that a resumed run may change: they change no number
+# Settings that a resumed run may change: they change no number.
+FREE = ("out", "workers", "download", "tensorboard")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

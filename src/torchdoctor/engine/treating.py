@@ -14,7 +14,7 @@ from torchdoctor.engine.records import load_arm, load_diagnosis, save_arm, save_
 from torchdoctor.engine.settings import Settings, read_config
 from torchdoctor.engine.stages import check_weights, diagnose_stage, recipe_of
 from torchdoctor.engine.storage import open_run
-from torchdoctor.engine.trackers import write_history
+from torchdoctor.engine.trackers import write_trackers
 from torchdoctor.treatment import treat
 from torchdoctor.types import Arm, Diagnosis, InputError, Progress, Treatment
 
@@ -104,7 +104,7 @@ def treat_stage(
         progress=watch.progress,
     )
     save_treatment(folder / "treatment", treatment)
-    write_history(folder, treatment)
+    write_trackers(folder, treatment, tensorboard=settings.tensorboard)
     return diagnosis, treatment
 
 

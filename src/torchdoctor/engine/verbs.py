@@ -13,6 +13,7 @@ from torchdoctor.engine.findings import causes_stage, figures_stage, load_causes
 from torchdoctor.engine.identity import identity_of, start_run
 from torchdoctor.engine.interruption import interruptible
 from torchdoctor.engine.locking import LOCK, FolderLock
+from torchdoctor.engine.model_folder import model_stage
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.records import (
     load_comparison,
@@ -40,6 +41,7 @@ from torchdoctor.engine.storage import (
     is_finished,
     open_run,
 )
+from torchdoctor.engine.trackers import check_tensorboard
 from torchdoctor.engine.treating import Watch, taken_over, treat_stage
 from torchdoctor.models import load_into, load_weights
 from torchdoctor.robustness import RANDOM_LAYER, RANGES, Units, measure_robustness
@@ -92,6 +94,7 @@ def run_train(
     `resume` goes on with an unfinished run in the same folder; a finished one is only read.
     """
     _refuse_without_out(settings, resume)
+    check_tensorboard(settings.tensorboard)
     case = prepare(filled(settings, "train"), needs_weights=False)
     folder = out_folder(settings, "train")
     if resume and _is_done(folder):
@@ -183,6 +186,7 @@ def run_treat(
     `resume` goes on where an earlier process stopped, and ends with the same weights, bit for bit.
     """
     _refuse_without_out(settings, resume)
+    check_tensorboard(settings.tensorboard)
     case = prepare(filled(settings, "treat"))
     given = taken_over(case)
     folder = out_folder(settings, "treat")
@@ -213,11 +217,14 @@ def run_compare(run: str, given: Mapping[str, object], progress: Progress = sile
     folder, case, diagnosis = _reopened(run, given)
     with RunFolder(folder):
         if (folder / "compare.json").exists():
+            outcome = read_checkup(case, folder)
+            if "model" not in outcome.record:  # killed before, or made by a version that wrote none
+                return model_stage(case, folder, outcome)
             raise InputError(
                 f"run {run!r} is compared already ({folder / 'compare.json'}): the test split is used once"
             )
         treatment = load_treatment(folder / "treatment")
-        return compare_stage(case, folder, diagnosis, treatment, progress)
+        return model_stage(case, folder, compare_stage(case, folder, diagnosis, treatment, progress))
 
 
 def _reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case, Diagnosis]:
@@ -255,6 +262,7 @@ def run_checkup(
 ) -> Outcome:
     """Diagnose, treat, compare and report in one go; `resume` goes on where an earlier process stopped."""
     _refuse_without_out(settings, resume)
+    check_tensorboard(settings.tensorboard)
     case = prepare(filled(settings, "checkup"))
     given = taken_over(case)
     folder = out_folder(settings, "checkup")
@@ -268,6 +276,7 @@ def run_checkup(
 
 def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
     """Train a small network on `scenes`, where the background gives the category away, and check it up."""
+    check_tensorboard(settings.tensorboard)
     base, further = demo_settings(settings)
     case = prepare(filled(base, "train"), needs_weights=False)
     prepare(filled(further, "demo"), needs_weights=False)  # refuses now what it would refuse after training
