@@ -103,11 +103,16 @@ class Cell:
         }
         return replace(tables, tests=tests)
 
+    @property
+    def test_name(self) -> str:
+        """The test split that `accuracy` is of: drawn like the training images where there are several."""
+        return "iid" if "iid" in self.tables.tests else self.tables.primary
+
     def loader(self, split: str) -> Loader:
         """Return a split's images: train, validation, test, or another test split."""
         tables = self.tables
         known = {"train": tables.train, "validation": tables.validation, **tables.tests}
-        table = known[tables.primary if split == "test" else split]
+        table = known[self.test_name if split == "test" else split]
         # Objects of digits and clothes are not symmetric in the same way photographs are: no flip there.
         augment: Any = "crop" if self.dataset == "mnist" else "crop_flip"
         return Loader(
@@ -176,7 +181,10 @@ class Cell:
         )
 
     def tested(self, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
-        """Return the test accuracies of the base or of an arm's weights, in percent; `swapped` with masks."""
+        """Return the test accuracies of the base or of an arm's weights, in percent, of other test splits too.
+
+        `swapped`, where there are masks: each test object before the background of another category.
+        """
         model = self.base
         if state is not None:
             model = copy.deepcopy(self.base)
@@ -190,7 +198,8 @@ class Cell:
         }
         if self.swapped:
             found["swapped"] = accuracy(model, list(self.swapped))
-        return found
+        others = {name: self.loader(name) for name in self.tables.tests if name != self.test_name}
+        return {**found, **{name: accuracy(model, images) for name, images in others.items()}}
 
 
 def remedy(
