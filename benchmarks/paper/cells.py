@@ -181,7 +181,7 @@ class Cell:
         )
 
     def tested(self, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
-        """Return the test accuracies of the base or of an arm's weights, in percent, of other test splits too.
+        """Return test accuracies of the base or of an arm's weights in percent, of other test splits too.
 
         `swapped`, where there are masks: each test object before the background of another category.
         """
