@@ -22,10 +22,13 @@ def key(*parts: int | str) -> int:
 
 
 def _mix(state: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Scramble 32-bit integers: two multiply-and-shift rounds with logical shifts, wrapping on overflow."""
-    state = (state ^ ((state >> 16) & 0xFFFF)) * _MIX_FIRST
-    state = (state ^ ((state >> 15) & 0x1FFFF)) * _MIX_SECOND
-    return state ^ ((state >> 16) & 0xFFFF)
+    """Scramble 32-bit integers: two multiply-and-shift rounds with logical shifts, wrapping on overflow.
+
+    Written into what each shift made: large tensors cost more to allocate than to compute.
+    """
+    state = (state >> 16).bitwise_and_(0xFFFF).bitwise_xor_(state).mul_(_MIX_FIRST)
+    state = (state >> 15).bitwise_and_(0x1FFFF).bitwise_xor_(state).mul_(_MIX_SECOND)
+    return (state >> 16).bitwise_and_(0xFFFF).bitwise_xor_(state)
 
 
 def _signed(value: int) -> int:
@@ -58,5 +61,5 @@ def uniform_noise(
     keys = _mix(image_keys[None, :] ^ _mix(draw_keys + second)[:, None])
     positions = torch.arange(shape[0] * shape[1] * shape[2], dtype=torch.int32, device=device)
     bits = _mix(_mix(positions * _GOLDEN + base) ^ keys[:, :, None])
-    units = ((bits >> 8) & 0xFFFFFF).to(dtype)
-    return ((units + 0.5) * 2.0**-23 - 1.0).view(len(draws), len(ids), *shape)
+    units = bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).to(dtype)
+    return units.add_(0.5).mul_(2.0**-23).sub_(1.0).view(len(draws), len(ids), *shape)
