@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchdoctor import Batch, InputError, check_model, diagnose, treat
 from torchdoctor.courses import Recipe
-from torchdoctor.networks import as_logits, auxiliary_logits, unwrap
+from torchdoctor.networks import as_logits, auxiliary_logits, derived_twice, unwrap
 
 
 class Tiny(nn.Module):
@@ -327,3 +327,43 @@ def test_the_verbs_refuse_what_the_battery_refuses(tmp_path, monkeypatch, capsys
         main()
     assert ended.value.code == 2 and "ends in Softmax" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+def test_what_is_cheap_to_derive_twice_gives_the_same_scores_and_derivatives(act, inplace):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias, 3.0)
+    bare = nn.BatchNorm2d(4, affine=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, act(inplace=inplace), bare, act(inplace=inplace))
+    model = model.double().eval()
+    images = 4 * torch.randn(5, 3, 6, 6, dtype=torch.float64)
+
+    def found():
+        pixels = images.clone().requires_grad_(True)
+        scores = model(pixels)
+        (first,) = torch.autograd.grad((scores**2).sum(), [pixels], create_graph=True)
+        parameters = list(model.parameters())
+        second = torch.autograd.grad((first**3).sum(), parameters, allow_unused=True)
+        return [scores, first, *(one for one in second if one is not None)]
+
+    plain = found()
+    with derived_twice(model):
+        cheap = found()
+    assert len(plain) == len(cheap) and all("forward" not in module.__dict__ for module in model.modules())
+    for one, other in zip(plain, cheap, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_only_what_is_known_is_changed_to_be_derived_twice():
+    import timm
+
+    joined = timm.layers.BatchNormAct2d(4).eval()
+    training, subclass = nn.BatchNorm2d(4).train(), type("Mine", (nn.ReLU,), {})()
+    model = nn.ModuleList([joined, training, subclass, nn.BatchNorm2d(4, track_running_stats=False).eval()])
+    with derived_twice(model):
+        assert all("forward" not in module.__dict__ for module in model)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -58,7 +57,7 @@ def channel_wise(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]:
 
 def space_wise(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]:
     """Sum the target's evidence on the background over all kernels (Eq. 6)."""
-    return torch.einsum("jbkhw,bhw->jb", evidence.target, evidence.background[:, 0])
+    return (evidence.target.sum(2) * evidence.background[:, 0]).sum((-2, -1))
 
 
 def channel_wise_authors(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]:

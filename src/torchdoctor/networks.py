@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -140,27 +140,26 @@ def _described(value: object) -> str:
 
 
 @contextmanager
-def norms_as_affine(model: nn.Module) -> Iterator[None]:
-    """Let batch-norms in evaluation mode scale and shift inside the block: the same, cheaper to derive twice.
+def derived_twice(model: nn.Module) -> Iterator[None]:
+    """Let modules of a network in evaluation mode compute the same in ways whose second derivative is cheap.
 
-    The second derivative of PyTorch's own batch-norm is computed as if statistics could change with the
-    batch, which costs several times the few products that remain when they are fixed.
+    Batch-norms scale and shift: PyTorch's own second derivative allows for statistics that change with the
+    batch. ReLUs multiply by a fixed mask: PyTorch's own sends zeros back through all that lies before them.
+    Other modules, subclasses with more inside (as timm's) and what already has a forward of its own stay.
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and type(module).forward is nn.modules.batchnorm._BatchNorm.forward  # nothing else inside, as timm's
-        and not module.training
-        and module.running_mean is not None
-        and "forward" not in module.__dict__
-    ]
+    ways: dict[type, Callable[..., Tensor]] = {nn.ReLU: _rectified, nn.ReLU6: _rectified_to_6}
+    changed: list[nn.Module] = []
     try:
-        for module in norms:
-            module.forward = partial(_scaled_and_shifted, module)  # type: ignore[method-assign]
+        for module in model.modules():
+            way = ways.get(type(module))
+            if type(module).forward is nn.modules.batchnorm._BatchNorm.forward and not module.training:
+                way = _scaled_and_shifted if module.running_mean is not None else None
+            if way is not None and "forward" not in module.__dict__:
+                module.forward = partial(way, module)
+                changed.append(module)
         yield
     finally:
-        for module in norms:
+        for module in changed:
             module.__dict__.pop("forward", None)
 
 
@@ -177,3 +176,16 @@ def _scaled_and_shifted(
         shift = shift + norm.bias
     place = (1, -1) + (1,) * (maps.ndim - 2)
     return torch.addcmul(shift.view(place), maps, scale.view(place))
+
+
+def _rectified(relu: nn.ReLU, maps: Tensor) -> Tensor:
+    """Return what a ReLU gives, written into its input where it does that."""
+    mask = maps.detach().relu().sign_()
+    return maps.mul_(mask) if relu.inplace else maps * mask
+
+
+def _rectified_to_6(relu: nn.ReLU6, maps: Tensor) -> Tensor:
+    """Return what a ReLU6 gives, written into its input where it does that."""
+    low, high = maps.detach().relu().sign_(), (6 - maps.detach()).relu_().sign_()
+    inside, above = low * high, 6 * (1 - high)
+    return maps.mul_(inside).add_(above) if relu.inplace else maps * inside + above

@@ -21,7 +21,7 @@ from torchdoctor.gradients import (
     score_gradients,
 )
 from torchdoctor.masks import background_mask
-from torchdoctor.networks import as_logits, norms_as_affine
+from torchdoctor.networks import as_logits, derived_twice
 from torchdoctor.noise import uniform_noise
 from torchdoctor.shortcuts import Shortcut, Trunk, run_clean_tail, run_tail
 from torchdoctor.sifting import take
@@ -102,7 +102,7 @@ def penalise(
                 logits = as_logits(model(batch.images))
         active = [one for one in constraints if one.layers]
         results = {one.name: batch.images.new_zeros(len(batch.labels)) for one in constraints}
-        with norms_as_affine(model):
+        with derived_twice(model):
             passes = list(_passes(model, batch, active, diagnosis, noise, step, tails or Tails()))
         for evidence, rows, one in _evidence(batch, logits, passes, active, diagnosis, expand_pixels):
             value = scaled_penalty(one, evidence, noise.reduce)

@@ -140,6 +140,13 @@ class Loader:
 
         A last batch of one image joins the one before it, because batch-norm cannot train on it.
         """
+        yield from self._load(self.plan(number, seed))
+
+    def plan(self, number: int, seed: int) -> list[list[Draw]]:
+        """Return the rows of each batch of an epoch, with the key of each image's augmentation.
+
+        The key is (seed, number, image id, how often the image was drawn for its mask before).
+        """
         share = self.annotated_per_batch
         order = np.argsort(self.table.ids, kind="stable")
         order = order[_generator(seed, SHUFFLE, number).permutation(len(self))]
@@ -155,7 +162,7 @@ class Loader:
                     again = drawn[row] = drawn.get(row, 0) + 1
                 keyed.append((row, (seed, number, int(self.table.ids[row]), again)))
             plan.append(keyed)
-        yield from self._load(plan)
+        return plan
 
     def _cuts(self, size: int, merge: bool) -> list[slice]:
         """Return the slices of the batches; `merge` joins a last batch of one to its neighbour."""
