@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
-from torchdoctor.engine.choosing import budget_steps
+from torchdoctor.engine import Settings
+from torchdoctor.engine.choosing import Choice, budget_steps, settled
 from torchdoctor.selection import Candidate, candidates, halve, ladder
 from torchdoctor.types import InputError
 
@@ -81,3 +83,19 @@ def test_checkup_auto_chooses_and_says_whose_weights_to_use(command, trained, ph
     code, _, err = command(*common, "--out", "other", "--select", "swapped")
     assert code == 2 and "--select 'swapped' swaps the backgrounds" in err
     assert not (tmp_path / "other").exists()
+
+
+def test_treated_stands_for_the_best_constraints_only_where_it_was_listed():
+    @dataclass(frozen=True)
+    class Prepared:
+        settings: Settings
+
+    swap, space = Candidate("swap"), Candidate("space-b", ("space layers=b",), 3.0)
+    default, listed = Settings(), Settings(arms=("control", "dfr", "treated"))
+    assert settled(Prepared(default), Choice(swap, space)).settings.arms == ("control", "swap")
+    found = settled(Prepared(listed), Choice(swap, space)).settings
+    assert found.arms == ("control", "swap", "dfr", "treated")
+    assert (found.constraints, found.tau) == (("space layers=b",), 3.0)
+    assert settled(Prepared(listed), Choice(swap)).settings.arms == ("control", "swap", "dfr")
+    found = settled(Prepared(default), Choice(space, space)).settings
+    assert (found.arms, found.constraints, found.tau) == (("control", "treated"), ("space layers=b",), 3.0)

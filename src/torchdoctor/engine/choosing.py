@@ -6,7 +6,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 
 from torchdoctor.engine.planning import seconds_per_step
 from torchdoctor.engine.preparation import Case, example_of
+from torchdoctor.engine.settings import Settings
 from torchdoctor.engine.stages import recipe_of
 from torchdoctor.engine.storage import read_json, write_json
 from torchdoctor.engine.treating import ArmFolder, Watch
@@ -43,6 +44,14 @@ class Judge:
         own: nn.Module = copy.deepcopy(self.case.model)
         own.load_state_dict(dict(state))
         return score_of(own, self.case.data.validation, self.swapped, self.select)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search found: the best of all, and the best of those that are constraints, if any was tried."""
+
+    best: Candidate
+    constrained: Candidate | None = None
 
 
 def judge_of(case: Case) -> Judge:
@@ -99,7 +108,7 @@ def _prices(case: Case, pool: Sequence[Candidate], batch: Batch, plain: float) -
     return [max(known[one.constraints], DEARER.get(one.name, 1.0)) for one in pool]
 
 
-def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, watch: Watch) -> Candidate:
+def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, watch: Watch) -> Choice:
     """Try candidates on the validation split and return the best; trials.json keeps every rung's scores."""
     record: dict[str, Any] = (
         read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
@@ -119,12 +128,15 @@ def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, w
         shutil.rmtree(folder / "trials" / f"rung{number}", ignore_errors=True)
         return {name: one["score"] for name, one in scores.items()}
 
-    best = halve(pool, [(count, epochs) for count, epochs in rungs], run)[-1].ranking[0]
+    found = halve(pool, [(count, epochs) for count, epochs in rungs], run)
     shutil.rmtree(folder / "trials", ignore_errors=True)
-    chosen = next(one for one in pool if one.name == best)
-    record["chosen"] = {"name": chosen.name, "constraints": chosen.constraints, "tau": chosen.tau}
+    by_name = {one.name: one for one in pool}
+    ranked = [by_name[name] for rung in reversed(found) for name in rung.ranking]  # the last rung knows best
+    constrained = next((one for one in ranked if one.constraints), None)
+    record["chosen"] = asdict(ranked[0])
+    record["constrained"] = asdict(constrained) if constrained is not None else None
     write_json(folder / TRIALS, record)
-    return chosen
+    return Choice(ranked[0], constrained)
 
 
 def _try(
@@ -170,13 +182,20 @@ def _ends_linear(case: Case) -> bool:
     return True
 
 
-def settled(case: Case, chosen: Candidate) -> Case:
-    """Return the case with the chosen remedy as its treatment, beside the arms that were asked for."""
-    asked = [arm for arm in case.settings.arms if arm not in ("treated", chosen.arm)]
-    arms = tuple(dict.fromkeys(["control", chosen.arm, *asked]))
+def settled(case: Case, choice: Choice) -> Case:
+    """Return the case with the chosen remedy first, beside the arms that were asked for.
+
+    Where `treated` is among arms that were listed and another remedy won, it stands for the best constraints
+    that were tried.
+    """
+    best, asked = choice.best, list(case.settings.arms)
+    treatment = best if best.constraints else choice.constrained
+    if treatment is None or (treatment is not best and case.settings.arms == Settings.arms):
+        asked = [arm for arm in asked if arm != "treated"]
+    arms = tuple(dict.fromkeys(["control", best.arm, *asked]))
     settings = replace(case.settings, arms=arms)
-    if chosen.constraints:
-        settings = replace(settings, constraints=chosen.constraints, tau=chosen.tau)
+    if treatment is not None and "treated" in arms:
+        settings = replace(settings, constraints=treatment.constraints, tau=treatment.tau)
     return replace(case, settings=settings)
 
 

@@ -31,7 +31,7 @@ def collect_examples(
     tests = case.data.tests[split]
     treated = copy.deepcopy(case.model)
     if treatment is not None:
-        treated.load_state_dict(dict(treatment.arm(arm_of(case), treatment.seeds()[0]).state))
+        treated.load_state_dict(dict(treatment.arm(arm_of(case, comparison), treatment.seeds()[0]).state))
     ids, labels, before = predict_logits(case.model, tests)
     _, _, after = predict_logits(treated, tests)
     kinds = _kinds(ids, labels, before.argmax(1), after.argmax(1))

@@ -61,7 +61,7 @@ def report_stage(
         settings=settings_record(verb, case.settings),
         environment=environment(),
         command=command_of(folder, verb),
-        loading_code=lines_of(case, folder) if treatment else "",
+        loading_code=lines_of(case, folder, arm_of(case, comparison)) if treatment else "",
         notes=notes_of(diagnosis),
         causes=causes,
         explained=explained_errors(case, diagnosis, causes) if causes else (),

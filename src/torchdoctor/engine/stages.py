@@ -230,10 +230,11 @@ def compare_stage(
     return Outcome(code, record, diagnosis, treatment, comparison, lines_of(case, folder))
 
 
-def arm_of(case: Case) -> str:
-    """Return the arm that verdicts speak of: treated where it is among them, else the first remedy."""
-    others = [arm for arm in case.settings.arms if arm != "control"]
-    return "treated" if "treated" in others or not others else others[0]
+def arm_of(case: Case, comparison: Comparison | None = None) -> str:
+    """Return the arm that verdicts speak of: the one compared first, or the first that was named."""
+    if comparison is not None:
+        return comparison.arm
+    return next((arm for arm in case.settings.arms if arm != "control"), "treated")
 
 
 def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:

@@ -26,6 +26,7 @@ from torchdoctor.engine.stages import (
     DONE,
     INCONCLUSIVE,
     Outcome,
+    arm_of,
     check_weights,
     compare_stage,
     cost_of,
@@ -253,7 +254,7 @@ def run_report(
     with nullcontext() if file else RunFolder(folder):
         report_stage(case, folder, target, diagnosis, treatment, comparison, progress, verb_of(folder))
     record = {"out": str(folder), "report": str(target)}
-    lines = lines_of(case, folder) if treatment else None
+    lines = lines_of(case, folder, arm_of(case, comparison)) if treatment else None
     return Outcome(DONE, record, diagnosis, treatment, comparison, lines)
 
 
