@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import pytest
 
@@ -86,16 +85,12 @@ def test_checkup_auto_chooses_and_says_whose_weights_to_use(command, trained, ph
 
 
 def test_treated_stands_for_the_best_constraints_only_where_it_was_listed():
-    @dataclass(frozen=True)
-    class Prepared:
-        settings: Settings
-
     swap, space = Candidate("swap"), Candidate("space-b", ("space layers=b",), 3.0)
     default, listed = Settings(), Settings(arms=("control", "dfr", "treated"))
-    assert settled(Prepared(default), Choice(swap, space)).settings.arms == ("control", "swap")
-    found = settled(Prepared(listed), Choice(swap, space)).settings
+    assert settled(default, Choice(swap, space)).arms == ("control", "swap")
+    found = settled(listed, Choice(swap, space))
     assert found.arms == ("control", "swap", "dfr", "treated")
     assert (found.constraints, found.tau) == (("space layers=b",), 3.0)
-    assert settled(Prepared(listed), Choice(swap)).settings.arms == ("control", "swap", "dfr")
-    found = settled(Prepared(default), Choice(space, space)).settings
+    assert settled(listed, Choice(swap)).arms == ("control", "swap", "dfr")
+    found = settled(default, Choice(space, space))
     assert (found.arms, found.constraints, found.tau) == (("control", "treated"), ("space layers=b",), 3.0)

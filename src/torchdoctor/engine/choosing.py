@@ -182,21 +182,21 @@ def _ends_linear(case: Case) -> bool:
     return True
 
 
-def settled(case: Case, choice: Choice) -> Case:
-    """Return the case with the chosen remedy first, beside the arms that were asked for.
+def settled(settings: Settings, choice: Choice) -> Settings:
+    """Return the settings with the chosen remedy first, beside the arms that were asked for.
 
     Where `treated` is among arms that were listed and another remedy won, it stands for the best constraints
     that were tried.
     """
-    best, asked = choice.best, list(case.settings.arms)
+    best, asked = choice.best, list(settings.arms)
     treatment = best if best.constraints else choice.constrained
-    if treatment is None or (treatment is not best and case.settings.arms == Settings.arms):
+    if treatment is None or (treatment is not best and settings.arms == Settings.arms):
         asked = [arm for arm in asked if arm != "treated"]
     arms = tuple(dict.fromkeys(["control", best.arm, *asked]))
-    settings = replace(case.settings, arms=arms)
+    settings = replace(settings, arms=arms)
     if treatment is not None and "treated" in arms:
         settings = replace(settings, constraints=treatment.constraints, tau=treatment.tau)
-    return replace(case, settings=settings)
+    return settings
 
 
 def hand_back(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Wat
     judge = judge_of(case) if case.settings.auto else None
     if judge is not None:
         given = diagnosis_of(case, folder, given, watch)
-        case = settled(case, choose_stage(case, folder, given, judge, watch))
+        choice = choose_stage(case, folder, given, judge, watch)
+        case = replace(case, settings=settled(case.settings, choice))
     diagnosis, treatment = treat_stage(case, folder, given, watch)
     if not (folder / "causes.json").is_file():
         causes_stage(case, folder, diagnosis, watch.progress)
