@@ -263,5 +263,22 @@ def test_every_arm_is_in_the_table_and_hostile_names_are_text():
     comparison = with_more_arms(fake_comparison(), ("swap", "<img src=x onerror=alert(1)>"))
     text = page_of(comparison=comparison)
     assert "&lt;img src=x onerror=alert(1)&gt;" in text and "<img src=x" not in text
-    assert "(Holm)" in text and text.count('<td class="text">swap</td>') == len(comparison.splits)
+    assert "(Holm)" in text and text.count('<th scope="row">swap</th>') == len(comparison.splits)
     assert "Worst category in any split" in text and "at least four cases of five" in text
+
+
+def test_the_trials_of_a_search_are_shown_with_whose_weights_to_use():
+    rungs = [
+        {
+            "epochs": 1,
+            "scores": {"control": {"score": 60.04}, "swap": {"score": 61.0}, "dfr": {"score": 59.0}},
+        },
+        {"epochs": 2, "scores": {"control": {"score": 62.0}, "swap": {"score": 61.5}}},
+    ]
+    handed = {"use": "control", "arm": "swap", "reason": "on validation: control 62.0, swap 61.5"}
+    trials = {"select": "mean", "rungs": rungs, "chosen": {"name": "swap"}, "handed_back": handed}
+    page = Page(page_of(trials=trials))
+    assert "How the remedy was chosen" in page.text and "swap chosen" in page.text
+    assert "use the weights of control, since swap did not beat both base and control" in page.text
+    assert "60.0" in page.text and "swapped across categories" in page.text
+    assert "How the remedy was chosen" not in Page(page_of()).text

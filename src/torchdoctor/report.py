@@ -76,10 +76,12 @@ def render_report(
     causes: Causes | None = None,
     explained: Sequence[ExplainedError] = (),
     robustness: Robustness | None = None,
+    trials: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the whole report as one HTML page; without a comparison it reports the diagnosis alone.
 
-    The causes of errors, some of them explained, and the noise curves are shown where they are given.
+    The causes of errors, some of them explained, the noise curves, and the trials by which the validation
+    split chose a remedy are shown where they are given.
     At most 36 examples and the heat maps of the last 16 layers are shown, so that the page can be mailed.
     """
     treated = comparison is not None or bool(prescription)
@@ -94,6 +96,7 @@ def render_report(
         title=title,
         diagnosis=diagnosis,
         comparison=comparison,
+        trials=trials,
         tone=comparison.verdict if comparison and not diagnosis.inconclusive else "no evidence",
         headline=headline(diagnosis, comparison, treated=bool(prescription)),
         explanation=explanation(diagnosis, comparison, treated=bool(prescription)),

@@ -50,7 +50,7 @@ def report_stage(
     progress("report", 0, 1)
     found = folder / "causes.json"
     causes = load_causes(found) if found.is_file() else None
-    curves = folder / "robustness.json"
+    curves, trials = folder / "robustness.json", folder / TRIALS
     examples = collect_examples(case, treatment, comparison)
     page = render_report(
         title=f"{case.settings.model} on {case.settings.data}",
@@ -66,6 +66,7 @@ def report_stage(
         causes=causes,
         explained=explained_errors(case, diagnosis, causes) if causes else (),
         robustness=load_robustness(curves) if curves.is_file() else None,
+        trials=read_json(trials) if trials.is_file() else None,
     )
     write_bytes(target, page.encode())
     progress("report", 1, 1)

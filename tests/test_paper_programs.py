@@ -1,0 +1,127 @@
+"""The programs of benchmarks/paper run end to end, add their lines once, and say what the page needs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fake_results import fake_diagnosis
+
+PAPER = Path(__file__).resolve().parents[1] / "benchmarks" / "paper"
+READINGS = ("literal", "ours")
+ARMS = ("channel", "space", "all")
+LAYERS = ("layer1.conv2", "layer2.conv2", "layer3.conv2", "layer4.conv2")
+SHORTER = {"table3": ("PIXELS", (0, 30)), "figure6": ("PARTS", 2)}  # the rest would be more of the same
+# What each program has to leave of one cell with masks, as arm/variant, and pictures that begin like this.
+EXPECTED = {
+    "table2": {
+        f"{arm}/annotated{count}{reading}"
+        for count in (5, 8)
+        for arm, reading in [("base", ""), ("control", ""), *(("space", f"-{one}") for one in READINGS)]
+    },
+    "table3": {"base/", "control/"}
+    | {f"space/expand{pixels}-{one}" for pixels in (0, 30) for one in READINGS},
+    "figure1": {"base/layer4.conv2", "base/stem.0", "base/layer2.downsample.0"},
+    "figure2": {"base/gradient", "base/gradient_x_activation"},
+    "figure3": {"base/absolute", "base/deviation"},
+    "figure4": {"base/", "base/validation", "control/", "control/rank"}
+    | {f"{arm}/{one}{rank}" for arm in ARMS for one in READINGS for rank in ("", "-rank")},
+    "figure5": {"base/", "control/", *(f"{arm}/ours" for arm in ARMS)},
+    "figure6": {"base/", "control/"}
+    | {f"{arm}/{layer}-{one}" for arm in ARMS for layer in LAYERS[1::2] for one in READINGS},
+}
+FIELDS = {
+    "figure1": {"correlated_share", "correlated", "agreement", "between", "kernels", "depth", "place"},
+    "figure2": {"correlated_share", "evidence_share", "sifted_per_category", "affine", "layer"},
+    "figure3": {"ranges", "normal", "restored", "fooled", "attack_success", "images"},
+    "figure5": {"background_gradient", "background_gradient_x_activation", "background_area"},
+}
+WITHOUT_PICTURE = ("table2", "table3")
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Return a function that imports a program of the folder."""
+    sys.path.insert(0, str(PAPER))
+    yield importlib.import_module
+    sys.path.remove(str(PAPER))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The trained networks, shared by all programs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", EXPECTED)
+def test_a_program_runs_once_and_leaves_its_lines(program, programs, cache, tmp_path, monkeypatch):
+    words = [
+        program, "--protocol", "smallest", "--datasets", "scenes", "--architectures", "small_resnet",
+        "--seeds", "0", "--data", ".", "--device", "cpu", "--cache", str(cache), "--results", str(tmp_path),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    module = programs(program)
+    if program in SHORTER:
+        monkeypatch.setattr(module, *SHORTER[program])
+    module.main()
+    file = tmp_path / f"{program}.jsonl"
+    first = file.read_text()
+    lines = [json.loads(line) for line in first.splitlines()]
+    key = programs("ledger").KEY
+    found = [f"{line['arm']}/{line['variant']}" for line in lines]
+    assert len(set(found)) == len(found)
+    assert set(found) >= EXPECTED[program]
+    if program != "figure1":  # whose layers are not all listed above
+        assert set(found) == EXPECTED[program]
+    for line in lines:
+        assert set(key) <= set(line)
+        assert (line["program"], line["protocol"], line["image_size"]) == (program, "smallest", 32)
+        assert 0 <= line["accuracy"] <= 100
+        assert {"seconds", "settings", "device", "versions", "time"} <= set(line)
+        assert FIELDS.get(program, set()) <= set(line)
+    drawn = sorted((tmp_path / "figures").glob(f"{program}*.png"))
+    assert bool(drawn) == (program not in WITHOUT_PICTURE)
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in drawn)
+
+    module.main()
+    assert file.read_text() == first
+
+
+def test_layers_are_spread_over_the_network(programs):
+    cells, protocols = programs("cells"), programs("protocols")
+    bench = cells.Bench(Path(), Path(), programs("ledger").Ledger(Path("none")), cells.torch.device("cpu"))
+    cell = cells.Cell(bench, "small_resnet", "scenes", 0, protocols.SHORT)
+    assert programs("figure6").layers_of(cell) == list(LAYERS)
+
+
+def test_sparseness_is_of_the_diagnosed_categories(programs):
+    diagnosis = fake_diagnosis(empty=(2,))
+    layer = diagnosis.layer("layer2.conv2")
+    found = programs("sparseness").sparseness(diagnosis, "layer2.conv2")
+    kept = [place for place, count in enumerate(diagnosis.counts) if count]
+    rows = layer.correlation[kept]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    pairs = [unit[one] @ unit[other] for one in range(len(kept)) for other in range(one)]
+    assert found["between"] == pytest.approx(np.mean(pairs), abs=1e-4)
+    assert found["correlated"] == pytest.approx(layer.correlated[kept].sum(1).mean(), abs=0.01)
+    assert found["agreement"] == 0.7
+    assert found["diagnosed"] == len(kept) < len(diagnosis.classes)
+
+
+def test_luck_falls_with_accuracy_on_its_own_images_alone(programs):
+    """Categories that are all alike: the gain over the base falls with its accuracy, by chance."""
+    generator = np.random.default_rng(0)
+    base, elsewhere, later = (generator.binomial(50, 0.6, 400) for _ in range(3))
+    correlation = programs("figure4").rank_correlation
+    same, _ = correlation(base, later - base)
+    other, chance = correlation(elsewhere, later - base)
+    assert same < -0.5
+    assert abs(other) < 0.15
+    assert chance > 0.01
+    assert correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (None, None)
