@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: install demo test test-all check format clean
+.PHONY: install demo test test-all check format ledger ledger-check clean
 
 install: $(VENV)/installed
 
@@ -33,6 +33,14 @@ check: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The page of the paper's numbers and ours, from the lines in benchmarks/results.
+ledger: install
+	$(BIN)/python benchmarks/paper/render.py
+
+# make ledger-check CELL=program/architecture/dataset/draw/size/arm/variant/seed/protocol [DATA=folder]
+ledger-check: install
+	$(BIN)/python benchmarks/paper/check.py '$(CELL)' $(if $(DATA),--data '$(DATA)')
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

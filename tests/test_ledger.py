@@ -1,12 +1,9 @@
-"""The ledger: its lines, what they say about gains, the page they make, and numbers measured again."""
+"""The ledger: its lines, what they say about gains, and numbers measured again."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,68 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from processes import Child
-from torchdoctor.types import Interrupted
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks" / "paper"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "paper"))
 
 import check
-import page_table1
-from cells import Bench, Cell
-from gains import Place, by_place, control_of, gain_of, gain_over, summaries
+from gains import by_place, control_of, gain_of, gain_over, summaries
 from ledger import Key, Ledger, key_from, key_of
-from page_text import points, table, with_interval
-from protocols import PROTOCOLS
+from made_up_lines import MNIST, cell_of, made, write
+from page_text import with_interval
+from processes import Child
 from published import ARCHITECTURES, DATASETS, TABLE_1, TABLE_2, TABLE_3
-from render import page
-from running import arguments, bench_of, cells_of, run_cells
 from table1 import table_1
 
 KEY = Key("table1", "vgg16", "mini_imagenet30", 3, 84, "channel", "ours", 3, "paper")
-
-
-def made(program, architecture, dataset, arm, variant, seed, accuracy, **more):
-    """Return a line as the programs write it."""
-    own = {"classes_seed": 0, "image_size": 28, "protocol": "short", "images": 1000, **more}
-    return {
-        "program": program, "architecture": architecture, "dataset": dataset, "arm": arm, "variant": variant,
-        "seed": seed, "accuracy": accuracy, "threads": 1, "device": "cpu, 1 thread(s)", "revision": "abc",
-        "versions": {"torch": "2.0"}, "settings": {}, "seconds": 36.0, **own,
-    }  # fmt: skip
-
-
-def write(folder, lines):
-    """Write lines into the files of their programs."""
-    folder.mkdir(exist_ok=True)
-    for line in lines:
-        with (folder / f"{line['program']}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-    return folder
-
-
-def cell_of(architecture, dataset, accuracies, **more):
-    """Return the lines of Table 1's cell: for each arm and variant the accuracies of the seeds."""
-    return [
-        made("table1", architecture, dataset, arm, variant, seed, value, **more)
-        for (arm, variant), values in accuracies.items()
-        for seed, value in enumerate(values)
-    ]
-
-
-MNIST = {
-    ("base", ""): (90.0, 91.0, 92.0),
-    ("control", ""): (91.0, 92.0, 93.0),
-    ("channel", "literal"): (92.0, 94.0, 96.0),  # 1, 2, 3 over the control
-    ("channel", "ours"): (91.0, 92.0, 93.0),
-}
 
 
 def test_a_key_is_one_word_and_back():
     assert KEY.text == "table1/vgg16/mini_imagenet30/3/84/channel/ours/3/paper"
     base = replace(KEY, arm="base", variant="")
     assert key_from(KEY.text) == KEY and key_from(base.text) == base
-    with pytest.raises(ValueError, match="expected PROGRAM/ARCHITECTURE/.*/SEED/PROTOCOL"):
+    with pytest.raises(ValueError, match=r"expected PROGRAM/ARCHITECTURE/.*/SEED/PROTOCOL"):
         key_from("table1/vgg16")
 
 
@@ -138,6 +92,13 @@ def test_seeds_that_agree_by_chance_are_not_certain():
     gain = gain_over(arms, "channel", "ours")
     assert gain.mean == pytest.approx(0.1)
     assert gain.high - gain.mean == pytest.approx(4.302653 * 0.1 / 12**0.5 / 3**0.5, abs=1e-5)
+    lines = [
+        made("figure5", "vgg16", "mnist", arm, "", seed, 1.0, background_gradient=value)
+        for arm, value in (("control", 0.5), ("space", 0.25))
+        for seed in range(2)
+    ]
+    shares = next(iter(by_place(lines).values()))  # of evidence, not of images: nothing was rounded
+    assert gain_over(shares, "space", "", measure="background_gradient").low == -0.25
 
 
 def test_gains_are_paired_and_know_their_control():
@@ -167,93 +128,6 @@ def test_a_summary_counts_cells_and_corrects_for_all_tests():
     assert (found.above, found.below, found.with_interval, found.holm_above) == (1, 0, 3, 1)
     assert found.detectable == pytest.approx((4.302653 + 1.060660) * 0.1 / 3**0.5, abs=1e-4)
     assert found.paper == 2.0
-
-
-def test_the_page_shows_ours_beside_the_paper_s(tmp_path):
-    cifar = {key: values for key, values in MNIST.items() if key[0] != "space"}
-    lines = cell_of("vgg16", "mnist", MNIST) + cell_of("vgg16", "cifar10", cifar, image_size=32)
-    lines += cell_of("vgg16", "stl10_2", {**MNIST, ("space", "ours"): (91.0,)}, image_size=96, swapped=40.0)
-    lines += cell_of("mnasnet", "mnist", MNIST, protocol="smallest")
-    text = page(write(tmp_path / "results", lines), tmp_path / "ledger.md")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
-
-    def row(*begin):
-        (found,) = [one for one in rows if one[: len(begin)] == list(begin)]
-        return found[len(begin) :]
-
-    assert row("VGG-16", "MNIST", "channel") == [
-        "99.71", "+0.03", "3 of 3", "91.00", "92.00", "+2.00 (−0.48 to +4.48)", "3.10", "+3.00",
-        "+0.00 (−0.07 to +0.07)", "0.09", "+1.00",
-    ]  # fmt: skip
-    assert row("VGG-16", "CIFAR-10 re-encoded as WebP", "space")[:2] == ["93.46", "−2.52"]
-    assert "open: needs masks" in row("VGG-16", "CIFAR-10 re-encoded as WebP", "space")
-    two = "two categories of STL-10's training split"
-    assert row("VGG-16", two, "channel")[:3] == ["–", "–", "3 of 3"]
-    assert row("VGG-16", "STL-10, as in the paper", "all")[:2] == ["77.65", "+0.79"]
-    assert row("VGG-16", two, "backgrounds swapped", "space")[:3] == ["1 of 3", "40.00", "40.00"]
-    assert "smallest" not in text and "Training on alone (control minus base): +1.00 points" in text
-
-
-def test_what_is_open_has_the_command_that_fills_it(tmp_path):
-    complete = {
-        **MNIST,
-        **{(arm, v): (1.0, 2.0, 3.0) for arm in ("space", "all") for v in ("literal", "ours")},
-    }
-    lines = cell_of("vgg16", "mnist", complete) + cell_of("vgg16", "cifar10", MNIST, image_size=32)
-    lines += cell_of("vgg16", "fashion_mnist", MNIST)  # begun: its masks' arms are missing
-    text = page(write(tmp_path / "results", lines), tmp_path / "ledger.md")
-    part = text.split("### Protocol `short`: open")[1].split("## Table 2")[0]
-    (vgg16,) = [line for line in part.splitlines() if line.startswith("| VGG-16 ")]
-    assert "fashion_mnist (0 of 3), cifar100, stl10_2, mini_imagenet30" in vgg16
-    wanted = "fashion_mnist cifar100 stl10_2 mini_imagenet30 tiny_imagenet20 scenes"
-    command = f"table1.py --data ROOT --protocol short --architectures vgg16 --datasets {wanted}`"
-    assert command in vgg16
-    paper = text.split("### Protocol `paper`: open")[1].split("### ")[0]
-    assert paper.count("svhn†, stl10†") == 16 and "`ROOT/svhn` and `ROOT/stl10`" in paper
-    for program in ("table2", "table3", *(f"figure{n}" for n in range(1, 7))):
-        assert f"not measured yet: `python benchmarks/paper/{program}.py --data ROOT --protocol paper" in text
-    given = arguments("", architectures=[], datasets=[]).parse_args(command.strip("`").split()[1:])
-    assert given.protocol == "short" and set(given.datasets) == set(wanted.split())
-
-
-def test_the_other_tables_and_figures(tmp_path):
-    places = {"image_size": 64}
-    lines = [made("table2", "vgg16", "tiny_imagenet20", arm, variant, 0, value, **places)
-             for arm, variant, value in (("control", "annotated20", 60.0), ("space", "annotated20-ours", 61.5),
-                                         ("control", "annotated5", 60.0), ("space", "annotated5-ours", 60.5))]  # fmt: skip
-    lines += [made("table3", "vgg16", "tiny_imagenet20", arm, variant, 0, value, **places)
-              for arm, variant, value in (("control", "", 60.0), ("space", "expand30-literal", 59.0))]  # fmt: skip
-    lines += [made("figure6", "vgg16", "tiny_imagenet20", arm, variant, 0, value, **places)
-              for arm, variant, value in (("control", "", 60.0), ("all", "late.conv-ours", 62.0),
-                                          ("all", "early.conv-ours", 61.0))]  # fmt: skip
-    results = write(tmp_path / "results", lines)
-    (results / "figures").mkdir()
-    for name in ("figure6-tiny_imagenet20", "figure6-scenes-smallest"):
-        (results / "figures" / f"{name}.png").touch()
-    (tmp_path / "docs").mkdir()
-    text = page(results, tmp_path / "docs" / "ledger.md")
-    five, twenty = (re.search(rf"space \| {n} \| (.*)", text)[1] for n in (5, 20))
-    assert five.startswith("– | 1 |") and twenty.startswith("+5.58 | 1 | – | 60.00 |") and "+1.50" in twenty
-    assert "space | 30 | +5.58 | 1 | – | 60.00 | −1.00 (one only)" in text
-    assert text.index("all | early.conv |") < text.index("all | late.conv |")
-    assert "(../results/figures/figure6-tiny_imagenet20.png)" in text and "smallest" not in text
-
-
-def test_the_page_is_the_same_again(tmp_path):
-    results = write(tmp_path / "results", cell_of("vgg16", "mnist", MNIST))
-    command = [sys.executable, ROOT / "benchmarks/paper/render.py", "--results", results, "--out"]
-    out = tmp_path / "docs" / "ledger.md"
-    subprocess.run([*command, out], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
-    assert out.read_text() == page(results, out)
-    assert "\n\n\n" not in out.read_text() and points(-0.001) == "+0.00"
-    assert table(["a", "b"], [["x", "+1.00 (−1.00 to +2.00)"]])[2] == "| --- | ---: |"
-
-
-def test_the_kept_page_is_what_the_lines_give():
-    kept = ROOT / "docs" / "ledger.md"
-    if not kept.exists() or not (ROOT / ".git").exists():
-        pytest.skip("no page here")
-    assert kept.read_text() == page(ROOT / "benchmarks" / "results", kept), "run make ledger"
 
 
 def test_a_number_measured_again_is_judged():
@@ -293,79 +167,3 @@ def test_what_cannot_be_checked_says_why(tmp_path, capsys, monkeypatch):
     with pytest.raises(check.CannotCheck, match="'table9' is not there yet"):
         check.program_of("table9")
     assert check.program_of("table1") is table_1
-
-
-def given_for(folder, *words):
-    """Return the parsed command line of a tiny run on the drawn images."""
-    parser = arguments("", architectures=["small_resnet"], datasets=["scenes"])
-    return parser.parse_args(
-        ["--data", str(folder), "--protocol", "smallest", "--seeds", "0", "--cache", str(folder / "cache"),
-         "--results", str(folder), "--revision", "r", *words]
-    )  # fmt: skip
-
-
-def accuracies(folder):
-    return {key_of(line): line["accuracy"] for line in Ledger(folder / "table1.jsonl").lines()}
-
-
-def test_cells_have_sizes_and_shards(tmp_path):
-    given = given_for(tmp_path, "--image-sizes", "24", "32", "--shard", "1/2")
-    (cell,) = cells_of(given, bench_of(given, "table1"))
-    assert cell.key("table1", "base").image_size == 32 and cell.size.image_size == 32
-    assert page_table1.wanted_pairs("paper", "mini_imagenet30") == [(n, n) for n in range(10)]
-    assert page_table1.wanted_pairs("short", "mnist") == [(0, 0), (0, 1), (0, 2)]
-    assert Place("paper", "mnist", "vgg16", 28) in page_table1.of_protocol(
-        by_place(cell_of("vgg16", "mnist", MNIST, protocol="paper")), "paper"
-    )
-
-
-@pytest.mark.slow
-def test_an_interrupted_cell_goes_on_and_its_numbers_are_confirmed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHDOCTOR_CHECKPOINT_STEPS", "1")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run = given_for(whole, "--resident")
-    run_cells(run, bench_of(run, "table1"), table_1)
-    assert len(accuracies(whole)) == 8
-
-    run = given_for(parts, "--resident")
-    bench = bench_of(run, "table1")
-    for asked in (3, 10, 25):  # in the base's training, in the first arm's, in a later one's
-        calls = iter(range(asked))
-        stopping = replace(bench, stop=lambda calls=calls: next(calls, None) is None)
-        with pytest.raises(Interrupted):
-            table_1(Cell(stopping, "small_resnet", "scenes", 0, PROTOCOLS["smallest"]))
-    assert any((parts / "cache" / "unfinished").iterdir()) and len(accuracies(parts)) == 1
-    run = given_for(parts, "--resident", "--checkpoints")
-    run_cells(run, bench_of(run, "table1"), table_1)
-    assert accuracies(parts) == accuracies(whole)
-    assert not any((parts / "cache" / "unfinished").iterdir())
-
-    cell = next(one for one in accuracies(whole) if one.arm == "control")
-    given = argparse.Namespace(
-        results=whole, cell=cell.text, data=whole, cache=None, threads=0, device="cpu", tolerance=1.0
-    )
-    assert check.check(given) == check.CONFIRMED
-    file = whole / "table1.jsonl"
-    file.write_text(file.read_text().replace(f'"accuracy": {accuracies(whole)[cell]}', '"accuracy": 99.5'))
-    capsys.readouterr()
-    assert check.check(given) == check.NOT_CONFIRMED
-    assert "NOT confirmed: with these versions and threads it has to be the same" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_gpu_script_fills_cells_once(tmp_path):
-    out = tmp_path / "out"
-    words = ["--data", tmp_path, "--out", out, "--cache", tmp_path / "cache", "--budget", "5", "--parallel", "2",
-             "--device", "cpu", "--protocol", "smallest", "--phases", "scenes", "--python", sys.executable]  # fmt: skip
-    command = ["bash", ROOT / "benchmarks" / "gpu.sh", *words, "--revision", "some"]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
-    found = [line for line in Ledger(out / "table1.jsonl").lines() if line["protocol"] == "smallest"]
-    assert len(found) == 16 and all(line["resident"] and line["revision"] == "some" for line in found)
-    assert all(file.suffix == ".jsonl" for file in out.iterdir())
-    (out / "table1.jsonl").unlink()  # as on a fresh output folder: the cache has the lines
-    done = subprocess.run(command, check=True, capture_output=True, timeout=240, text=True)
-    again = [line for line in Ledger(out / "table1.jsonl").lines() if line["protocol"] == "smallest"]
-    assert sorted(map(json.dumps, again)) == sorted(map(json.dumps, found)) and "table1.jsonl" in done.stdout
-    wrong = subprocess.run(["bash", ROOT / "benchmarks" / "gpu.sh", "--out", out, "--phases", "no"],
-                           capture_output=True, text=True)  # fmt: skip
-    assert wrong.returncode == 2 and "phase no is unknown" in wrong.stderr

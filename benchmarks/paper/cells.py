@@ -24,6 +24,7 @@ from torch import nn
 from ledger import Key, Ledger, device_words, revision_here
 from masks import by_pixel
 from protocols import PROTOCOLS, Protocol, Size
+from resident import ResidentImages, resident
 from torchdoctor import Diagnosis, diagnose, load_model, treat
 from torchdoctor.data import Loader, Preprocessing, Tables, limit_per_category, load_tables
 from torchdoctor.masks import default_expansion
@@ -33,6 +34,8 @@ from torchdoctor.selection import Candidate, remedy_of
 from torchdoctor.sifting import predict_logits
 from torchdoctor.swapping import across_categories
 from torchdoctor.training import accuracy, fit
+from torchdoctor.types import Evidence
+from unfinished import Unfinished
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPECS = {  # what load_tables reads; the folders of the data are named as the data sets
@@ -52,11 +55,27 @@ class Bench:
     device: torch.device
     deadline: float = float("inf")
     revision: str = ""
+    resident: bool = False
+    stop: Callable[[], bool] | None = None  # asks a training to save its state and stop; None: none is kept
 
     @property
     def over(self) -> bool:
         """Whether the time that was given is used up."""
         return time.monotonic() >= self.deadline
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the images lie on the device; a network then sees them otherwise cropped and flipped."""
+        return self.resident or self.device.type == "cuda"
+
+    def unfinished(self, *words: object) -> Unfinished | None:
+        """Return where a training is kept that the end of the time interrupts, None where nothing is."""
+        if self.stop is None:
+            return None
+        text = "|".join(map(str, (*words, self.device.type, self.revision or revision_here())))
+        return Unfinished(
+            self.cache / "unfinished" / hashlib.sha256(text.encode()).hexdigest()[:16], self.stop
+        )
 
 
 @dataclass(frozen=True)
@@ -108,24 +127,25 @@ class Cell:
         """The test split that `accuracy` is of: drawn like the training images where there are several."""
         return "iid" if "iid" in self.tables.tests else self.tables.primary
 
-    def loader(self, split: str) -> Loader:
+    def loader(self, split: str) -> Loader | ResidentImages:
         """Return a split's images: train, validation, test, or another test split."""
         tables = self.tables
         known = {"train": tables.train, "validation": tables.validation, **tables.tests}
         table = known[self.test_name if split == "test" else split]
         # Objects of digits and clothes are not symmetric in the same way photographs are: no flip there.
         augment: Any = "crop" if self.dataset == "mnist" else "crop_flip"
-        return Loader(
+        found = Loader(
             table, Preprocessing(self.size.image_size, MEAN, STD), self.protocol.batch_size, 0, augment
         )
+        return resident(found, self.bench.device) if self.bench.holds_images else found
 
     @cached_property
-    def train(self) -> Loader:
+    def train(self) -> Loader | ResidentImages:
         """The training images, decoded once."""
         return self.loader("train")
 
     @cached_property
-    def test(self) -> Loader:
+    def test(self) -> Loader | ResidentImages:
         """The test images, decoded once."""
         return self.loader("test")
 
@@ -152,7 +172,7 @@ class Cell:
         model = load_model(self.architecture, classes, image_size=self.size.image_size).to(self.bench.device)
         recipe = self.protocol.recipe(self.architecture, treating=False)
         text = f"{self.architecture}|{self.dataset}|{self.classes_seed}|{self.seed}|{self.size}|{recipe}"
-        text += f"|{self.protocol.batch_size}"
+        text += f"|{self.protocol.batch_size}" + "|resident" * self.bench.holds_images
         file = (
             self.bench.cache
             / f"{self.architecture}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
@@ -160,24 +180,42 @@ class Cell:
         if file.is_file():
             model.load_state_dict(load_file(file, device=str(self.bench.device)))
             return model.eval()
-        train = self.train
+        train, unfinished = self.train, self.bench.unfinished("base", text)
         fit(
             model,
             lambda epoch: train.epoch(epoch, self.seed),
             recipe,
             steps_per_epoch=train.steps_per_epoch,
             seed=self.seed,
+            checkpoints=unfinished and unfinished.checkpoints(),
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}")
         save_file({name: one.contiguous() for name, one in model.state_dict().items()}, partial)
         partial.replace(file)
+        if unfinished:
+            unfinished.remove()
         return model.eval()
 
-    def diagnosis(self, layers: Sequence[str] | None = None, *, draws: int = 10) -> Diagnosis:
-        """Diagnose the base network on its training images, T = 100."""
+    def diagnosis(
+        self,
+        layers: Sequence[str] | None = None,
+        *,
+        draws: int = 10,
+        evidence: Evidence = "gradient",
+        annotations: int = 20,
+    ) -> Diagnosis:
+        """Diagnose the base network on its training images, T = 100, and sift images to annotate."""
         return diagnose(
-            self.base, self.train, layers=layers or self.layers, draws=draws, seed=self.seed, confidence=0.9
+            self.base,
+            self.train,
+            layers=layers or self.layers,
+            classes=self.tables.classes,
+            draws=draws,
+            evidence=evidence,
+            seed=self.seed,
+            confidence=self.protocol.confidence,
+            annotations_per_category=annotations,
         )
 
     def tested(self, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
@@ -245,7 +283,9 @@ def measure(
         return True
     if bench.over:
         return False
-    words = {"settings": dict(settings or {}), "threads": torch.get_num_threads()}
+    words: dict[str, Any] = {"settings": dict(settings or {}), "threads": torch.get_num_threads()}
+    if bench.holds_images:
+        words["resident"] = True
     stamp = {"revision": bench.revision or revision_here(), "device": device_words(bench.device)}
     if "base" in missing:
         bench.ledger.append(keys["base"], {**cell.tested(), **words, "seconds": 0.0}, **stamp)
@@ -253,21 +293,27 @@ def measure(
     wanted: list[Any] = ["control", *(arms[name] for name in arms if name in missing)]
     if len(wanted) == 1 and "control" not in missing:
         return True
+    recipe = cell.protocol.recipe(cell.architecture, treating=True)
+    unfinished = bench.unfinished(keys["control"].text, recipe, masks_per_category, settings)
     found = treat(
         cell.base,
         cell.train,
         diagnosis() if diagnosis is not None else cell.diagnosis(),
-        arms=wanted if len(wanted) > 1 else ["control", "averaging"],
+        # A control alone would not see the annotated images that its arms saw: one of them runs beside it.
+        arms=wanted if len(wanted) > 1 else ["control", next(iter(arms.values()))],
         masks_per_category=masks_per_category,
-        recipe=cell.protocol.recipe(cell.architecture, treating=True),
+        recipe=recipe,
         seeds=1,
         seed=cell.seed,
+        store=unfinished and unfinished.arms(),
     )
     for arm in found.arms:
         if arm.name in missing:
             values = {**cell.tested(arm.state), **words, "seconds": round(arm.seconds, 1), "steps": arm.steps,
                       "skipped": len(arm.skipped)}  # fmt: skip
             bench.ledger.append(keys[arm.name], values, **stamp)
+    if unfinished:
+        unfinished.remove()
     return True
 
 

@@ -41,6 +41,7 @@ class Protocol:
     rate_of_treatment: float  # relative to the base's
     sizes: Mapping[str, Size]
     precision: str = "fp32"
+    confidence: float = 0.9  # of the images that a diagnosis is made from
 
     def recipe(self, architecture: str, *, treating: bool) -> Recipe:
         """Return the recipe of the base training or of every arm."""
@@ -86,5 +87,6 @@ SMALLEST = Protocol(  # that every program runs end to end; its numbers mean not
     sizes={
         name: Size(8, 40, min(one.image_size, 32), one.classes and 3) for name, one in SHORT.sizes.items()
     },
+    confidence=0.0,  # its networks are sure of nothing, and a diagnosis of nothing would try out nothing
 )  # fmt: skip
 PROTOCOLS = {one.name: one for one in (SHORT, PAPER, SMALLEST)}

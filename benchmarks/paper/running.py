@@ -6,6 +6,8 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +15,8 @@ import torch
 from cells import Bench, Cell
 from ledger import RESULTS, Ledger
 from protocols import PROTOCOLS, SEEDS, Protocol
+from torchdoctor.engine.interruption import interruptible
+from torchdoctor.types import Interrupted
 
 NOT_OVER = "budget used up: call again, what is finished is skipped"
 
@@ -26,6 +30,9 @@ def arguments(text: str, *, architectures: Sequence[str], datasets: Sequence[str
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="short")
     parser.add_argument("--architectures", nargs="*", default=list(architectures))
     parser.add_argument("--datasets", nargs="*", default=list(datasets))
+    parser.add_argument(
+        "--image-sizes", type=int, nargs="*", default=[], help="pixels; else the protocol's own"
+    )
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(SEEDS)))
     parser.add_argument("--budget", type=float, help="minutes after which no further cell is begun")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -36,6 +43,14 @@ def arguments(text: str, *, architectures: Sequence[str], datasets: Sequence[str
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the .jsonl files")
     parser.add_argument("--revision", default="", help="git revision, where the code lies outside git")
+    parser.add_argument(
+        "--resident", action="store_true", help="hold the images on the device, as a GPU always does"
+    )
+    parser.add_argument(
+        "--checkpoints",
+        action="store_true",
+        help="keep unfinished trainings in the cache and go on with them",
+    )
     return parser
 
 
@@ -53,6 +68,7 @@ def bench_of(given: argparse.Namespace, program: str) -> Bench:
         torch.device(given.device),
         deadline,
         given.revision,
+        given.resident,
     )
 
 
@@ -72,9 +88,10 @@ def cells_of(given: argparse.Namespace, bench: Bench) -> list[Cell]:
     """Return the cells of this shard: seed by seed, so that every cell has a first number soon."""
     protocol = PROTOCOLS[given.protocol]
     wanted = [
-        (position, Cell(bench, architecture, dataset, seed, protocol, draw))
+        (position, Cell(bench, architecture, dataset, seed, protocol, draw, image_size))
         for dataset in given.datasets
         if dataset in protocol.sizes
+        for image_size in given.image_sizes or [None]
         for architecture in given.architectures
         for position, (seed, draw) in enumerate(seeds_of(given, protocol, dataset))
     ]
@@ -84,19 +101,30 @@ def cells_of(given: argparse.Namespace, bench: Bench) -> list[Cell]:
 
 
 def run_cells(given: argparse.Namespace, bench: Bench, run: Callable[[Cell], bool]) -> None:
-    """Run every cell until the time is used up; a cell that fails is named and the others go on."""
+    """Run every cell until the time is used up; a cell that fails is named and the others go on.
+
+    With --checkpoints the end of the time, or a signal, ends a training too: its state is kept.
+    """
     failed = []
-    for cell in cells_of(given, bench):
-        name = f"{cell.architecture} {cell.dataset} draw {cell.classes_seed} seed {cell.seed}"
-        started = time.monotonic()
-        try:
-            if not run(cell):
-                print(NOT_OVER, flush=True)
+    with interruptible() if given.checkpoints else nullcontext() as asked:
+        if asked is not None:
+            bench = replace(bench, stop=lambda: asked() or bench.over)
+        left = cells_of(given, bench)[::-1]
+        while left:
+            cell = left.pop()  # its images and networks go with it
+            name = f"{cell.architecture} {cell.dataset} draw {cell.classes_seed} seed {cell.seed}"
+            started = time.monotonic()
+            try:
+                if (asked is not None and asked()) or not run(cell):
+                    print(NOT_OVER, flush=True)
+                    return
+            except Interrupted as stopped:
+                print(f"{name}: {stopped}\n{NOT_OVER}", flush=True)
                 return
-        except Exception as error:
-            failed.append(f"{name}: {type(error).__name__}: {error}")
-            print(f"failed: {failed[-1]}", flush=True)
-            continue
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+            except Exception as error:
+                failed.append(f"{name}: {type(error).__name__}: {error}")
+                print(f"failed: {failed[-1]}", flush=True)
+                continue
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} cell(s) failed; the others are finished")
