@@ -339,7 +339,9 @@ def test_what_is_cheap_to_derive_twice_gives_the_same_scores_and_derivatives(act
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias, 3.0)
     bare = nn.BatchNorm2d(4, affine=False)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, act(inplace=inplace), bare, act(inplace=inplace))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), norm, act(inplace=inplace), bare, act(inplace=inplace), nn.AdaptiveAvgPool2d(1)
+    )
     model = model.double().eval()
     images = 4 * torch.randn(5, 3, 6, 6, dtype=torch.float64)
 
@@ -364,6 +366,9 @@ def test_only_what_is_known_is_changed_to_be_derived_twice():
 
     joined = timm.layers.BatchNormAct2d(4).eval()
     training, subclass = nn.BatchNorm2d(4).train(), type("Mine", (nn.ReLU,), {})()
-    model = nn.ModuleList([joined, training, subclass, nn.BatchNorm2d(4, track_running_stats=False).eval()])
+    pool = nn.AdaptiveAvgPool2d((2, 1))
+    model = nn.ModuleList(
+        [joined, training, subclass, pool, nn.BatchNorm2d(4, track_running_stats=False).eval()]
+    )
     with derived_twice(model):
         assert all("forward" not in module.__dict__ for module in model)

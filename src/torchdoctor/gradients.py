@@ -17,11 +17,14 @@ from torchdoctor.types import InputError, PenaltyEvidence
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
     """Return the module called `name`; InputError suggests near names."""
-    modules = dict(model.named_modules())
-    if name and name in modules:
-        return modules[name]
-    near = difflib.get_close_matches(name, list(modules), n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"layers are named like {list(modules)[-3:]}"
+    try:
+        if name:
+            return model.get_submodule(name)
+    except AttributeError:
+        pass
+    modules = [known for known, _ in model.named_modules()]
+    near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"layers are named like {modules[-3:]}"
     raise InputError(f"layer {name!r} is not in this {type(model).__name__}; {hint}")
 
 

@@ -145,15 +145,22 @@ def derived_twice(model: nn.Module) -> Iterator[None]:
 
     Batch-norms scale and shift: PyTorch's own second derivative allows for statistics that change with the
     batch. ReLUs multiply by a fixed mask: PyTorch's own sends zeros back through all that lies before them.
-    Other modules, subclasses with more inside (as timm's) and what already has a forward of its own stay.
+    Pooling over the whole map divides after summing, where the tensor is small. Other modules, subclasses
+    with more inside (as timm's) and what already has a forward of its own stay.
     """
-    ways: dict[type, Callable[..., Tensor]] = {nn.ReLU: _rectified, nn.ReLU6: _rectified_to_6}
+    ways: dict[type, Callable[..., Tensor]] = {
+        nn.ReLU: _rectified,
+        nn.ReLU6: _rectified_to_6,
+        nn.AdaptiveAvgPool2d: _averaged,
+    }
     changed: list[nn.Module] = []
     try:
         for module in model.modules():
             way = ways.get(type(module))
             if type(module).forward is nn.modules.batchnorm._BatchNorm.forward and not module.training:
                 way = _scaled_and_shifted if module.running_mean is not None else None
+            if way is _averaged and module.output_size not in (1, (1, 1)):
+                way = None
             if way is not None and "forward" not in module.__dict__:
                 module.forward = partial(way, module)
                 changed.append(module)
@@ -189,3 +196,9 @@ def _rectified_to_6(relu: nn.ReLU6, maps: Tensor) -> Tensor:
     low, high = maps.detach().relu().sign_(), (6 - maps.detach()).relu_().sign_()
     inside, above = low * high, 6 * (1 - high)
     return maps.mul_(inside).add_(above) if relu.inplace else maps * inside + above
+
+
+def _averaged(pool: nn.AdaptiveAvgPool2d, maps: Float[Tensor, "*lead height width"]) -> Tensor:
+    """Return what pooling to a single position gives."""
+    del pool
+    return maps.sum((-2, -1), keepdim=True) / (maps.shape[-2] * maps.shape[-1])
