@@ -78,6 +78,7 @@ def test_a_checkup_leaves_a_whole_run(command, trained, photos, tmp_path):
     assert again == 2 and "'run' exists already" in err and open_run(run)
 
 
+@pytest.mark.slow
 def test_the_verbs_one_by_one_give_the_checkups_numbers(command, trained, photos, tmp_path):
     common = ("--weights", weights(trained), "--data", f"folder:{photos}")
     code, out, err = command(
@@ -240,6 +241,7 @@ def test_damaged_weights_and_runs_are_named(command, trained, photos, tmp_path):
         open_run(changed)
 
 
+@pytest.mark.slow
 def test_a_barely_trained_network_gets_a_report_and_exit_code_4(command, tmp_path):
     data = load_data("scenes:31", limit=20)
     torch.manual_seed(0)
@@ -253,6 +255,7 @@ def test_a_barely_trained_network_gets_a_report_and_exit_code_4(command, tmp_pat
     assert "Inconclusive" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_demo_can_be_planned(command, tmp_path):
     code, out, err = command("demo", "--limit", 20, "--dry-run", "--json")
     assert code == 0, err
@@ -297,6 +300,7 @@ def test_a_diagnosis_of_something_else_is_refused(command, trained, photos, tmp_
     assert command("treat", *common, "--diagnosis", "d", "--out", "t", "--dry-run")[0] == 0
 
 
+@pytest.mark.slow
 def test_reports_of_unfinished_ways_say_what_they_are(command, trained, photos, tmp_path):
     common = ("--weights", weights(trained), "--data", f"folder:{photos}")
     assert command("diagnose", *common, "--out", "a d", "--draws", 1)[0] == 0

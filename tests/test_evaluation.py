@@ -53,6 +53,7 @@ def test_the_bootstrap_agrees_with_the_two_variances(seeds):
     assert bootstrap_error(difference, 20_000) == pytest.approx(analytic_error(difference), rel=0.12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "least", "most"), [(1.0, 0.8, 1.0), (0.35, 0.0, 0.6)])
 def test_power_is_what_it_says(share, least, most):
     """A true gain as large as `detectable` is found in at least four of five repetitions, a third is not."""

@@ -184,6 +184,7 @@ def test_treat_and_compare_leave_the_same_folder_and_a_killed_compare_is_finishe
     assert command("compare", "t")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_checkup_killed_among_the_folders_files_ends_the_same(checked, trained, photos, tmp_path):
     run, _ = checked
     settings = Settings(

@@ -185,6 +185,7 @@ def test_the_page_stands_alone(page):
     assert all(given["alt"] and int(given["width"]) > 0 for given in images)
 
 
+@pytest.mark.slow
 def test_the_page_stays_small():
     assert len(page_of().encode()) < 2_000_000
     classes = tuple(f"category {number}" for number in range(300))

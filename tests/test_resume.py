@@ -165,6 +165,7 @@ def test_a_training_from_scratch_goes_on_too(photos, tmp_path, monkeypatch):
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_checkup_goes_on_and_uses_the_test_split_once(trained, photos, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_checkup(settings(trained, photos, whole, seeds=1))

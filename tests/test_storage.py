@@ -219,6 +219,7 @@ def test_changed_data_masks_and_weights_are_refused_with_the_difference(trained,
     assert run_diagnose(settings, resume=True).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_diagnosis_killed_at_any_write_is_resumed_to_the_same_bits(trained, photos, tmp_path):
     common = {"weights": str(weights(trained)), "data": f"folder:{photos}", "draws": 1, "confidence": 0.6}
     whole = tmp_path / "whole"
