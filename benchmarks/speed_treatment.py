@@ -7,7 +7,7 @@ Both constraints are on, an eighth of the images has masks, and the batch-norm p
 (`--norm`). Literal: the penalty of tests/reference.py, J whole forward passes with two derivatives each. The
 layers are those of the network whose tails are nearest to 0, 0.1 and 0.2 of a forward pass. `lazy` = k: of k
 steps one is treated; that step and one of the others are timed. Ratios are of medians of times taken in turn,
-in one process; `max_rel_error` is of a float64 copy, the largest of the two penalties and of the whole gradient.
+in one process; `max_rel_error` is of a float64 copy, the largest of both penalties and of the whole gradient.
 """
 
 from __future__ import annotations
