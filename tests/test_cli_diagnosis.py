@@ -66,6 +66,7 @@ def test_the_layers_of_a_pattern_and_exact_draws(command, trained, photos, tmp_p
     assert code == 2 and "--draws 'exact' is for diagnose" in err
 
 
+@pytest.mark.slow
 def test_an_interrupted_diagnosis_goes_on_to_the_same_files(trained, photos, tmp_path, monkeypatch):
     shared = {
         "weights": str(weights(trained)),

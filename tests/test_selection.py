@@ -64,6 +64,7 @@ def test_budgets_are_minutes_or_steps():
             budget_steps(wrong, lambda: 1.0)
 
 
+@pytest.mark.slow
 def test_checkup_auto_chooses_and_says_whose_weights_to_use(command, trained, photos, tmp_path):
     weights = trained / "model.safetensors"
     common = ("checkup", "--auto", "--weights", weights, "--data", f"folder:{photos}")
