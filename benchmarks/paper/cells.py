@@ -23,7 +23,7 @@ from torch import nn
 
 from ledger import Key, Ledger, device_words, revision_here
 from masks import by_pixel
-from protocols import PROTOCOLS, Protocol, Size
+from protocols import Protocol, Size
 from resident import ResidentImages, resident
 from torchdoctor import Diagnosis, diagnose, load_model, treat
 from torchdoctor.data import Loader, Preprocessing, Tables, limit_per_category, load_tables
@@ -315,8 +315,3 @@ def measure(
     if unfinished:
         unfinished.remove()
     return True
-
-
-def protocol_named(name: str) -> Protocol:
-    """Return a protocol; KeyError lists what there is."""
-    return PROTOCOLS[name]

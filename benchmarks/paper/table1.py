@@ -11,7 +11,8 @@ What we got and how long it took: docs/ledger.md.
 
 from __future__ import annotations
 
-from cells import Cell, measure, remedy
+from arms import TAU, arms_at, variants_of
+from cells import Cell, measure
 from running import arguments, bench_of, run_cells
 
 ARCHITECTURES = ("shufflenet_v2", "squeezenet")
@@ -30,18 +31,15 @@ DATASETS = (
 def table_1(cell: Cell) -> bool:
     """Measure a cell: channel everywhere, space and all where there are masks."""
     last = cell.layers[-1]
-    arms = {}
-    for variant, suffix, draws in (("literal", "_paper", 10), ("ours", "", 1)):
-        channel, space = f"channel{suffix} layers={last}", f"space{suffix} layers={last}"
-        wanted = {"channel": [channel]}
-        if cell.has_masks:
-            wanted |= {"space": [space], "all": [channel, space]}
-        for name, constraints in wanted.items():
-            arms[f"{name}.{variant}"] = remedy(f"{name}.{variant}", constraints, cell, draws=draws)
-    variants = {name: name.partition(".")[2] for name in arms}
-    settings = {"layers": [last], "tau": 0.3, "masks_per_category": 20}
+    arms = arms_at(cell, last)
+    settings = {"layers": [last], "tau": TAU, "masks_per_category": 20}
     return measure(
-        cell, "table1", arms, variants=variants, settings=settings, diagnosis=lambda: cell.diagnosis([last])
+        cell,
+        "table1",
+        arms,
+        variants=variants_of(arms),
+        settings=settings,
+        diagnosis=lambda: cell.diagnosis([last]),
     )
 
 

@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +87,11 @@ def _in_steps(budget: str) -> bool:
 
 def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tuple[int, int]]:
     """Return the rungs that fit the budget; in minutes, what each candidate's steps take is measured."""
-    budget, plain = case.settings.budget, partial(seconds_per_step, case, batch, treated=False)
-    prices = [1.0] * len(pool)
+    budget, one_step, prices = case.settings.budget, 1.0, [1.0] * len(pool)
     if budget is not None and not _in_steps(budget):
-        one_step = plain()
-        plain = partial(float, one_step)
+        one_step = seconds_per_step(case, batch, treated=False)
         prices = _prices(case, pool, batch, one_step)
-    steps = budget_steps(budget, plain)
+    steps = budget_steps(budget, lambda: one_step)
     return ladder(prices, recipe_of(case.settings).epochs, case.data.train.steps_per_epoch, steps)
 
 
