@@ -153,7 +153,7 @@ def layers_at(net: str, shares: Sequence[float]) -> dict[float, tuple[str, float
 
 def error(net: str, layer: str, draws: int, device: torch.device) -> float:
     """Return the largest relative difference of both penalties and their gradient, in float64."""
-    case = Case(net, 8, device, torch.float64, "frozen")
+    case = Case(net, 2, device, torch.float64, "frozen")
     diagnosis = case.diagnosis(layer)
     found = []
     for course in (case.ours(layer, diagnosis, draws, 1), case.literal(layer, diagnosis, draws, 1)):
