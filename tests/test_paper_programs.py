@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fake_results import fake_diagnosis
 
@@ -125,3 +126,32 @@ def test_luck_falls_with_accuracy_on_its_own_images_alone(programs):
     assert abs(other) < 0.15
     assert chance > 0.01
     assert correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (None, None)
+
+
+@pytest.mark.slow
+def test_the_study_judges_on_validation_images_while_it_screens(programs, cache, tmp_path, monkeypatch):
+    study = programs("study")
+    regimes = (
+        study.Regime("", study.chosen("channel.first", "swap.space")),
+        study.Regime("scratch", study.chosen("channel.centre"), untrained=True),
+    )
+    monkeypatch.setattr(study, "STAGES", {"screen": regimes})
+    words = [
+        "study", "--protocol", "smallest", "--datasets", "scenes", "--seeds", "0", "--data", ".",
+        "--device", "cpu", "--cache", str(cache), "--results", str(tmp_path),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    study.main()
+    lines = [json.loads(line) for line in (tmp_path / "study_screen.jsonl").read_text().splitlines()]
+    found = [f"{line['arm']}/{line['variant']}" for line in lines]
+    assert found == [
+        "base/", "control/", "channel/first", "swap/space",
+        "base/scratch", "control/scratch", "channel/scratch-centre",
+    ]  # fmt: skip
+    cells = programs("cells")
+    ledger = programs("ledger").Ledger(tmp_path / "none.jsonl")
+    bench = cells.Bench(Path(), cache, ledger, torch.device("cpu"))
+    tables = cells.Cell(bench, "small_resnet", "scenes", 0, programs("protocols").SMALLEST).tables
+    assert {line["images"] for line in lines} == {len(tables.validation)} != {len(tables.tests["iid"])}
+    assert not any("shifted" in line for line in lines)  # no test split was looked at
+    assert lines[0]["accuracy"] != lines[4]["accuracy"]  # random weights are not the trained ones

@@ -89,6 +89,7 @@ class Cell:
     protocol: Protocol
     classes_seed: int = 0
     image_size: int | None = None
+    judged: str = "test"  # the split that accuracies are of; `validation` where something is being chosen
 
     @property
     def size(self) -> Size:
@@ -146,8 +147,8 @@ class Cell:
 
     @cached_property
     def test(self) -> Loader | ResidentImages:
-        """The test images, decoded once."""
-        return self.loader("test")
+        """The images that accuracies are of, decoded once."""
+        return self.loader(self.judged)
 
     @cached_property
     def swapped(self) -> tuple[Any, ...]:
@@ -236,7 +237,8 @@ class Cell:
         }
         if self.swapped:
             found["swapped"] = accuracy(model, list(self.swapped))
-        others = {name: self.loader(name) for name in self.tables.tests if name != self.test_name}
+        named = self.tables.tests if self.judged == "test" else ()
+        others = {name: self.loader(name) for name in named if name != self.test_name}
         return {**found, **{name: accuracy(model, images) for name, images in others.items()}}
 
 

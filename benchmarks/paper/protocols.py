@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torchdoctor import Recipe
+from torchdoctor.types import NormPolicy
 
 # Without batch-norm a rate of 0.05 does not train.
 GENTLE = ("alexnet", "vgg16", "squeezenet")
@@ -42,6 +43,7 @@ class Protocol:
     sizes: Mapping[str, Size]
     precision: str = "fp32"
     confidence: float = 0.9  # of the images that a diagnosis is made from
+    norm: NormPolicy = "train"  # of the treatment
 
     def recipe(self, architecture: str, *, treating: bool) -> Recipe:
         """Return the recipe of the base training or of every arm."""
@@ -50,6 +52,7 @@ class Protocol:
             epochs=self.epochs if treating else self.base_epochs,
             learning_rate=rate * (self.rate_of_treatment if treating else 1.0),
             precision=self.precision,  # type: ignore[arg-type]
+            norm=self.norm if treating else "train",
         )
 
 

@@ -39,7 +39,7 @@ def background_swap(model: nn.Module, images: TrainingImages, diagnosis: Diagnos
     _need_masks(images, "swap")
 
     def terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        return classification_terms(model, _swapped(batch, seed, step))[1]
+        return classification_terms(model, swapped_batch(batch, seed, step))[1]
 
     return Course(terms)
 
@@ -60,7 +60,7 @@ def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, s
         model.eval()
         rows = _annotated_rows(batch)
         if masked:
-            batch = take(_swapped(batch, seed, step), rows) if len(rows) else batch
+            batch = take(swapped_batch(batch, seed, step), rows) if len(rows) else batch
         layer = model.get_submodule(head)
         with torch.no_grad():
             features = _input_of(model, layer, batch.images)
@@ -181,7 +181,7 @@ def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             module.training = mode
 
 
-def _swapped(batch: Batch, seed: int, step: int) -> Batch:
+def swapped_batch(batch: Batch, seed: int, step: int) -> Batch:
     """Return the batch with its annotated images before one another's backgrounds, keyed by seed and step."""
     rows = _annotated_rows(batch)
     if len(rows) < 2 or batch.masks is None:

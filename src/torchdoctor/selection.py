@@ -96,16 +96,32 @@ def remedy_of(
     """Return a candidate as a remedy; weights that are `auto` are measured when an arm begins."""
     if not candidate.constraints:
         return REMEDIES[candidate.name]
-    built: tuple[Constraint, ...] = constraints_named(candidate.constraints, layers=layers)
+    built = constraints_named(candidate.constraints, layers=layers)
+    return constrained(
+        candidate.name, built, recipe, tau=candidate.tau, draws=draws, lazy=lazy, expand_pixels=expand_pixels
+    )
 
-    def constrained(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+
+def constrained(
+    name: str,
+    constraints: tuple[Constraint, ...],
+    recipe: Recipe,
+    *,
+    tau: float,
+    draws: int,
+    lazy: int,
+    expand_pixels: int,
+) -> Remedy:
+    """Return constraints, each with its layers, as a remedy called `name`."""
+
+    def remedy(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
         steps = max(recipe.epochs * images.steps_per_epoch, 1)
-        plan = Prescription(built, diagnosis, Noise(draws=draws), expand_pixels, lazy, steps)
-        plan, measured = prescribe(model, images, plan, recipe, candidate.tau, seed=key("trial", seed))
+        plan = Prescription(constraints, diagnosis, Noise(draws=draws), expand_pixels, lazy, steps)
+        plan, measured = prescribe(model, images, plan, recipe, tau, seed=key("trial", seed))
         return Course(plan.terms(model, example_of(model, images), seed), facts=measured)
 
-    constrained.__name__ = candidate.name
-    return constrained
+    remedy.__name__ = name
+    return remedy
 
 
 def ladder(

@@ -1,0 +1,304 @@
+"""What makes the treatment work: try many prescriptions on validation images, confirm few on fresh seeds.
+
+    python benchmarks/paper/study.py --data ROOT [--stage screen] [--shard 0/2] [--budget MINUTES]
+    python benchmarks/paper/study.py --data ROOT --stage confirm --seeds 10 11 12 13 14 15 16 17
+    python benchmarks/paper/study.py --data ROOT --stage screen --summary
+
+The question: which reading of Eq. 5-6 beats an equal-budget control, and for whom. `screen` varies one thing
+at a time around a centre (gradient x activation, `share`, last convolution, tau 0.3, J = 1, batch statistics,
+three epochs at a fifth of the base's rate), scored on the validation split alone: i.i.d., and before the
+backgrounds of other categories where there are masks. `confirm` tries what CONFIRMED names on seeds that no
+screening saw, on the test split, once. A regime changes something for all of its arms and so has a base and a
+control of its own; variants are called regime-variant. Lines go to results/study_screen.jsonl and
+results/study_confirm.jsonl.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from cells import Cell, measure, remedy
+from figure6 import layers_of
+from gains import by_place, gain_over, mean_of
+from ledger import Ledger
+from page_text import percent, table, with_interval
+from running import arguments, bench_of, run_cells
+from torchdoctor import Constraint, Course, Diagnosis, load_model
+from torchdoctor.constraints import LayerEvidence, channel_wise_authors
+from torchdoctor.diagnosis import state_sha256
+from torchdoctor.masks import default_expansion
+from torchdoctor.remedies import REMEDIES, Remedy, swapped_batch
+from torchdoctor.selection import constrained
+from torchdoctor.types import Batch, TrainingImages
+
+DATASETS = ("tiny_imagenet20", "mini_imagenet30", "scenes")
+PLACES = ("early", "middle", "third", "last")  # the last convolution of each quarter
+ALL_MASKS = 10_000  # per category: more than there are
+
+Arms = Callable[["Cell"], Mapping[str, Remedy]]
+
+
+def first_term(evidence: LayerEvidence) -> torch.Tensor:
+    """Sum the target's evidence on kernels not correlated with it: Eq. 5 without the runner-up."""
+    wrong = ~evidence.correlated & evidence.diagnosed[:, None]
+    return (evidence.target_by_kernel * wrong[evidence.target_category].to(evidence.target)).sum(-1)
+
+
+def at(cell: Cell, place: str) -> str:
+    """Return the convolution at a place, or all four joined as a constraint's text joins layers."""
+    layers = dict(zip(PLACES, layers_of(cell), strict=True))
+    return "+".join(layers.values()) if place == "several" else layers[place]
+
+
+# What is varied, as (variant, text of the constraint, place, tau); a text's name says which family it is of.
+CHANNEL = (
+    ("centre", "channel", "last", 0.3),
+    ("gradient", "channel evidence=gradient", "last", 0.3),
+    ("positive", "channel evidence=positive_gradient", "last", 0.3),
+    ("unscaled", "channel scale=none", "last", 0.3),
+    ("label", "channel targets=label", "last", 0.3),
+    ("paper", "channel_paper", "last", 0.3),
+    ("authors", "channel_authors", "last", 0.3),
+    ("tau0.1", "channel", "last", 0.1),
+    ("tau1", "channel", "last", 1.0),
+    ("tau3", "channel", "last", 3.0),
+    ("third", "channel", "third", 0.3),
+    ("middle", "channel", "middle", 0.3),
+    ("early", "channel", "early", 0.3),
+    ("several", "channel", "several", 0.3),
+)
+SPACE = (
+    ("centre", "space", "last", 0.3),
+    ("gradient", "space evidence=gradient", "last", 0.3),
+    ("unscaled", "space scale=none", "last", 0.3),
+    ("paper", "space_paper", "last", 0.3),
+    ("tau1", "space", "last", 1.0),
+    ("tau3", "space", "last", 3.0),
+    ("third.tau1", "space", "third", 1.0),
+    ("middle.tau1", "space", "middle", 1.0),
+    ("middle.tau3", "space", "middle", 3.0),
+    ("early.tau1", "space", "early", 1.0),
+    ("several.tau1", "space", "several", 1.0),
+)
+OTHERS = ("swap", "smoothing", "averaging", "rrr")
+
+
+def texts(cell: Cell, rows: Sequence[tuple[str, str, str, float]]) -> dict[str, Remedy]:
+    """Return arms from rows as above, called arm.variant; space-wise ones only where there are masks."""
+    found = {}
+    for variant, text, place, tau in rows:
+        arm = text.split("_")[0].split()[0]
+        if arm == "space" and not cell.has_masks:
+            continue
+        name = f"{arm}.{variant}"
+        found[name] = remedy(name, [f"{text} layers={at(cell, place)}"], cell, tau=tau)
+    return found
+
+
+def objects(cell: Cell) -> dict[str, Remedy]:
+    """Return the channel-wise arms whose penalty has no name: one term alone, and the authors' second."""
+    layers = (at(cell, "last"),)
+    own = {
+        "first": Constraint("channel", first_term, layers, uses_runner_up=False),
+        "own_runner_up": Constraint("channel", channel_wise_authors, layers),
+    }
+    shared = {"tau": 0.3, "draws": 1, "lazy": 1, "expand_pixels": default_expansion(cell.size.image_size)}
+    recipe = cell.protocol.recipe(cell.architecture, treating=True)
+    return {
+        f"channel.{name}": constrained(f"channel.{name}", (one,), recipe, **shared)
+        for name, one in own.items()
+    }
+
+
+def others(cell: Cell, names: Sequence[str] = OTHERS) -> dict[str, Remedy]:
+    """Return what needs no diagnosis, for comparison."""
+    wanted = names if cell.has_masks else [one for one in names if one not in ("swap", "rrr")]
+    found = {}
+    for name in wanted:
+        found[f"{name}.plain"] = _called(f"{name}.plain", REMEDIES[name])
+    return found
+
+
+def _called(name: str, known: Remedy) -> Remedy:
+    """Return a remedy under another name."""
+
+    def own(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+        return known(model, images, diagnosis, seed)
+
+    own.__name__ = name
+    return own
+
+
+def on_swapped(name: str, known: Remedy) -> Remedy:
+    """Return a remedy that sees the annotated images before one another's backgrounds."""
+
+    def own(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+        inner = known(model, images, diagnosis, seed)
+
+        def terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, torch.Tensor]:
+            return inner.terms(model, swapped_batch(batch, seed, step), step)
+
+        return replace(inner, terms=terms)
+
+    own.__name__ = name
+    return own
+
+
+def both(cell: Cell) -> dict[str, Remedy]:
+    """Return both constraints together, and the space-wise one on swapped backgrounds."""
+    if not cell.has_masks:
+        return {}
+    last = at(cell, "last")
+    pair = remedy("all.centre", [f"channel layers={last}", f"space layers={last}"], cell)
+    space = remedy("space", [f"space layers={last}"], cell, tau=1.0)
+    return {"all.centre": pair, "swap.space": on_swapped("swap.space", space)}
+
+
+def chosen(*names: str) -> Arms:
+    """Return a function that picks arms of the whole list."""
+
+    def pick(cell: Cell) -> Mapping[str, Remedy]:
+        known = everything(cell)
+        return {name: known[name] for name in names if name in known}
+
+    return pick
+
+
+def everything(cell: Cell) -> Mapping[str, Remedy]:
+    """Return all arms."""
+    return {
+        **texts(cell, CHANNEL), **objects(cell), **texts(cell, SPACE), **both(cell), **others(cell),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What is changed for a base, its control and its arms: the protocol, the masks, or the beginning."""
+
+    name: str
+    arms: Arms
+    protocol: Mapping[str, Any] | None = None  # fields of the protocol
+    limit: int | str | None = "as it is"  # training images per category
+    masks_per_category: int = 20
+    untrained: bool = False
+    datasets: tuple[str, ...] = DATASETS
+
+    def cell(self, cell: Cell) -> Cell:
+        """Return the cell under this regime."""
+        protocol = replace(cell.protocol, **(self.protocol or {}))
+        if self.untrained:
+            protocol = replace(protocol, epochs=protocol.base_epochs, rate_of_treatment=1.0)
+        if self.limit != "as it is":
+            size = replace(protocol.sizes[cell.dataset], limit=self.limit)
+            protocol = replace(protocol, sizes={**protocol.sizes, cell.dataset: size})
+        kind = Untrained if self.untrained else Cell
+        return kind(
+            cell.bench, cell.architecture, cell.dataset, cell.seed, protocol, cell.classes_seed,
+            cell.image_size, cell.judged,
+        )  # fmt: skip
+
+
+class Untrained(Cell):
+    """A cell whose arms begin at random weights and the trained net's diagnosis, as in published scripts."""
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The network before any training."""
+        torch.manual_seed(self.seed)
+        model = load_model(self.architecture, len(self.tables.classes), image_size=self.size.image_size)
+        return model.to(self.bench.device).eval()
+
+    def diagnosis(self, layers: Sequence[str] | None = None, **options: Any) -> Diagnosis:
+        """Diagnose the trained network, and say that it was this one."""
+        trained = Cell(
+            self.bench, self.architecture, self.dataset, self.seed, self.protocol, self.classes_seed,
+            self.image_size, self.judged,
+        )  # fmt: skip
+        return replace(trained.diagnosis(layers, **options), model_sha256=state_sha256(self.base))
+
+
+FEW = chosen("channel.centre", "channel.first", "space.tau1", "smoothing.plain")
+SCREENED = (
+    Regime("", everything),
+    Regime("frozen", chosen("channel.centre", "channel.authors", "space.centre"), {"norm": "frozen"}),
+    Regime(
+        "rate1",
+        chosen("channel.centre", "space.tau1", "swap.plain", "swap.space"),
+        {"rate_of_treatment": 1.0},
+    ),
+    Regime("epochs12", FEW, {"epochs": 12}),
+    Regime("scratch", FEW, untrained=True),
+    Regime("overfitted", FEW, {"base_epochs": 48}),
+    Regime("limit20", FEW, limit=20),
+    Regime(
+        "allmasks",
+        chosen("space.centre", "space.tau1", "space.third.tau1", "swap.plain", "swap.space"),
+        masks_per_category=ALL_MASKS,
+    ),
+)
+CONFIRMED: tuple[Regime, ...] = ()
+STAGES = {"screen": SCREENED, "confirm": CONFIRMED}
+
+
+def study(cell: Cell, regimes: Sequence[Regime], judged: str) -> bool:
+    """Measure a cell under every regime; False where the time ran out."""
+    for regime in regimes:
+        own = regime.cell(replace(cell, judged=judged))
+        if own.dataset not in regime.datasets or (regime.masks_per_category != 20 and not own.has_masks):
+            continue
+        arms = regime.arms(own)
+        prefix = f"{regime.name}-" if regime.name else ""
+        variants = {name: prefix + name.partition(".")[2] for name in arms}
+        diagnosis = functools.cache(lambda own=own: own.diagnosis(layers_of(own)))
+        settings = {"regime": regime.name, "masks_per_category": regime.masks_per_category, "judged": judged}
+        if not measure(
+            own, f"study_{'confirm' if judged == 'test' else 'screen'}", arms,
+            variants=variants, variant=regime.name, diagnosis=diagnosis,
+            masks_per_category=regime.masks_per_category, settings=settings,
+        ):  # fmt: skip
+            return False
+    return True
+
+
+def summary(ledger: Ledger) -> str:
+    """Return a table per place: every arm's accuracy and its gains over its own control."""
+    found: list[str] = []
+    for place, arms in sorted(by_place(ledger.lines()).items(), key=str):
+        rows = []
+        for arm, variant in arms:
+            gain = gain_over(arms, arm, variant) if arm not in ("base", "control") else None
+            swapped = gain_over(arms, arm, variant, measure="swapped") if gain else None
+            rows.append([
+                arm, variant, percent(mean_of(arms, arm, variant)), with_interval(gain),
+                percent(mean_of(arms, arm, variant, "swapped")), with_interval(swapped),
+                str(gain.number if gain else len(arms[arm, variant])),
+            ])  # fmt: skip
+        heads = ["arm", "variant", "i.i.d.", "gain", "swapped", "gain there", "seeds"]
+        found += [f"{place.dataset}, {place.architecture}, {place.image_size} px", *table(heads, rows)]
+    return "\n".join(found)
+
+
+def main() -> None:
+    """Measure what is missing of a stage, or print what is there."""
+    parser = arguments(__doc__ or "", architectures=["small_resnet"], datasets=DATASETS)
+    parser.add_argument("--stage", choices=list(STAGES), default="screen")
+    parser.add_argument("--regimes", nargs="*", help="only these, by name; '' is the first")
+    parser.add_argument("--summary", action="store_true", help="print the tables and measure nothing")
+    given = parser.parse_args()
+    if given.summary:
+        print(summary(Ledger(given.results / f"study_{given.stage}.jsonl")))
+        return
+    regimes = [one for one in STAGES[given.stage] if given.regimes is None or one.name in given.regimes]
+    judged = "test" if given.stage == "confirm" else "validation"
+    run_cells(given, bench_of(given, f"study_{given.stage}"), lambda cell: study(cell, regimes, judged))
+
+
+if __name__ == "__main__":
+    main()
