@@ -225,6 +225,7 @@ class Untrained(Cell):
 
 
 FEW = chosen("channel.centre", "channel.first", "space.tau1", "smoothing.plain")
+BACKGROUND = chosen("space.centre", "space.tau1", "space.third.tau1", "swap.plain", "swap.space")
 SCREENED = (
     Regime("", everything),
     Regime("frozen", chosen("channel.centre", "channel.authors", "space.centre"), {"norm": "frozen"}),
@@ -237,11 +238,8 @@ SCREENED = (
     Regime("scratch", FEW, untrained=True),
     Regime("overfitted", FEW, {"base_epochs": 48}),
     Regime("limit20", FEW, limit=20),
-    Regime(
-        "allmasks",
-        chosen("space.centre", "space.tau1", "space.third.tau1", "swap.plain", "swap.space"),
-        masks_per_category=ALL_MASKS,
-    ),
+    Regime("allmasks", BACKGROUND, masks_per_category=ALL_MASKS),
+    Regime("rate1-allmasks", BACKGROUND, {"rate_of_treatment": 1.0}, masks_per_category=ALL_MASKS),
 )
 CONFIRMED: tuple[Regime, ...] = ()
 STAGES = {"screen": SCREENED, "confirm": CONFIRMED}
