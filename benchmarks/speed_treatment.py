@@ -32,7 +32,7 @@ from torchdoctor import Batch, Course, Recipe, candidate_layers, classification_
 from torchdoctor.constraints import constraints_named
 from torchdoctor.layers import compute_before
 from torchdoctor.networks import as_logits
-from torchdoctor.penalties import Noise
+from torchdoctor.passes import Noise
 from torchdoctor.prescription import Prescription
 from torchdoctor.training import Loop
 from torchdoctor.types import Diagnosis

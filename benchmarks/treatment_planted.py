@@ -37,7 +37,7 @@ from causes import scrambled
 from torchdoctor import Course, ModelDoctorError, Recipe, diagnose, treat
 from torchdoctor.constraints import constraints_named
 from torchdoctor.masks import default_expansion
-from torchdoctor.penalties import Noise
+from torchdoctor.passes import Noise
 from torchdoctor.prescription import Prescription, example_of, prescribe
 from torchdoctor.proof import LEVEL, bootstrap_error
 from torchdoctor.remedies import Remedy

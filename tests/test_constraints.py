@@ -13,7 +13,8 @@ from test_diagnosis import LAYERS, batches_of, some_images
 from torchdoctor.constraints import Constraint, constraints_named
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.masks import background_mask
-from torchdoctor.penalties import Noise, penalise
+from torchdoctor.passes import Noise
+from torchdoctor.penalties import penalise
 from torchdoctor.types import Batch, InputError
 
 

@@ -132,7 +132,7 @@ def test_luck_falls_with_accuracy_on_its_own_images_alone(programs):
 def test_the_study_judges_on_validation_images_while_it_screens(programs, cache, tmp_path, monkeypatch):
     study = programs("study")
     regimes = (
-        study.Regime("", study.chosen("channel.first", "swap.space")),
+        study.Regime("", study.chosen("space.tau1", "swap.space")),
         study.Regime("scratch", study.chosen("channel.centre"), untrained=True),
     )
     monkeypatch.setattr(study, "STAGES", {"screen": regimes})
@@ -145,7 +145,7 @@ def test_the_study_judges_on_validation_images_while_it_screens(programs, cache,
     lines = [json.loads(line) for line in (tmp_path / "study_screen.jsonl").read_text().splitlines()]
     found = [f"{line['arm']}/{line['variant']}" for line in lines]
     assert found == [
-        "base/", "control/", "channel/first", "swap/space",
+        "base/", "control/", "space/tau1", "swap/space",
         "base/scratch", "control/scratch", "channel/scratch-centre",
     ]  # fmt: skip
     cells = programs("cells")

@@ -14,7 +14,8 @@ from torchdoctor.constraints import constraints_named
 from torchdoctor.courses import classification_terms, set_mode
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.models import MODELS, load_model
-from torchdoctor.penalties import Noise, Tails, penalise
+from torchdoctor.passes import Noise, Tails
+from torchdoctor.penalties import penalise
 from torchdoctor.prescription import Prescription
 from torchdoctor.shortcuts import find_shortcuts, first_layer, remembering
 from torchdoctor.types import Batch
@@ -64,17 +65,15 @@ def residual():
     return model.eval()
 
 
-def batch_for(model, number=6):
+def batch_for(model, number=6, layers=("one.conv2", "two.conv1")):
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(number, 1, 8, 8, dtype=torch.float64, generator=generator)
     masks = torch.zeros(number, 1, 8, 8, dtype=torch.float64)
     masks[:, :, 2:6, 2:5] = 1
     annotated = torch.arange(number) % 2 == 0
     labels = torch.arange(number) % 4
-    diagnosis = diagnose(
-        model, [Batch(images, labels, torch.arange(number))], layers=["one.conv2", "two.conv1"], draws=1,
-        confidence=0.0,
-    )  # fmt: skip
+    own = Batch(images, labels, torch.arange(number))
+    diagnosis = diagnose(model, [own], layers=list(layers), draws=1, confidence=0.0)
     return Batch(images, labels, torch.arange(number), masks, annotated), diagnosis
 
 
@@ -99,7 +98,7 @@ def test_penalties_and_gradients_equal_the_long_way(draws, names):
         constraints,
         diagnosis,
         logits=logits.detach(),
-        tails=Tails(shortcuts, trunk),
+        tails=Tails(shortcuts, trunk=trunk),
         **settings,
     )  # fmt: skip
     wanted = penalise(model, batch, constraints, diagnosis, **settings)

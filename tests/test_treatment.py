@@ -14,7 +14,7 @@ from torchdoctor.constraints import CONSTRAINTS, constraints_named
 from torchdoctor.courses import Recipe
 from torchdoctor.diagnosis import diagnose, state_sha256
 from torchdoctor.evaluation import compare
-from torchdoctor.penalties import Noise
+from torchdoctor.passes import Noise
 from torchdoctor.prescription import Prescription
 from torchdoctor.sources import ShuffledBatches, drawn_per_batch, masked_ids
 from torchdoctor.training import _schedule, fit

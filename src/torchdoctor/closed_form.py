@@ -176,9 +176,9 @@ class Gated:
         is_open = entering > self.low
         return is_open if math.isinf(self.high) else is_open.logical_and_(entering < self.high)
 
-    def opened(self, image: int = 0) -> Float[Tensor, "1 kernel map_height map_width"]:
-        """Return one image's map moved so that every gate is open."""
-        maps, entering = self.maps[image : image + 1], self.entering[image : image + 1]
+    def opened(self, images: int | None = 1) -> Float[Tensor, "some kernel map_height map_width"]:
+        """Return the maps of the first images, or of all, moved so that every gate is open."""
+        maps, entering = self.maps[:images], self.entering[:images]
         if math.isinf(self.low):
             return maps
         inside = self.low + 1.0 if math.isinf(self.high) else (self.low + self.high) / 2

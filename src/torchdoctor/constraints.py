@@ -89,7 +89,9 @@ class Constraint:
     `treat` to measure one. `schedule` gives the factor on the weight from the share of the training that
     is over (0..1): a name of SCHEDULES or a function. `targets` says which categories are n and s.
     `uses_runner_up` and `needs_masks` say what the penalty reads; a constraint that needs masks counts on
-    annotated images only. Evidence, scale and targets of a `fixed` one are part of what its name means.
+    annotated images only. A `linear` penalty of the mean over draws is the mean over draws of the penalty:
+    where a closed form gives that mean, one draw is all it is shown. Evidence, scale and targets of a
+    `fixed` one are part of what its name means.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Constraint:
     uses_runner_up: bool = True
     needs_masks: bool = False
     fixed: bool = False
+    linear: bool = False
 
     def factor(self, done: float) -> float:
         """Return the schedule's factor when a share `done` of the training is over."""
@@ -110,15 +113,31 @@ class Constraint:
 
 
 CONSTRAINTS: Mapping[str, Constraint] = {
-    "channel": Constraint("channel", channel_wise),
-    "channel_paper": Constraint("channel_paper", channel_wise, (), "gradient", "none", fixed=True),
-    "channel_authors": Constraint(
-        "channel_authors", channel_wise_authors, (), "positive_gradient", "none", targets="label", fixed=True
-    ),
-    "space": Constraint("space", space_wise, uses_runner_up=False, needs_masks=True),
-    "space_paper": Constraint(
-        "space_paper", space_wise, (), "gradient", "none", uses_runner_up=False, needs_masks=True, fixed=True
-    ),
+    one.name: replace(one, linear=True)
+    for one in (
+        Constraint("channel", channel_wise),
+        Constraint("channel_paper", channel_wise, (), "gradient", "none", fixed=True),
+        Constraint(
+            "channel_authors",
+            channel_wise_authors,
+            (),
+            "positive_gradient",
+            "none",
+            targets="label",
+            fixed=True,
+        ),
+        Constraint("space", space_wise, uses_runner_up=False, needs_masks=True),
+        Constraint(
+            "space_paper",
+            space_wise,
+            (),
+            "gradient",
+            "none",
+            uses_runner_up=False,
+            needs_masks=True,
+            fixed=True,
+        ),
+    )
 }
 
 

@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchdoctor.constraints import Constraint, LayerEvidence
-from torchdoctor.gradients import (
-    evidence_of,
-    keep_in,
-    map_shapes,
-    noisy_tail,
-    pick,
-    run_tapped,
-    score_gradients,
-)
+from torchdoctor.gradients import evidence_of, pick, score_gradients
 from torchdoctor.masks import background_mask
-from torchdoctor.networks import as_logits, derived_twice
-from torchdoctor.noise import uniform_noise
-from torchdoctor.shortcuts import Shortcut, Trunk, run_clean_tail, run_tail
-from torchdoctor.sifting import take
-from torchdoctor.types import Batch, Diagnosis, ReduceDraws, Targets
+from torchdoctor.mean_evidence import MeanEvidence, mean_evidence
+from torchdoctor.networks import as_logits
+from torchdoctor.passes import Noise, Pass, Round, Tails, part_of, rounds_of, run_passes, shown
+from torchdoctor.types import Batch, Diagnosis, PenaltyEvidence, ReduceDraws, Targets
 
-
-@dataclass(frozen=True)
-class Noise:
-    """How sigma is drawn: J draws (0: none), and how Eq. 5-6 put them together.
-
-    `Differs from the paper:` Eq. 5-6 sum over the draws (`reduce="sum"`); the mean, as in Eq. 4, makes
-    weights independent of J.
-    """
-
-    draws: int = 1
-    reduce: ReduceDraws = "mean"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Tails:
-    """What a forward pass left behind for its tails: shortcuts by layer, what they need, and map shapes."""
-
-    shortcuts: Mapping[str, Shortcut] = field(default_factory=dict)
-    trunk: Trunk = field(default_factory=Trunk)
-    shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass: which rows of the batch it ran, logits [draw, row, category], maps by layer.
-
-    `wanted` is what to differentiate by: the noise, or the maps themselves.
-    """
-
-    rows: Int[Tensor, " row"]
-    logits: Tensor
-    maps: Mapping[str, Tensor]
-    wanted: Mapping[str, Tensor]
+Pair = tuple[Tensor, Tensor]  # the evidence of y_n and of y_s
 
 
 def choose_targets(
@@ -94,25 +54,35 @@ def penalise(
     `logits` are the clean scores that choose n and s; `tails` what the pass that gave them left behind,
     so that only what lies behind the layers is run again.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
+    modes = {module: module.training for module in model.modules() if module.training}
+    _set_modes(dict.fromkeys(modes, False))
     try:
         if logits is None:
             with torch.no_grad():
                 logits = as_logits(model(batch.images))
         active = [one for one in constraints if one.layers]
         results = {one.name: batch.images.new_zeros(len(batch.labels)) for one in constraints}
-        with derived_twice(model):
-            passes = list(_passes(model, batch, active, diagnosis, noise, step, tails or Tails()))
-        for evidence, rows, one in _evidence(batch, logits, passes, active, diagnosis, expand_pixels):
+        tails = tails or Tails()
+        rounds = list(rounds_of(model, batch, active, diagnosis, noise, step, tails))
+        short = [one for one in rounds if one.in_closed_form]
+        passes = list(run_passes(model, batch, [one for one in rounds if not one.in_closed_form], tails))
+        for evidence, rows, one in chain(
+            _evidence(batch, logits, passes, active, diagnosis, expand_pixels),
+            _mean_evidence(model, batch, logits, short, active, diagnosis, noise, expand_pixels, tails),
+        ):
             value = scaled_penalty(one, evidence, noise.reduce)
             if one.needs_masks:
-                value = value.where(_shown(batch)[rows].to(value.device), torch.zeros_like(value))
+                value = value.where(shown(batch)[rows].to(value.device), torch.zeros_like(value))
             results[one.name] = results[one.name].index_add(0, rows.to(value.device), value)
         return results
     finally:
-        for module, mode in training.items():
-            module.training = mode
+        _set_modes(modes)
+
+
+def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Put modules into training or evaluation mode; past __setattr__ of modules, which is slow."""
+    for module, mode in modes.items():
+        module.__dict__["training"] = mode
 
 
 def scaled_penalty(
@@ -136,11 +106,6 @@ def scaled_penalty(
     return torch.where(total > 0, value / total.where(total > 0, torch.ones_like(total)), 0.0 * value)
 
 
-def _shown(batch: Batch) -> Bool[Tensor, " batch"]:
-    """Say on the CPU which images are annotated: choosing rows there waits for no device."""
-    return torch.zeros(len(batch.labels)).bool() if batch.annotated is None else batch.annotated.cpu()
-
-
 def _evidence(
     batch: Batch,
     logits: Tensor,
@@ -153,43 +118,113 @@ def _evidence(
 
     All layers share one derivative call for y_n and one for y_s, made only where somebody reads it.
     """
+    for group, label, other, judged, rivalled in _by_targets(batch, logits, constraints):
+        by_label, by_other = _gradients(passes, label, judged), _gradients(passes, other, rivalled)
+        for one_pass in passes:
+            for layer in [one for one in one_pass.maps if one in judged]:
+                maps = one_pass.maps[layer]
+
+                both = partial(_both, maps, by_label[layer], by_other.get(layer))
+                mine = [one for one in group if layer in one.layers]
+                scene = _scene(batch, one_pass.rows, layer, maps, label, other, diagnosis, expand_pixels)
+                yield from _shared(scene, one_pass.rows, mine, both)
+
+
+def _mean_evidence(
+    model: nn.Module,
+    batch: Batch,
+    logits: Tensor,
+    rounds: Sequence[Round],
+    constraints: Sequence[Constraint],
+    diagnosis: Diagnosis,
+    noise: Noise,
+    expand_pixels: int,
+    tails: Tails,
+) -> Iterator[tuple[LayerEvidence, Tensor, Constraint]]:
+    """Yield the same for layers in closed form: evidence put together over the draws, as a single draw."""
+    for one in rounds:
+        assert one.sigma is not None
+        (layer,), rows = one.layers, one.rows
+        part = part_of(batch, rows)
+        found = mean_evidence(
+            model, part.images, tails.shortcuts[layer], tails.trunk, one.sigma, one.chosen(len(batch.labels))
+        )
+        times = len(one.sigma) if noise.reduce == "sum" else 1
+        for group, label, other, judged, rivalled in _by_targets(batch, logits, constraints):
+            if layer not in judged:
+                continue
+            rival = other[rows] if layer in rivalled else None
+            both = partial(_both_means, found, label[rows], rival, times)
+            mine = [each for each in group if layer in each.layers]
+            scene = _scene(batch, rows, layer, found.maps, label, other, diagnosis, expand_pixels)
+            yield from _shared(scene, rows, mine, both)
+
+
+def _both(maps: Tensor, by_label: Tensor, by_other: Tensor | None, kind: PenaltyEvidence) -> Pair:
+    """Return the evidence of y_n and of y_s from the gradients; nothing where nobody reads that of y_s."""
+    target = _with_draws(evidence_of(by_label, maps, kind))
+    if by_other is None:
+        return target, torch.zeros_like(target)
+    return target, _with_draws(evidence_of(by_other, maps, kind))
+
+
+def _both_means(
+    found: MeanEvidence, label: Tensor, other: Tensor | None, times: int, kind: PenaltyEvidence
+) -> Pair:
+    """Return the mean evidence of y_n and of y_s, `times` it where draws are summed."""
+    target = times * found.of(label, kind)
+    return target, torch.zeros_like(target) if other is None else times * found.of(other, kind)
+
+
+def _by_targets(
+    batch: Batch, logits: Tensor, constraints: Sequence[Constraint]
+) -> Iterator[tuple[list[Constraint], Tensor, Tensor, set[str], set[str]]]:
+    """Yield the constraints that choose n and s alike, with n, s, and the layers that each is read at."""
     for targets in dict.fromkeys(one.targets for one in constraints):
         group = [one for one in constraints if one.targets == targets]
         label, other = choose_targets(logits, batch.labels, targets)
         judged = {layer for one in group for layer in one.layers}
         rivalled = {layer for one in group if one.uses_runner_up for layer in one.layers}
-        by_label, by_other = _gradients(passes, label, judged), _gradients(passes, other, rivalled)
-        for one_pass in passes:
-            part = _part(batch, one_pass.rows)
-            for layer in [one for one in one_pass.maps if one in judged]:
-                maps = one_pass.maps[layer]
-                correlated, diagnosed = _rows_of(diagnosis, layer, maps.device)
-                background = _background(part, maps, expand_pixels)
-                for kind in dict.fromkeys(one.evidence for one in group if layer in one.layers):
-                    target = _with_draws(evidence_of(by_label[layer], maps, kind))
-                    rival = (
-                        _with_draws(evidence_of(by_other[layer], maps, kind))
-                        if layer in by_other
-                        else torch.zeros_like(target)
-                    )
-                    evidence = LayerEvidence(
-                        layer=layer,
-                        target=target,
-                        runner_up=rival,
-                        target_category=label[one_pass.rows],
-                        runner_up_category=other[one_pass.rows],
-                        correlated=correlated,
-                        diagnosed=diagnosed,
-                        background=background,
-                    )
-                    for one in group:
-                        if layer in one.layers and one.evidence == kind:
-                            yield evidence, one_pass.rows, one
+        yield group, label, other, judged, rivalled
 
 
-def _part(batch: Batch, rows: Tensor) -> Batch:
-    """Return the chosen rows of a batch, copied only where some are left out."""
-    return batch if len(rows) == len(batch.labels) else take(batch, rows)
+def _scene(
+    batch: Batch,
+    rows: Tensor,
+    layer: str,
+    maps: Tensor,
+    label: Tensor,
+    other: Tensor,
+    diagnosis: Diagnosis,
+    expand_pixels: int,
+) -> LayerEvidence:
+    """Return everything that a penalty sees of a layer but the evidence itself."""
+    correlated, diagnosed = _rows_of(diagnosis, layer, maps.device)
+    return LayerEvidence(
+        layer=layer,
+        target=_with_draws(maps),
+        runner_up=_with_draws(maps),
+        target_category=label[rows],
+        runner_up_category=other[rows],
+        correlated=correlated,
+        diagnosed=diagnosed,
+        background=_background(part_of(batch, rows), maps, expand_pixels),
+    )
+
+
+def _shared(
+    scene: LayerEvidence,
+    rows: Tensor,
+    constraints: Sequence[Constraint],
+    evidence: Callable[[PenaltyEvidence], Pair],
+) -> Iterator[tuple[LayerEvidence, Tensor, Constraint]]:
+    """Yield the scene with the evidence of each kind, once for all constraints that read it."""
+    for kind in dict.fromkeys(one.evidence for one in constraints):
+        target, rival = evidence(kind)
+        seen = replace(scene, target=target, runner_up=rival)
+        for one in constraints:
+            if one.evidence == kind:
+                yield seen, rows, one
 
 
 def _with_draws(evidence: Tensor) -> Float[Tensor, "draw batch kernel height width"]:
@@ -204,73 +239,6 @@ def _gradients(passes: Sequence[Pass], category: Tensor, layers: Collection[str]
     return score_gradients([torch.stack(scores).sum()], wanted, create_graph=True)[0] if scores else {}
 
 
-def _passes(
-    model: nn.Module,
-    batch: Batch,
-    constraints: Sequence[Constraint],
-    diagnosis: Diagnosis,
-    noise: Noise,
-    step: int,
-    tails: Tails,
-) -> Iterator[Pass]:
-    """Run what the constraints' layers need, on the images that they judge.
-
-    Without noise one pass serves all layers; with it each has its own, as in Eq. 4.
-    """
-    layers = list(dict.fromkeys(layer for one in constraints for layer in one.layers))
-    groups = [layers] if noise.draws == 0 else [[layer] for layer in layers]
-    shapes = (tails.shapes or map_shapes(model, batch.images, layers)) if noise.draws else {}
-    for group in groups:
-        judges = [one for one in constraints if set(group) & set(one.layers)]
-        shown, rows = _shown(batch), torch.arange(len(batch.labels))
-        if all(one.needs_masks for one in judges):
-            rows = rows[shown]
-        if len(rows) == 0:
-            continue
-        chosen = None if len(rows) == len(shown) else rows
-        part = _part(batch, rows)
-        if noise.draws == 0:
-            yield _clean_pass(model, part, rows, group, tails, chosen)
-            continue
-        layer = group[0]
-        sigma = diagnosis.layer(layer).delta * uniform_noise(
-            part.ids,
-            range(noise.draws),
-            shapes[layer],
-            seed=noise.seed,
-            layer=layer,
-            stream="treatment",
-            step=step,
-            dtype=part.images.dtype,
-        )
-        shortcut = tails.shortcuts.get(layer)
-        if shortcut is not None:
-            tail = run_tail(model, part.images, shortcut, tails.trunk, sigma, chosen)
-        else:
-            tail = noisy_tail(model, part.images, layer, sigma)
-        yield Pass(rows, tail.logits, {layer: tail.maps}, {layer: tail.noise})
-
-
-def _clean_pass(
-    model: nn.Module,
-    batch: Batch,
-    rows: Tensor,
-    layers: Sequence[str],
-    tails: Tails,
-    chosen: Tensor | None,
-) -> Pass:
-    """Run the tail of the first layer, or everything, and keep the maps of all layers on the way."""
-    first = next((layer for layer in layers if layer in tails.shortcuts), None)
-    if first is not None:
-        others = [layer for layer in layers if layer != first]
-        shortcut = tails.shortcuts[first]
-        logits, maps = run_clean_tail(model, batch.images, shortcut, tails.trunk, others, chosen)
-    else:
-        maps = {}
-        logits = run_tapped(model, batch.images, {layer: keep_in(maps, layer) for layer in layers})
-    return Pass(rows, logits[None], maps, maps)
-
-
 def _rows_of(diagnosis: Diagnosis, layer: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the layer's correlated kernels and the diagnosed categories as tensors."""
     correlated = torch.from_numpy(diagnosis.layer(layer).correlated).to(device)
@@ -281,7 +249,7 @@ def _background(batch: Batch, maps: Tensor, expand_pixels: int) -> Float[Tensor,
     """Return the background mask at the size of the map, 0 for images without a mask."""
     size = (maps.shape[-2], maps.shape[-1])
     everywhere = maps.new_zeros(len(batch.labels), 1, *size)
-    rows = torch.arange(len(batch.labels))[_shown(batch)]
+    rows = torch.arange(len(batch.labels))[shown(batch)]
     if batch.masks is None or len(rows) == 0:
         return everywhere
     mask = background_mask(batch.masks[rows].to(maps), size, expand_pixels)

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.closed_form import closed_form
 from torchdoctor.constraints import Constraint
 from torchdoctor.courses import Recipe, Terms, autocast, classification_terms, move, set_mode
-from torchdoctor.gradients import map_shapes
+from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.noise import key
-from torchdoctor.penalties import Noise, Tails, penalise
+from torchdoctor.passes import Noise, Tails
+from torchdoctor.penalties import penalise
 from torchdoctor.shortcuts import find_shortcuts, first_layer, remembering
 from torchdoctor.sifting import device_of, dtype_of
 from torchdoctor.types import Batch, Diagnosis, InputError, TrainingImages
@@ -49,6 +51,7 @@ class Prescription:
         layers = list(dict.fromkeys(layer for one in self.constraints for layer in one.layers))
         needed = layers if noise.draws or not layers else [first_layer(model, images, layers)]
         shortcuts = find_shortcuts(model, images, needed)
+        closed = self._closed(model, images, [layer for layer in shortcuts if layer in layers])
         shapes: dict[tuple[int, ...], dict[str, tuple[int, int, int]]] = {}
 
         def watched(model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -67,11 +70,18 @@ class Prescription:
                     expand_pixels=self.expand_pixels,
                     step=step,
                     logits=logits.detach(),
-                    tails=Tails(shortcuts, trunk, shapes.get(size, {})),
+                    tails=Tails(shortcuts, closed, trunk, shapes.get(size, {})),
                 )
             return terms, {name: value.mean() for name, value in values.items()}
 
         return watched
+
+    def _closed(self, model: nn.Module, images: Tensor, layers: Iterable[str]) -> frozenset[str]:
+        """Return the layers whose evidence under many draws has a closed form."""
+        if self.noise.draws < 2:
+            return frozenset()
+        with measuring(model), torch.no_grad():
+            return frozenset(layer for layer in layers if closed_form(model, images, layer) is not None)
 
     def terms(self, model: nn.Module, images: Tensor, seed: int) -> Terms:
         """Return the terms of Eq. 7 as a function (model, batch, step): the loss, then every penalty."""

@@ -12,7 +12,7 @@ from torch import nn
 from torchdoctor.constraints import Constraint, constraints_named
 from torchdoctor.courses import Course, Recipe
 from torchdoctor.noise import key
-from torchdoctor.penalties import Noise
+from torchdoctor.passes import Noise
 from torchdoctor.prescription import Prescription, example_of, prescribe
 from torchdoctor.remedies import REMEDIES, Remedy
 from torchdoctor.training import accuracy

@@ -149,6 +149,20 @@ def run_clean_tail(
     return logits, maps
 
 
+@contextmanager
+def tail_alone(
+    model: nn.Module, images: Tensor, shortcut: Shortcut, trunk: Trunk, rows: Tensor | None = None
+) -> Iterator[tuple[Float[Tensor, "batch channel height width"], Tensor]]:
+    """Let the network answer for the remembered batch from the layer's map on.
+
+    Yields that map, and what to call the network with.
+    """
+    own = _rows(trunk.outputs[shortcut.own], rows, images.dtype)
+    answers = {**_answers(shortcut, trunk, rows, own[None]), shortcut.own: own}
+    with _answered(model, answers):
+        yield own, images[:1].expand(len(own), *images.shape[1:])
+
+
 def _rows(output: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return the chosen rows of a remembered output in the penalty's type."""
     return (output if rows is None else output[rows]).to(dtype)

@@ -15,7 +15,7 @@ from torchdoctor.diagnosis import state_sha256
 from torchdoctor.masks import default_expansion
 from torchdoctor.networks import unwrap
 from torchdoctor.noise import key
-from torchdoctor.penalties import Noise
+from torchdoctor.passes import Noise
 from torchdoctor.prescription import Prescription, example_of, prescribe
 from torchdoctor.remedies import REMEDIES, USE_MASKS, Remedy
 from torchdoctor.sources import ShuffledBatches, drawn_per_batch, masked_ids

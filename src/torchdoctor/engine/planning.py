@@ -19,7 +19,7 @@ from torchdoctor.engine.stages import cost_of, out_folder, recipe_of
 from torchdoctor.engine.storage import RunFolder
 from torchdoctor.engine.trackers import check_tensorboard
 from torchdoctor.engine.treating import taken_over
-from torchdoctor.penalties import Noise
+from torchdoctor.passes import Noise
 from torchdoctor.prescription import Prescription
 from torchdoctor.sifting import device_of, predict_logits
 from torchdoctor.sources import drawn_per_batch
