@@ -12,8 +12,8 @@ LINE = (
     "types", "noise", "networks", "gradients", "layers", "checks", "masks", "sifting", "memory",
     "closed_form", "evidence", "rows", "measurement", "diagnosis", "contrast", "silencing", "swapping",
     "explanation", "grad_cam", "causes", "robustness", "constraints", "shortcuts", "mean_evidence",
-    "passes", "penalties", "courses", "training", "prescription",
-    "remedies", "sources", "treatment", "selection", "proof", "evaluation", "figures", "diagnosis_figures", "pictures", "error_cards", "report",
+    "passes", "penalties", "courses", "training", "prescription", "remedies", "sources", "treatment",
+    "selection", "proof", "evaluation", "figures", "diagnosis_figures", "pictures", "error_cards", "report",
     "annotations", "models", "data", "engine", "summary", "terminal", "cli_options", "cli_models", "cli_data",
     "cli_diagnosis", "cli",
 )  # fmt: skip

@@ -247,13 +247,16 @@ CONFIRMED: tuple[Regime, ...] = ()
 STAGES = {"screen": SCREENED, "confirm": CONFIRMED}
 
 
-def study(cell: Cell, regimes: Sequence[Regime], judged: str) -> bool:
-    """Measure a cell under every regime; False where the time ran out."""
+def study(cell: Cell, regimes: Sequence[Regime], judged: str, wanted: Sequence[str] | None = None) -> bool:
+    """Measure a cell under every regime, all arms or the wanted ones; False where the time ran out."""
     for regime in regimes:
         own = regime.cell(replace(cell, judged=judged))
         if own.dataset not in regime.datasets or (regime.masks_per_category != 20 and not own.has_masks):
             continue
-        arms = regime.arms(own)
+        known = regime.arms(own)
+        arms = {name: known[name] for name in known if wanted is None or name in wanted}
+        if not arms:
+            continue
         prefix = f"{regime.name}-" if regime.name else ""
         variants = {name: prefix + name.partition(".")[2] for name in arms}
         diagnosis = functools.cache(lambda own=own: own.diagnosis(layers_of(own)))
@@ -300,6 +303,7 @@ def main() -> None:
     parser = arguments(__doc__ or "", architectures=["small_resnet"], datasets=DATASETS)
     parser.add_argument("--stage", choices=list(STAGES), default="screen")
     parser.add_argument("--regimes", nargs="*", help="only these, by name; '' is the first")
+    parser.add_argument("--arms", nargs="*", help="only these of every regime, as arm.variant")
     parser.add_argument("--summary", action="store_true", help="print the tables and measure nothing")
     given = parser.parse_args()
     if given.summary:
@@ -307,7 +311,9 @@ def main() -> None:
         return
     regimes = [one for one in STAGES[given.stage] if given.regimes is None or one.name in given.regimes]
     judged = "test" if given.stage == "confirm" else "validation"
-    run_cells(given, bench_of(given, f"study_{given.stage}"), lambda cell: study(cell, regimes, judged))
+    run_cells(
+        given, bench_of(given, f"study_{given.stage}"), lambda cell: study(cell, regimes, judged, given.arms)
+    )
 
 
 if __name__ == "__main__":
