@@ -26,7 +26,7 @@ SETS = {  # name: data, epochs of the base, what the checkup is told
         ("--arms", MASKED, "--epochs", "5", "--budget", "4", "--learning-rate", "0.05"),
     ),
     "mini_imagenet10": (
-        "mini_imagenet@{root}/mini_imagenet30", ("--classes", "10"), "16",
+        "mini_imagenet@{root}/mini_imagenet30", ("--classes", "10", "--validation-share", "0.04"), "16",
         ("--arms", ARMS, "--epochs", "4", "--budget", "5"),
     ),
     "tiny_imagenet20": (

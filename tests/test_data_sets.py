@@ -326,6 +326,20 @@ def test_files_that_are_no_tables_are_refused(tmp_path, name, content, said):
         load_tables(f"table:{tmp_path / 'b.csv'}")
 
 
+def test_the_share_of_validation_can_be_chosen(tmp_path):
+    write_split(tmp_path / "train", {"a": 50, "b": 25})
+    write_split(tmp_path / "test", {"a": 1, "b": 1})
+    sizes = {
+        share: np.bincount(
+            load_data(f"folder:{tmp_path}", validation_share=share).train.table.labels
+        ).tolist()
+        for share in (0.1, 0.04, 0.4)
+    }
+    assert sizes == {0.1: [45, 23], 0.04: [48, 24], 0.4: [30, 15]}
+    with pytest.raises(InputError, match="between 0 and 1"):
+        load_data(f"folder:{tmp_path}", validation_share=1.0)
+
+
 def test_drawn_categories_are_the_same_everywhere(tmp_path):
     for split, count in (("train", 10), ("test", 3)):
         write_split(tmp_path / split, {f"c{n}": count for n in range(8)})

@@ -41,6 +41,10 @@ ImageSize = Annotated[
 Channels = Annotated[Whole, flag("--channels", "3, or 1: images made grey. [the weights', or 3]")]
 Classes = Annotated[Whole, flag("--classes", "Draw that many categories at random.")]
 ClassesSeed = Annotated[Whole, flag("--classes-seed", "What the drawn categories depend on. [0]")]
+ValidationShare = Annotated[
+    Number,
+    flag("--validation-share", "What validation takes of the training images, where it has none. [0.1]"),
+]
 Download = Annotated[bool | None, flag("--download", "Let torchvision fetch the data.")]
 OnError = Annotated[Text, flag("--on-error", "Images that do not decode: fail or skip. [fail]")]
 Optimizer = Annotated[Text, flag("--optimizer", "sgd or adamw. [sgd]")]

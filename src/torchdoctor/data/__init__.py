@@ -93,6 +93,7 @@ def load_tables(
     """Read the tables of `spec`: `folder:PATH`, `parquet:PATH`, `table:FILE`, `cifar10@ROOT`, `scenes`, ...
 
     `seed` divides what comes undivided; `classes` draws that many categories at random, by `classes_seed`;
+    `validation_share` of every category is split off for validation where the source has no such split;
     `limit` keeps that many training images per category, after validation has been split off;
     `download` lets torchvision fetch what is missing. InputError says what was given and what is expected.
 
@@ -128,6 +129,7 @@ def load_data(
     augment: Augment = "crop_flip",
     classes: int | None = None,
     classes_seed: int = 0,
+    validation_share: float = 0.1,
     download: bool = False,
     on_error: OnError = "fail",
 ) -> Splits:
@@ -143,7 +145,7 @@ def load_data(
         raise InputError(f"channels {channels}: expected 3, or 1 for grey images")
     tables = load_tables(
         spec, seed=seed, limit=limit, primary=primary, classes=classes, classes_seed=classes_seed,
-        download=download,
+        validation_share=validation_share, download=download,
     )  # fmt: skip
     skipped: tuple[str, ...] = ()
     if on_error == "skip":

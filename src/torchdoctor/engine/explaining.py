@@ -106,7 +106,7 @@ def classifier_of(settings: Settings) -> Classifier:
 
 SHARED = (
     "model", "weights", "data", "seed", "limit", "batch_size", "device", "primary", "image_size", "channels",
-    "classes", "classes_seed", "on_error", "evidence",
+    "classes", "classes_seed", "validation_share", "on_error", "evidence",
 )  # fmt: skip
 
 

@@ -145,6 +145,7 @@ def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
         augment=settings.augment,
         classes=settings.classes,
         classes_seed=settings.classes_seed,
+        validation_share=settings.validation_share,
         download=settings.download,
         on_error=settings.on_error,
     )

@@ -42,6 +42,7 @@ class Settings:
     channels: Literal[1, 3] | None = None
     classes: int | None = None
     classes_seed: int = 0
+    validation_share: float = 0.1
     download: bool = False
     on_error: Literal["fail", "skip"] = "fail"
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -112,6 +113,7 @@ LEAST = {
     "image_size": 8,
     "classes": 2,
     "classes_seed": 0,
+    "validation_share": 0,
     "draws": 0,
     "lazy": 1,
     "images_per_category": 1,
@@ -125,7 +127,7 @@ LEAST = {
     "min_gain": 0,
     "max_loss": 0,
 }
-MOST = {"theta": 1, "confidence": 1, "annotated_per_batch": 1}
+MOST = {"validation_share": 1, "theta": 1, "confidence": 1, "annotated_per_batch": 1}
 
 
 def settings_from(
