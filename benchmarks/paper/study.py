@@ -242,8 +242,24 @@ SCREENED = (
     Regime("limit20", FEW, limit=20),
     Regime("allmasks", BACKGROUND, masks_per_category=ALL_MASKS),
     Regime("rate1-allmasks", BACKGROUND, {"rate_of_treatment": 1.0}, masks_per_category=ALL_MASKS),
+    Regime(
+        "rate1-epochs12-allmasks",
+        BACKGROUND,
+        {"rate_of_treatment": 1.0, "epochs": 12},
+        masks_per_category=ALL_MASKS,
+        datasets=("scenes",),
+    ),
 )
-CONFIRMED: tuple[Regime, ...] = ()
+CONFIRMED = (
+    Regime("", chosen("channel.centre", "channel.label", "channel.unscaled"), datasets=PHOTOGRAPHS),
+    Regime(
+        "full-allmasks",
+        chosen("space.tau1", "swap.plain", "swap.space"),
+        limit=None,
+        masks_per_category=ALL_MASKS,
+        datasets=("tiny_imagenet20", "scenes"),
+    ),
+)
 STAGES = {"screen": SCREENED, "confirm": CONFIRMED}
 
 

@@ -123,7 +123,6 @@ def _evidence(
         for one_pass in passes:
             for layer in [one for one in one_pass.maps if one in judged]:
                 maps = one_pass.maps[layer]
-
                 both = partial(_both, maps, by_label[layer], by_other.get(layer))
                 mine = [one for one in group if layer in one.layers]
                 scene = _scene(batch, one_pass.rows, layer, maps, label, other, diagnosis, expand_pixels)
