@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -10,7 +12,7 @@ import torchdoctor as td
 from test_treatment import data, patient, same  # noqa: F401 - a fixture
 from torchdoctor.courses import Recipe, set_mode
 from torchdoctor.noise import key
-from torchdoctor.remedies import REMEDIES, last_linear
+from torchdoctor.remedies import REMEDIES, last_linear, swapped_batch
 from torchdoctor.sources import ShuffledBatches
 from torchdoctor.swapping import across_categories, background_alone
 from torchdoctor.types import Batch, InputError
@@ -36,21 +38,32 @@ def test_every_remedy_runs_beside_the_control_and_changes_the_weights(patient): 
     assert all(same(found.arm(name, 0).state, again.arm(name, 0).state) for name in arms)
 
 
-def test_swapping_shows_each_object_before_the_background_of_another(patient):  # noqa: F811
+def test_swapping_shows_objects_before_the_background_of_another(patient):  # noqa: F811
     model, batches, diagnosis = patient
     course = REMEDIES["swap"](model, images(), diagnosis, 5)
     batch, seen = batches[0], []
     model.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
     course.terms(model, batch, 2)
     model._forward_pre_hooks.clear()
-    rows = len(batch.labels)
     generator = torch.Generator().manual_seed(key("swap", 5, 2))
-    by = int(torch.randint(1, rows, (), generator=generator))
-    for row in range(rows):
+    half = len(batch.labels) // 2  # all images have masks, and no more than half of them are swapped
+    chosen = torch.randperm(len(batch.labels), generator=generator)[:half].sort().values.tolist()
+    by = int(torch.randint(1, half, (), generator=generator))
+    for row in range(len(batch.labels)):
+        if row not in chosen:
+            assert torch.equal(seen[0][row], batch.images[row])
+            continue
         mask = batch.masks[row]
-        donor = (row - by) % rows
+        donor = chosen[(chosen.index(row) - by) % half]
         behind = background_alone(batch.images[donor][None], batch.masks[donor][None])[0]
         torch.testing.assert_close(seen[0][row], mask * batch.images[row] + (1 - mask) * behind)
+
+
+def test_few_annotated_images_are_all_swapped(patient):  # noqa: F811
+    batch = patient[1][0]
+    few = replace(batch, annotated=torch.arange(len(batch.labels)) < len(batch.labels) // 4)
+    changed = (swapped_batch(few, 1, 2).images != batch.images).flatten(1).any(1)
+    assert torch.equal(changed, few.annotated)
 
 
 def test_last_layer_training_leaves_the_rest_alone(patient):  # noqa: F811

@@ -22,6 +22,7 @@ Remedy = Callable[[nn.Module, TrainingImages, Diagnosis, int], Course]
 
 SMOOTHING = 0.1
 AVERAGED_FROM = 0.5
+MOST_SWAPPED = 0.5  # of a batch
 
 
 def control(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
@@ -31,9 +32,10 @@ def control(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed
 
 
 def background_swap(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
-    """Show the annotated images of a batch with each other's backgrounds; InputError without masks.
+    """Show annotated images of a batch, at most half of it, with each other's backgrounds.
 
     The objects are cut out along their masks; the donor's own object is covered by its background.
+    InputError without masks.
     """
     del model, diagnosis
     _need_masks(images, "swap")
@@ -47,8 +49,8 @@ def background_swap(model: nn.Module, images: TrainingImages, diagnosis: Diagnos
 def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
     """Train the last linear layer alone, on data without the shortcut (deep feature reweighting, DFR).
 
-    Where masks exist that data are the annotated images before other backgrounds; elsewhere all images,
-    every category weighing the same. It goes on from the layer's own weights, like every other arm.
+    Where masks exist that data are the annotated images, as `swap` shows them; elsewhere all images, every
+    category weighing the same. It goes on from the layer's own weights, like every other arm.
     InputError for a network that does not end in a linear layer.
     """
     head = last_linear(model, example_of(model, images))
@@ -182,11 +184,18 @@ def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
 
 
 def swapped_batch(batch: Batch, seed: int, step: int) -> Batch:
-    """Return the batch with its annotated images before one another's backgrounds, keyed by seed and step."""
+    """Return the batch with annotated images before one another's backgrounds, keyed by seed and step.
+
+    At most half of the batch: where every image has a mask and all were swapped, a background would speak
+    against its own category, and images before their own backgrounds would be lost.
+    """
     rows = _annotated_rows(batch)
     if len(rows) < 2 or batch.masks is None:
         return batch
     generator = torch.Generator().manual_seed(key("swap", seed, step))
+    most = max(int(MOST_SWAPPED * len(batch.labels)), 2)
+    if len(rows) > most:
+        rows = rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
     by = int(torch.randint(1, len(rows), (), generator=generator))
     donors = torch.arange(len(rows)).roll(by).to(batch.images.device)
     masks = batch.masks[rows].to(batch.images)
