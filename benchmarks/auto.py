@@ -20,17 +20,19 @@ from typing import Any
 
 ARMS = "control,treated,dfr,smoothing,averaging"
 MASKED = f"{ARMS},swap,rrr"
+TWENTY = ("--masks-per-category", "20")
 SETS = {  # name: data, epochs of the base, what the checkup is told
     "scenes": (
         "scenes", (), "14",
-        ("--arms", MASKED, "--epochs", "5", "--budget", "4", "--learning-rate", "0.05"),
+        ("--arms", MASKED, "--epochs", "5", "--budget", "4", "--learning-rate", "0.05", *TWENTY),
     ),
     "mini_imagenet10": (
         "mini_imagenet@{root}/mini_imagenet30", ("--classes", "10", "--validation-share", "0.04"), "16",
         ("--arms", ARMS, "--epochs", "4", "--budget", "5"),
     ),
     "tiny_imagenet20": (
-        "parquet:{root}/tiny_imagenet20", (), "12", ("--arms", MASKED, "--epochs", "3", "--budget", "8"),
+        "parquet:{root}/tiny_imagenet20", (), "12",
+        ("--arms", MASKED, "--epochs", "3", "--budget", "8", *TWENTY),
     ),
 }  # fmt: skip
 

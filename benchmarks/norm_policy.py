@@ -40,6 +40,7 @@ SETS = {  # name: what load_data is given beside the limit, {root} filled in
 }
 POLICIES = ("frozen", "train")
 ARMS = ("control", "treated")
+MASKS = 20  # per category
 SETTINGS = ("epochs", "limit", "base_epochs")
 
 Line = dict[str, Any]
@@ -90,7 +91,10 @@ def trained_further(
     store, broken = Kept(), {}
     while len(store.arms) < len(ARMS):
         try:
-            treat(model, data.train, diagnosis, recipe=recipe, seeds=1, seed=seed, store=store)
+            treat(
+                model, data.train, diagnosis, masks_per_category=MASKS, recipe=recipe, seeds=1, seed=seed,
+                store=store,
+            )  # fmt: skip
         except InputError:
             raise
         except ModelDoctorError as error:

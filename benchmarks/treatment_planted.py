@@ -48,6 +48,7 @@ FAULTS = ("scrambled", "background", "thinned", "mislabelled", "confused", "over
 ARMS = ("control", "treated", "dfr", "swap")
 LEAST = 2.0  # points that a network must have lost for a share to mean anything
 TAU = 0.3  # treat's own default
+MASKS = 20  # per category
 SETTINGS = ("epochs", "images", "tested")
 
 Line = dict[str, Any]
@@ -98,7 +99,17 @@ def measure(architecture: str, fault: str, seed: int, given: argparse.Namespace)
     }  # fmt: skip
     try:
         diagnosis = diagnose(faulty, images, layers=planted.ARCHITECTURES[architecture][1])
-        treatment = treat(faulty, images, diagnosis, arms=arms, recipe=recipe, tau=TAU, seeds=1, seed=seed)
+        treatment = treat(
+            faulty,
+            images,
+            diagnosis,
+            arms=arms,
+            masks_per_category=MASKS,
+            recipe=recipe,
+            tau=TAU,
+            seeds=1,
+            seed=seed,
+        )
     except ModelDoctorError as error:  # a training that ends in numbers that are not finite
         return {**line, "failed": str(error)}
     own, line["arms"] = copy.deepcopy(faulty), {}

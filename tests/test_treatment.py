@@ -145,6 +145,8 @@ def test_masks_are_taken_from_the_low_images_first(patient):
     assert len(chosen) == 12
     for category, low in enumerate(diagnosis.sifting.low):
         assert set(low[:4]) <= set(chosen), category
+    everything = sorted(image for batch in batches for image in batch.ids.tolist())
+    assert list(masked_ids(ShuffledBatches(tuple(batches)), diagnosis, None)) == everything
 
 
 def test_a_frozen_model_is_refused():

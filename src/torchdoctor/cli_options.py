@@ -92,7 +92,9 @@ Tau = Annotated[Number, flag("--tau", "auto: the penalty's gradient norm, relati
 Targets = Annotated[
     Text, flag("--targets", "n and s of Eq. 5: prediction (the paper's) or label. [prediction]")
 ]
-Masks = Annotated[Whole, flag("--masks-per-category", "Masks used per category. [20]")]
+Masks = Annotated[
+    Whole, flag("--masks-per-category", "Masks used per category; the paper takes 20. [all there are]")
+]
 Expand = Annotated[Whole, flag("--expand-pixels", "Growth of the object, in input pixels. [30 at 224 px]")]
 MaxLoss = Annotated[Number, flag("--max-loss", "Points that no other split may lose. [5]")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long; write nothing.")]

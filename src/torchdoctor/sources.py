@@ -48,8 +48,11 @@ def drawn_per_batch(share: float, batch_size: int) -> int:
     return max(1, round(share * batch_size)) if share > 0 else 0
 
 
-def masked_ids(images: Images, diagnosis: Diagnosis, masks_per_category: int) -> tuple[int, ...]:
-    """Return the images whose masks are used: per category the first of the sifted low list, then others."""
+def masked_ids(images: Images, diagnosis: Diagnosis, masks_per_category: int | None) -> tuple[int, ...]:
+    """Return the images whose masks are used: per category the first of the sifted low list, then others.
+
+    None: all that have one.
+    """
     labels: dict[int, int] = {}
     for batch in images:
         if batch.masks is None:

@@ -74,7 +74,7 @@ def treat(
     draws: int = 1,
     lazy: int = 1,
     targets: Targets = "prediction",
-    masks_per_category: int = 20,
+    masks_per_category: int | None = None,
     annotated_per_batch: float = 0.125,
     expand_pixels: int | None = None,
     recipe: Recipe | None = None,
@@ -89,11 +89,12 @@ def treat(
 
     For each of `seeds` seeds the arms see the same batches, augmentation, annotated images, steps and
     optimiser; `control` minimises the loss alone, `treated` Eq. 7, the others what REMEDIES says, or a
-    function of your own. The last epoch's weights are kept: nothing is selected. `budget_kind="time"`
-    gives every arm the seconds that the first remedy's steps take, instead of its steps. `lazy` = k
-    computes the constraints at every k-th step alone, with k times their weight: nearly a k-th of their
-    cost. InputError where masks are missing, a constraint reaches no trainable parameter, or the
-    diagnosis belongs to another network, other layers or other categories.
+    function of your own. The last epoch's weights are kept: nothing is selected. `masks_per_category`
+    None uses all masks there are. `Differs from the paper:` which uses 20 (docs/when-it-helps.md).
+    `budget_kind="time"` gives every arm the seconds that the first remedy's steps take, instead of its
+    steps. `lazy` = k computes the constraints at every k-th step alone, with k times their weight: nearly
+    a k-th of their cost. InputError where masks are missing, a constraint reaches no trainable parameter, or
+    the diagnosis belongs to another network, other layers or other categories.
     """
     model = unwrap(model)
     check_choice("budget_kind", budget_kind, BudgetKind)

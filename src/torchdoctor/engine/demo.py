@@ -14,6 +14,7 @@ PRESCRIPTION: dict[str, Any] = {
     "layers": ("layer2",),
     "constraints": ("space",),
     "weight": ("6.5",),
+    "masks_per_category": 20,
     "annotated_per_batch": 0.25,
     "expand_pixels": 2,
     "learning_rate": 0.05,

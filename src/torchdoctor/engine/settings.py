@@ -66,7 +66,7 @@ class Settings:
     weight: tuple[str, ...] = ("auto",)
     tau: float = 0.3
     targets: Targets = "prediction"
-    masks_per_category: int = 20
+    masks_per_category: int | None = None
     annotated_per_batch: float = 0.125
     expand_pixels: int | None = None
     budget_kind: BudgetKind = "steps"

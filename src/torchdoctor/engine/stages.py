@@ -139,7 +139,7 @@ def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
         theta=settings.theta,
         images_per_category=settings.images_per_category,
         confidence=settings.confidence,
-        annotations_per_category=max(20, settings.masks_per_category),
+        annotations_per_category=max(20, settings.masks_per_category or 0),
         seed=settings.seed,
         parts=parts,
         progress=progress,
