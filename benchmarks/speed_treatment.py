@@ -239,6 +239,9 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--norm", choices=("frozen", "train"), default="train")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--shares", type=float, nargs="*", default=list(SHARES), choices=SHARES, help="only these tails"
+    )
     parser.add_argument("--quick", action="store_true", help="ResNet-18 alone, in under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--out", type=Path)
@@ -246,7 +249,8 @@ def main() -> None:
     if given.quick:
         given.nets, given.times = ["resnet18"], 3
     for net in given.nets:
-        for line in measure(net, QUICK if given.quick else CASES, given):
+        cases = [case for case in (QUICK if given.quick else CASES) if case[0] in given.shares]
+        for line in measure(net, cases, given):
             if given.json:
                 print(json.dumps(line), flush=True)
             else:
