@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -64,3 +65,13 @@ def trained(photos, tmp_path_factory):
     settings = Settings(model="small_resnet", data=f"folder:{photos}", out=str(out), epochs=6, batch_size=16)
     assert run_train(settings).exit_code == 0
     return out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_arrive():
+    """Let Ctrl-C mean what it means at a terminal, however the tests were started (nohup ignores it)."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
