@@ -266,7 +266,7 @@ def measure(
     variants: Mapping[str, str] | None = None,
     variant: str = "",
     diagnosis: Callable[[], Diagnosis] | None = None,
-    masks_per_category: int = 20,
+    masks_per_category: int | None = 20,
     settings: Mapping[str, Any] | None = None,
 ) -> bool:
     """Measure what is missing of base, control and these arms; False where the time ran out before.

@@ -32,7 +32,7 @@ from ledger import Ledger
 from page_text import percent, table, with_interval
 from running import arguments, bench_of, run_cells
 from torchdoctor import Constraint, Course, Diagnosis, ModelDoctorError, load_model
-from torchdoctor.constraints import LayerEvidence, channel_wise_authors
+from torchdoctor.constraints import channel_wise, channel_wise_authors
 from torchdoctor.diagnosis import state_sha256
 from torchdoctor.masks import default_expansion
 from torchdoctor.remedies import REMEDIES, Remedy, swapped_batch
@@ -42,15 +42,9 @@ from torchdoctor.types import Batch, TrainingImages
 PHOTOGRAPHS = ("tiny_imagenet20", "mini_imagenet30")
 DATASETS = (*PHOTOGRAPHS, "scenes")
 PLACES = ("early", "middle", "third", "last")  # the last convolution of each quarter
-ALL_MASKS = 10_000  # per category: more than there are
+ALL_MASKS = None  # per category
 
 Arms = Callable[["Cell"], Mapping[str, Remedy]]
-
-
-def first_term(evidence: LayerEvidence) -> torch.Tensor:
-    """Sum the target's evidence on kernels not correlated with it: Eq. 5 without the runner-up."""
-    wrong = ~evidence.correlated & evidence.diagnosed[:, None]
-    return (evidence.target_by_kernel * wrong[evidence.target_category].to(evidence.target)).sum(-1)
 
 
 def at(cell: Cell, place: str) -> str:
@@ -108,7 +102,7 @@ def objects(cell: Cell) -> dict[str, Remedy]:
     """Return the channel-wise arms whose penalty has no name: one term alone, and the authors' second."""
     layers = (at(cell, "last"),)
     own = {
-        "first": Constraint("channel", first_term, layers, uses_runner_up=False),
+        "first": Constraint("channel", channel_wise, layers, uses_runner_up=False),
         "own_runner_up": Constraint("channel", channel_wise_authors, layers),
     }
     shared = {"tau": 0.3, "draws": 1, "lazy": 1, "expand_pixels": default_expansion(cell.size.image_size)}
@@ -189,7 +183,7 @@ class Regime:
     arms: Arms
     protocol: Mapping[str, Any] | None = None  # fields of the protocol
     limit: int | str | None = "as it is"  # training images per category
-    masks_per_category: int = 20
+    masks_per_category: int | None = 20
     untrained: bool = False
     datasets: tuple[str, ...] = DATASETS
 

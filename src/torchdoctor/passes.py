@@ -111,15 +111,14 @@ def rounds_of(
         yield Round(group, rows, sigma, known and noise.draws > 1 and all(one.linear for one in judges))
 
 
-def run_passes(model: nn.Module, batch: Batch, rounds: Sequence[Round], tails: Tails) -> Iterator[Pass]:
-    """Run these passes."""
-    for one in rounds:
-        with derived_twice(model):
-            yield _run(model, batch, one, tails)
+def run_pass(model: nn.Module, batch: Batch, one: Round, tails: Tails) -> Pass:
+    """Run one pass, in ways whose second derivative is cheap."""
+    with derived_twice(model):
+        return _run(model, batch, one, tails)
 
 
 def _run(model: nn.Module, batch: Batch, one: Round, tails: Tails) -> Pass:
-    """Run one pass."""
+    """Run the tail where a shortcut is known, the whole network elsewhere."""
     part, chosen = part_of(batch, one.rows), one.chosen(len(batch.labels))
     if one.sigma is None:
         return _clean_pass(model, part, one.rows, one.layers, tails, chosen)

@@ -17,7 +17,7 @@ from torchdoctor.gradients import evidence_of, pick, score_gradients
 from torchdoctor.masks import background_mask
 from torchdoctor.mean_evidence import MeanEvidence, mean_evidence
 from torchdoctor.networks import as_logits
-from torchdoctor.passes import Noise, Pass, Round, Tails, part_of, rounds_of, run_passes, shown
+from torchdoctor.passes import Noise, Pass, Round, Tails, part_of, rounds_of, run_pass, shown
 from torchdoctor.types import Batch, Diagnosis, PenaltyEvidence, ReduceDraws, Targets
 
 Pair = tuple[Tensor, Tensor]  # the evidence of y_n and of y_s
@@ -65,7 +65,7 @@ def penalise(
         tails = tails or Tails()
         rounds = list(rounds_of(model, batch, active, diagnosis, noise, step, tails))
         short = [one for one in rounds if one.in_closed_form]
-        passes = list(run_passes(model, batch, [one for one in rounds if not one.in_closed_form], tails))
+        passes = [run_pass(model, batch, one, tails) for one in rounds if not one.in_closed_form]
         for evidence, rows, one in chain(
             _evidence(batch, logits, passes, active, diagnosis, expand_pixels),
             _mean_evidence(model, batch, logits, short, active, diagnosis, noise, expand_pixels, tails),
