@@ -155,3 +155,30 @@ def test_the_study_judges_on_validation_images_while_it_screens(programs, cache,
     assert {line["images"] for line in lines} == {len(tables.validation)} != {len(tables.tests["iid"])}
     assert not any("shifted" in line for line in lines)  # no test split was looked at
     assert lines[0]["accuracy"] != lines[4]["accuracy"]  # random weights are not the trained ones
+
+
+def test_the_parts_are_disjoint_and_hold_every_category(programs):
+    power, cells = programs("power"), programs("cells")
+    bench = cells.Bench(Path(), Path(), programs("ledger").Ledger(Path("none")), torch.device("cpu"))
+    cell = cells.Cell(bench, "small_resnet", "scenes", 3, programs("protocols").SMALLEST)
+    whole = cell.tables.classes
+    found = [part.tables for part in power.parts(cell)]
+    assert sorted(name for tables in found for name in tables.classes) == sorted(whole)
+    for tables in found:
+        assert set(np.unique(tables.train.labels)) == set(range(len(tables.classes)))
+        assert len(tables.train) == 8 * len(tables.classes)
+
+
+def test_a_seed_counts_where_all_its_parts_are_there(programs):
+    power = programs("power")
+    gained = {100: 1.0, 101: 2.0, 102: 6.0}
+    arms = {
+        ("control", ""): {(part, seed): {"accuracy": 50.0} for part in gained for seed in (0, 1)},
+        ("channel", "centre"): {
+            (part, seed): {"accuracy": 50.0 + gain * (seed + 1)}
+            for part, gain in gained.items()
+            for seed in (0, 1)
+            if (part, seed) != (102, 1)
+        },
+    }
+    assert power.seed_gains(arms, "channel", "centre") == {0: 3.0}

@@ -104,7 +104,15 @@ def choose_classes(tables: Tables, number: int, seed: int) -> Tables:
     if not 2 <= number <= len(tables.classes):
         raise InputError(f"classes {number}: expected 2 to {len(tables.classes)}, which {tables.origin} has")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, CLASSES])))
-    drawn = np.sort(generator.permutation(len(tables.classes))[:number])
+    return only_classes(tables, generator.permutation(len(tables.classes))[:number])
+
+
+def only_classes(tables: Tables, wanted: Int[np.ndarray, " category"]) -> Tables:
+    """Return the data set of the wanted categories, given by number, in their old order.
+
+    Labels are numbered anew; ids stay.
+    """
+    drawn = np.sort(wanted)
     classes = tuple(tables.classes[category] for category in drawn)
 
     def kept(table: ImageTable) -> ImageTable:
