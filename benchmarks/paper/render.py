@@ -112,7 +112,8 @@ SECTIONS = (
         "Figure 6: at which layer",
         'VGG-16, mini-ImageNet: "the increased accuracy of all constraints will increase when the layer '
         'goes deep" (a drawing, no numbers).',
-        "The last convolution of each quarter of the network, first to last; one control for all.",
+        "The last convolution of each quarter of the network, first to last; one control for all. "
+        "`literal` has J = 1 in `short`.",
         page_ablations.depths,
         "--architectures vgg16",
     ),
