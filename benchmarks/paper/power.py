@@ -25,8 +25,8 @@ from cells import SPECS, Cell, measure
 from gains import Arms, Gain, by_place, gain_of, mean_of
 from ledger import Ledger
 from page_text import percent, table, with_interval
+from prescriptions import CHANNEL, at, texts
 from running import arguments, bench_of, run_cells
-from study import CHANNEL, at, texts
 from torchdoctor.data import Tables, limit_per_category, load_tables
 from torchdoctor.data.table import only_classes
 from torchdoctor.proof import holm
