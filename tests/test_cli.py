@@ -158,6 +158,7 @@ def refusals(trained, photos):
         "class count": ({**good, "--data": "scenes"}, "were trained for 2 categories"),
         "unknown model": ({**good, "--model": "torchvision:resnet81"}, "did you mean resnet18"),
         "unknown split": ({**good, "--primary": "shifted"}, "shifted"),
+        "no masks to swap by": ({**good, "--primary": "swapped"}, "'swapped' puts test images before"),
         "bad weight": ({**good, "--weight": "heavy"}, "--weight 'heavy'"),
         "bad evidence": ({**good, "--evidence": "grad"}, "--evidence 'grad'"),
         "no diagnosis": ({**good, "--diagnosis": "nowhere"}, "'nowhere'"),

@@ -133,6 +133,16 @@ def test_space_without_masks_is_refused(patient):
     assert [one["constraint"] for one in found.prescription] == ["channel"]
 
 
+def test_constraints_without_layers_act_at_the_last_that_was_diagnosed(patient):
+    model, batches, diagnosis = patient
+    settings = {"weight": 1.0, "recipe": Recipe(epochs=1), "seeds": 1}
+    found = treat(model, batches, diagnosis, **settings)
+    assert [one["layers"] for one in found.prescription] == [["conv2"], ["conv2"]]
+    named = ["channel layers=conv1", "space"]
+    found = treat(model, batches, diagnosis, constraints=named, layers=["conv1", "conv2"], **settings)
+    assert [one["layers"] for one in found.prescription] == [["conv1"], ["conv1", "conv2"]]
+
+
 def test_layers_must_be_diagnosed(patient):
     model, batches, diagnosis = patient
     with pytest.raises(InputError, match="layer 'bn1', which was not diagnosed; diagnosed: conv1, conv2"):

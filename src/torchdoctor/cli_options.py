@@ -34,7 +34,10 @@ Limit = Annotated[Whole, flag("--limit", "Training images per category at most."
 BatchSize = Annotated[Whole, flag("--batch-size", "Images per step. [64]")]
 Workers = Annotated[Whole, flag("--workers", "Loading processes for data too large for memory. [0]")]
 Device = Annotated[Text, flag("--device", "auto, cpu or cuda. [auto]")]
-Primary = Annotated[Text, flag("--primary", "The test split that decides. [scenes: shifted]")]
+Primary = Annotated[
+    Text,
+    flag("--primary", "The test split that decides; swapped: other backgrounds, by masks. [scenes: shifted]"),
+]
 ImageSize = Annotated[
     Whole, flag("--image-size", "Side of the images in pixels. [the weights', or the data's]")
 ]
@@ -52,7 +55,11 @@ LearningRate = Annotated[Number, flag("--learning-rate", "Highest learning rate.
 WeightDecay = Annotated[Number, flag("--weight-decay", "Weight decay of matrices. [0.0005]")]
 Norm = Annotated[Text, flag("--norm", "Batch-norm statistics: frozen or train. [train]")]
 Augment = Annotated[Text, flag("--augment", "none, crop or crop_flip. [crop_flip]")]
-Layers = Annotated[Many, flag("--layers", "Names, patterns, all, last:N. [last convolution and two earlier]")]
+Layers = Annotated[
+    Many,
+    flag("--layers", "Names, patterns, all, last:N to diagnose; a constraint acts at the last unless it "
+         "names its own. [last convolution and two earlier]"),
+]  # fmt: skip
 Evidence = Annotated[
     Text,
     flag("--evidence", "gradient (diagnose) or gradient_x_activation (treat, checkup)."),
@@ -73,8 +80,10 @@ Constraints = Annotated[
          "'space layers=conv3 weight=2 schedule=ramp'. [channel, and space where masks exist]"),
 ]  # fmt: skip
 Arms = Annotated[
-    Many, flag("--arms", "control, treated, swap, dfr, smoothing, averaging, rrr. [control,treated]")
-]
+    Many,
+    flag("--arms", "control, treated, swap, dfr, smoothing, averaging, rrr; verdicts speak of the one after "
+         "the control. [control,treated; where masks exist control,swap,treated]"),
+]  # fmt: skip
 BudgetKind = Annotated[Text, flag("--budget-kind", "What all arms share: steps or time. [steps]")]
 Precision = Annotated[Text, flag("--precision", "Of the forward pass: fp32, bf16 or fp16. [fp32]")]
 MinGain = Annotated[Number, flag("--min-gain", "Points that the treatment must gain, else exit code 3. [0]")]

@@ -141,6 +141,11 @@ CONSTRAINTS: Mapping[str, Constraint] = {
 }
 
 
+def default_constraints(has_masks: bool) -> tuple[str, ...]:
+    """Return the names of the constraints that are used where none are asked for."""
+    return ("channel", "space") if has_masks else ("channel",)
+
+
 def constraints_named(
     texts: Sequence[str],
     *,

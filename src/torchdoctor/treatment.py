@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 
-from torchdoctor.constraints import Constraint, constraints_named
+from torchdoctor.constraints import Constraint, constraints_named, default_constraints
 from torchdoctor.courses import Checkpoints, Course, Recipe
 from torchdoctor.diagnosis import state_sha256
 from torchdoctor.masks import default_expansion
@@ -90,7 +90,8 @@ def treat(
     For each of `seeds` seeds the arms see the same batches, augmentation, annotated images, steps and
     optimiser; `control` minimises the loss alone, `treated` Eq. 7, the others what REMEDIES says, or a
     function of your own. The last epoch's weights are kept: nothing is selected. `masks_per_category`
-    None uses all masks there are. `Differs from the paper:` which uses 20 (docs/when-it-helps.md).
+    None uses all masks there are. `Differs from the paper:` which uses 20 (docs/when-it-helps.md). `layers`
+    are those of constraints that name none of their own; None is the last that was diagnosed.
     `budget_kind="time"` gives every arm the seconds that the first remedy's steps take, instead of its
     steps. `lazy` = k computes the constraints at every k-th step alone, with k times their weight: nearly
     a k-th of their cost. InputError where masks are missing, a constraint reaches no trainable parameter, or
@@ -202,6 +203,14 @@ def _check_model(model: nn.Module, diagnosis: Diagnosis) -> None:
         )
 
 
+def default_arms(has_masks: bool) -> tuple[str, ...]:
+    """Return the arms that are compared where none are asked for; verdicts speak of the second.
+
+    Where there are masks, swapped backgrounds did what no constraint did (docs/when-it-helps.md).
+    """
+    return ("control", "swap", "treated") if has_masks else ("control", "treated")
+
+
 def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     """Return the remedy of every arm, None for `treated`; the control comes first, asked for or not."""
     found: dict[str, Remedy | None] = {"control": REMEDIES["control"]}
@@ -235,7 +244,7 @@ def _chosen(
 ) -> tuple[Constraint, ...]:
     """Return the constraints with their layers; InputError for missing masks or undiagnosed layers."""
     if constraints is None:
-        constraints = ("channel", "space") if has_masks else ("channel",)
+        constraints = default_constraints(has_masks)
     names = [one.partition(" ")[0] for one in constraints if isinstance(one, str)]
     weights = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(names, weight)
     known = [layer.name for layer in diagnosis.layers]
@@ -243,7 +252,7 @@ def _chosen(
     for one in constraints:
         if isinstance(one, str):
             chosen += constraints_named(
-                [one], layers=layers or known, evidence=evidence, scale=scale, targets=targets,
+                [one], layers=layers or known[-1:], evidence=evidence, scale=scale, targets=targets,
                 weights=weights,
             )  # fmt: skip
         else:

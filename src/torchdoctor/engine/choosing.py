@@ -16,13 +16,13 @@ from torch import nn
 from torchdoctor.engine.planning import seconds_per_step
 from torchdoctor.engine.preparation import Case, example_of
 from torchdoctor.engine.settings import Settings
+from torchdoctor.engine.splits import swapped_images
 from torchdoctor.engine.stages import recipe_of
 from torchdoctor.engine.storage import read_json, write_json
 from torchdoctor.engine.treating import ArmFolder, Watch
 from torchdoctor.masks import default_expansion
 from torchdoctor.remedies import last_linear
 from torchdoctor.selection import Candidate, Select, candidates, halve, ladder, remedy_of, score_of
-from torchdoctor.swapping import across_categories
 from torchdoctor.treatment import treat
 from torchdoctor.types import Batch, Diagnosis, InputError, Treatment
 
@@ -56,7 +56,7 @@ class Choice:
 def judge_of(case: Case) -> Judge:
     """Return the judge that the settings ask for; InputError for no budget, or masks that are not there."""
     budget_steps(case.settings.budget, lambda: 1.0)  # refuses now what it would refuse after the diagnosis
-    swapped = across_categories(case.data.validation, case.settings.seed)
+    swapped = swapped_images(case.data.validation, case.settings.seed)
     select: Select = case.settings.select or ("mean" if swapped else "iid")
     if select != "iid" and not swapped:
         raise InputError(
@@ -185,9 +185,9 @@ def settled(settings: Settings, choice: Choice) -> Settings:
     Where `treated` is among arms that were listed and another remedy won, it stands for the best constraints
     that were tried.
     """
-    best, asked = choice.best, list(settings.arms)
+    best, asked = choice.best, list(settings.arms or ())
     treatment = best if best.constraints else choice.constrained
-    if treatment is None or (treatment is not best and settings.arms == Settings.arms):
+    if treatment is None:
         asked = [arm for arm in asked if arm != "treated"]
     arms = tuple(dict.fromkeys(["control", best.arm, *asked]))
     settings = replace(settings, arms=arms)

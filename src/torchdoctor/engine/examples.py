@@ -28,6 +28,7 @@ def collect_examples(
     Before is the base, after the treated network of the first seed; the kinds are relative to the base.
     """
     split = comparison.primary if comparison is not None else case.data.primary
+    split = split if split in case.data.tests else case.data.primary  # what was swapped is shown as it was
     tests = case.data.tests[split]
     treated = copy.deepcopy(case.model)
     if treatment is not None:

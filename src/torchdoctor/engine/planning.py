@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from torchdoctor.constraints import CONSTRAINTS, constraints_named
+from torchdoctor.constraints import CONSTRAINTS, constraints_named, default_constraints
 from torchdoctor.courses import PLAIN, Course
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.engine.demo import demo_settings
@@ -24,7 +24,7 @@ from torchdoctor.prescription import Prescription
 from torchdoctor.sifting import device_of, predict_logits
 from torchdoctor.sources import drawn_per_batch
 from torchdoctor.training import fit
-from torchdoctor.treatment import remedies_named
+from torchdoctor.treatment import default_arms, remedies_named
 from torchdoctor.types import Batch
 
 TRIED = 3  # steps that are really run to measure the time of one
@@ -59,20 +59,15 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     seconds = {"train": plain * steps}
     if verb != "train":
         seconds = {"diagnose": _diagnosis_seconds(case, first)}
+    arms = remedies_named(case.settings.arms or default_arms(case.data.has_masks))
     if verb in ("treat", "checkup"):
         treated = plain + (seconds_per_step(case, first, treated=True) - plain) / case.settings.lazy
-        for arm in remedies_named(case.settings.arms):
+        for arm in arms:
             # The other remedies cost about a plain step each.
             seconds[arm] = (treated if arm == "treated" else plain) * steps * case.settings.seeds
     if verb == "checkup":
         images = sum(len(one) for one in case.data.tests.values())
-        seconds["compare"] = (
-            plain
-            / 3
-            * images
-            / len(first.labels)
-            * (1 + len(remedies_named(case.settings.arms)) * case.settings.seeds)
-        )
+        seconds["compare"] = plain / 3 * images / len(first.labels) * (1 + len(arms) * case.settings.seeds)
     return {
         "verb": verb,
         "out": str(out_folder(case.settings, verb)),
@@ -108,7 +103,7 @@ def _steps_per_epoch(case: Case, verb: Verb) -> int:
 
 def _constraints(case: Case) -> Sequence[str]:
     """Return the names of the constraints of a treatment."""
-    return case.settings.constraints or (("channel", "space") if case.data.has_masks else ("channel",))
+    return case.settings.constraints or default_constraints(case.data.has_masks)
 
 
 def _timed(action: Callable[[], object]) -> float:
@@ -145,7 +140,7 @@ def _course(case: Case, batch: Batch, model: torch.nn.Module) -> Course:
     names = [one.partition(" ")[0] for one in _constraints(case)]
     constraints = constraints_named(
         _constraints(case),
-        layers=case.layers,
+        layers=case.layers[-1:],
         evidence=settings.evidence or "gradient_x_activation",
         scale=settings.scale,
         targets=settings.targets,

@@ -32,8 +32,10 @@ from torchdoctor.networks import as_logits
 from torchdoctor.noise import key
 from torchdoctor.remedies import NEED_MASKS
 from torchdoctor.sifting import device_of
-from torchdoctor.treatment import remedies_named
+from torchdoctor.treatment import default_arms, remedies_named
 from torchdoctor.types import InputError
+
+SWAPPED = "swapped"  # the test split that is made of another by its masks
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
     if settings.data is None:
         raise InputError(f"--data is missing: give {EXPECTED}")
     data = _data(settings, card)
+    primary = _primary(settings, data)
     _check_classes(settings, data, card)
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
     if pretrained and needs_weights:
@@ -104,8 +107,10 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()
     layers = _layers(settings, model, data)
+    if settings.arms is None and not settings.auto:  # a search settles its own
+        settings = replace(settings, arms=default_arms(data.has_masks))
     _check_constraints(settings, layers, data)
-    settings = replace(settings, primary=data.primary, layers=layers)
+    settings = replace(settings, primary=primary, layers=layers)
     return Case(settings, model, data, layers, card_of(settings, data))
 
 
@@ -141,7 +146,7 @@ def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
         workers=settings.workers,
         limit=settings.limit,
         seed=settings.seed,
-        primary=settings.primary,
+        primary=None if settings.primary == SWAPPED else settings.primary,
         augment=settings.augment,
         classes=settings.classes,
         classes_seed=settings.classes_seed,
@@ -149,6 +154,18 @@ def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
         download=settings.download,
         on_error=settings.on_error,
     )
+
+
+def _primary(settings: Settings, data: Splits) -> str:
+    """Return the test split that decides; InputError where it is to be made of masks that are not there."""
+    if settings.primary != SWAPPED or SWAPPED in data.tests:
+        return settings.primary or data.primary
+    if not data.tests[data.primary].table.has_mask.any():
+        raise InputError(
+            f"--primary {SWAPPED!r} puts test images before one another's backgrounds by their masks, and "
+            f"{settings.data!r} has none in {data.primary!r}: give data whose test images have masks"
+        )
+    return SWAPPED
 
 
 def _check_classes(settings: Settings, data: Splits, card: Mapping[str, object] | None) -> None:
@@ -244,7 +261,7 @@ def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel heigh
 
 def _check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits) -> None:
     """Refuse unknown arms and constraints, and those that need masks where the training data has none."""
-    arms = remedies_named(settings.arms)
+    arms = remedies_named(settings.arms or default_arms(data.has_masks))
     names = settings.constraints or ()
     for text, one in zip(names, constraints_named(names, layers=layers), strict=True):
         if one.needs_masks and not data.has_masks:

@@ -61,7 +61,7 @@ class Settings:
     images_per_category: int = 100
     confidence: float = 0.9
     diagnosis: str | None = None
-    arms: tuple[str, ...] = ("control", "treated")
+    arms: tuple[str, ...] | None = None
     constraints: tuple[str, ...] | None = None
     weight: tuple[str, ...] = ("auto",)
     tau: float = 0.3

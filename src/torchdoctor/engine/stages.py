@@ -21,6 +21,7 @@ from torchdoctor.engine.records import (
     save_diagnosis,
 )
 from torchdoctor.engine.settings import Settings
+from torchdoctor.engine.splits import splits_to_compare
 from torchdoctor.engine.storage import read_json, write_json, write_weights
 from torchdoctor.engine.trackers import write_trackers
 from torchdoctor.evaluation import compare
@@ -212,7 +213,7 @@ def compare_stage(
     comparison = compare(
         case.model,
         treatment,
-        case.data.tests,
+        splits_to_compare(case),
         primary=settings.primary,
         classes=case.classes,
         layers=case.layers,
@@ -234,7 +235,7 @@ def arm_of(case: Case, comparison: Comparison | None = None) -> str:
     """Return the arm that verdicts speak of: the one compared first, or the first that was named."""
     if comparison is not None:
         return comparison.arm
-    return next((arm for arm in case.settings.arms if arm != "control"), "treated")
+    return next((arm for arm in case.settings.arms or () if arm != "control"), "treated")
 
 
 def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:

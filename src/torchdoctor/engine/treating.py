@@ -77,14 +77,14 @@ def treat_stage(
     """Diagnose (unless a diagnosis is given or was made), treat, and keep each arm as it ends."""
     settings = case.settings
     diagnosis = diagnosis_of(case, folder, given, watch)
-    assert settings.evidence is not None
+    assert settings.evidence is not None and settings.arms is not None
     treatment = treat(
         case.model,
         case.data.train,
         diagnosis,
         arms=settings.arms,
         constraints=settings.constraints,
-        layers=case.layers,
+        layers=case.layers[-1:],
         evidence=settings.evidence,
         scale=settings.scale,
         weight=settings.weights_by_constraint,  # type: ignore[arg-type]

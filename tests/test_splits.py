@@ -1,0 +1,87 @@
+"""What a treatment is compared on: the data's own test splits, and objects before other backgrounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pictures import RAW, is_red, table_of, write_split
+from torchdoctor import load_data
+from torchdoctor.data import Loader, Splits
+from torchdoctor.engine import splits
+from torchdoctor.engine.preparation import Case, prepare
+from torchdoctor.engine.settings import Settings
+from torchdoctor.engine.splits import splits_to_compare, swapped_images
+
+
+def case_with(tests, primary="test", decides=None):
+    one = next(iter(tests.values()))
+    data = Splits(one.table.classes, one, one, tests, primary, RAW, has_masks=True)
+    return Case(Settings(primary=decides or primary), torch.nn.Identity(), data, (), {})
+
+
+def test_objects_stay_and_backgrounds_are_of_another_category(monkeypatch):
+    loader = Loader(table_of(9), RAW, 4, 0, "none")
+    whole = swapped_images(loader, 0)
+    before = torch.cat([batch.images for batch in loader])
+    after, ids = (torch.cat([getattr(one, name) for one in whole]) for name in ("images", "ids"))
+    assert ids.tolist() == list(range(9))
+    assert (is_red(after) >= is_red(before)).all()  # the object is where it was
+    assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert torch.equal(after, torch.cat([one.images for one in swapped_images(loader, 0)]))
+    monkeypatch.setattr(splits, "MOST", 4)
+    assert torch.cat([one.ids for one in swapped_images(loader, 0)]).tolist() == [0, 3, 5, 8]
+    assert swapped_images(Loader(table_of(9, masked=False), RAW, 4, 0, "none"), 0) == ()
+
+
+def test_a_swapped_split_is_made_where_the_data_have_none_of_their_own():
+    masked = Loader(table_of(6), RAW, 4, 0, "none")
+    bare = Loader(table_of(6, masked=False), RAW, 4, 0, "none")
+    assert list(splits_to_compare(case_with({"test": masked}))) == ["test", "swapped"]
+    assert list(splits_to_compare(case_with({"test": bare}))) == ["test"]
+    two = {"iid": masked, "shifted": masked}
+    assert list(splits_to_compare(case_with(two, "shifted"))) == ["iid", "shifted"]
+    assert list(splits_to_compare(case_with(two, "shifted", "swapped"))) == ["iid", "shifted", "swapped"]
+    own = {"test": masked, "swapped": bare}
+    assert splits_to_compare(case_with(own, decides="swapped")) == own
+
+
+@pytest.fixture
+def annotated(tmp_path, trained):
+    """A folder of annotated images, whose categories are those that the network knows."""
+    for split, count in (("train", 8), ("test", 4)):
+        write_split(tmp_path / "annotated" / split, {"blue": count, "red": count}, masked=True)
+    return {
+        "weights": str(trained / "model.safetensors"),
+        "data": f"folder:{tmp_path / 'annotated'}",
+    }
+
+
+def test_with_masks_the_swap_stands_beside_the_constraints(annotated, photos):
+    settings = Settings(**annotated)
+    assert prepare(settings).settings.arms == ("control", "swap", "treated")
+    assert prepare(replace(settings, auto=True)).settings.arms is None
+    assert prepare(replace(settings, arms=("dfr",))).settings.arms == ("dfr",)
+    assert prepare(replace(settings, data=f"folder:{photos}")).settings.arms == ("control", "treated")
+    case = prepare(replace(settings, primary="swapped"))
+    assert case.settings.primary == "swapped" and list(splits_to_compare(case)) == ["test", "swapped"]
+    assert load_data(annotated["data"]).primary == "test"
+
+
+@pytest.mark.slow
+def test_a_checkup_that_swapped_backgrounds_decide(annotated, command, tmp_path):
+    code, out, err = command(
+        "checkup", "--weights", annotated["weights"], "--data", annotated["data"], "--primary", "swapped",
+        "--epochs", "1", "--seeds", "1", "--batch-size", "8", "--confidence", "0", "--out", "run", "--json",
+    )  # fmt: skip
+    assert code in (0, 3, 4), err
+    found = json.loads(out)
+    assert (found["primary"], found["arm"]) == ("swapped", "swap")
+    assert list(found["arms"]) == ["base", "control", "swap", "treated"]
+    assert set(found["arms"]["swap"]) == {"test", "swapped"}
+    assert (tmp_path / "run" / "report.html").is_file()
+    code, out, err = command("checkup", "--config", "run/config.yaml", "--out", "again", "--json")
+    assert json.loads(out)["arms"] == found["arms"], err
