@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -155,6 +156,21 @@ def test_the_study_judges_on_validation_images_while_it_screens(programs, cache,
     assert {line["images"] for line in lines} == {len(tables.validation)} != {len(tables.tests["iid"])}
     assert not any("shifted" in line for line in lines)  # no test split was looked at
     assert lines[0]["accuracy"] != lines[4]["accuracy"]  # random weights are not the trained ones
+
+
+@pytest.mark.slow
+def test_processes_share_the_cells(tmp_path):
+    words = [
+        PAPER / "table3.py", "--protocol", "smallest", "--datasets", "scenes", "--seeds", "0", "1",
+        "--data", ".",
+        "--device", "cpu", "--cache", tmp_path / "cache", "--results", tmp_path, "--parallel", "2",
+    ]  # fmt: skip
+    found = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert sorted(found.stdout.splitlines()) == sorted(set(found.stdout.splitlines()))
+    lines = [json.loads(line) for line in (tmp_path / "table3.jsonl").read_text().splitlines()]
+    assert {line["seed"] for line in lines} == {0, 1}
+    assert len({(line["seed"], line["arm"], line["variant"]) for line in lines}) == len(lines) == 2 * 14
 
 
 def test_the_parts_are_disjoint_and_hold_every_category(programs):

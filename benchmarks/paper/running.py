@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -38,6 +40,7 @@ def arguments(text: str, *, architectures: Sequence[str], datasets: Sequence[str
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th cell, from the i-th on")
+    parser.add_argument("--parallel", type=int, default=1, help="cells at once, each in a process of its own")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/paper"), help="where trained networks are kept"
     )
@@ -100,11 +103,31 @@ def cells_of(given: argparse.Namespace, bench: Bench) -> list[Cell]:
     return ordered[first::step]
 
 
+def run_in_processes(given: argparse.Namespace) -> None:
+    """Run this program again in several processes, each with a share of the cells and of the threads."""
+    first, step = map(int, given.shard.split("/"))
+    number = given.parallel
+    threads = given.threads or max(1, (os.cpu_count() or 1) // number)
+    started = [
+        subprocess.Popen(
+            [sys.executable, *sys.argv, "--parallel", "1", "--threads", str(threads),
+             "--shard", f"{first + step * place}/{step * number}"]
+        )
+        for place in range(number)
+    ]  # fmt: skip
+    failed = sum(one.wait() != 0 for one in started)
+    if failed:
+        raise SystemExit(f"{failed} of {number} processes failed; what they finished is kept")
+
+
 def run_cells(given: argparse.Namespace, bench: Bench, run: Callable[[Cell], bool]) -> None:
     """Run every cell until the time is used up; a cell that fails is named and the others go on.
 
     With --checkpoints the end of the time, or a signal, ends a training too: its state is kept.
     """
+    if given.parallel > 1:
+        run_in_processes(given)
+        return
     failed = []
     with interruptible() if given.checkpoints else nullcontext() as asked:
         if asked is not None:
