@@ -87,6 +87,7 @@ class Untrained(Cell):
 
 
 FEW = chosen("channel.centre", "channel.first", "space.tau1", "smoothing.plain")
+ANY_SURE = chosen("channel.centre", "channel.unscaled", "channel.first")
 BACKGROUND = chosen("space.centre", "space.tau1", "space.third.tau1", "swap.plain", "swap.space")
 LONG = Regime(
     "long-full-allmasks",
@@ -126,6 +127,9 @@ SCREENED = (
     ),
     Regime("overfitted", FEW, {"base_epochs": 48}, datasets=PHOTOGRAPHS),
     Regime("limit20", FEW, limit=20),
+    # A category without an image surer than 0.9 is not diagnosed: here T of the surest ones, however sure.
+    Regime("anysure", ANY_SURE, {"confidence": 0.0}, datasets=PHOTOGRAPHS),
+    Regime("full", ANY_SURE, limit=None, datasets=PHOTOGRAPHS),
     Regime("allmasks", BACKGROUND, masks_per_category=ALL_MASKS),
     Regime("rate1-allmasks", BACKGROUND, {"rate_of_treatment": 1.0}, masks_per_category=ALL_MASKS),
     LONG,
