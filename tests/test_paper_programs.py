@@ -102,6 +102,19 @@ def test_layers_are_spread_over_the_network(programs):
     assert programs("figure6").layers_of(cell) == list(LAYERS)
 
 
+def test_the_light_network_learns_and_is_constrained_where_its_layers_are(programs):
+    networks, cells = programs("networks"), programs("cells")
+    model = networks.network("small_vgg", 3, 28)
+    assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 3)
+    named = dict(model.named_modules())
+    assert all(
+        isinstance(named[layer], torch.nn.Conv2d) for layer in networks.constrained_layers("small_vgg")
+    )
+    bench = cells.Bench(Path(), Path(), programs("ledger").Ledger(Path("none")), cells.torch.device("cpu"))
+    cell = cells.Cell(bench, "small_vgg", "scenes", 0, programs("protocols").SHORT)
+    assert cell.layers[-1] == programs("figure6").layers_of(cell)[-1] == "conv6"
+
+
 def test_sparseness_is_of_the_diagnosed_categories(programs):
     diagnosis = fake_diagnosis(empty=(2,))
     layer = diagnosis.layer("layer2.conv2")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from cells import Cell, remedy
-from torchdoctor import candidate_layers, load_model
+from networks import network
+from torchdoctor import candidate_layers
 from torchdoctor.layers import Candidate
 from torchdoctor.remedies import Remedy
 
@@ -65,7 +66,7 @@ def variants_of(arms: dict[str, Remedy]) -> dict[str, str]:
 def convolutions(cell: Cell) -> tuple[Candidate, ...]:
     """Return the convolutions of a cell's network in the order of the forward pass, without training it."""
     size = cell.size.image_size
-    model = load_model(cell.architecture, 2, image_size=size)
+    model = network(cell.architecture, 2, size)
     return candidate_layers(model, torch.zeros(1, 3, size, size))
 
 

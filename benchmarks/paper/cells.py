@@ -23,12 +23,12 @@ from torch import nn
 
 from ledger import Key, Ledger, device_words, revision_here
 from masks import by_pixel
+from networks import constrained_layers, network
 from protocols import Protocol, Size
 from resident import ResidentImages, resident
-from torchdoctor import Diagnosis, diagnose, load_model, treat
+from torchdoctor import Diagnosis, diagnose, treat
 from torchdoctor.data import Loader, Preprocessing, Tables, limit_per_category, load_tables
 from torchdoctor.masks import default_expansion
-from torchdoctor.models.catalogue import MODELS
 from torchdoctor.remedies import Remedy
 from torchdoctor.selection import Candidate, remedy_of
 from torchdoctor.sifting import predict_logits
@@ -163,14 +163,14 @@ class Cell:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """The layers that the catalogue constrains by default; the last one is the paper's."""
-        return MODELS[self.architecture].layers
+        return constrained_layers(self.architecture)
 
     @cached_property
     def base(self) -> nn.Module:
         """The trained base network, from the cache where it is there."""
         torch.manual_seed(self.seed)
         classes = len(self.tables.classes)
-        model = load_model(self.architecture, classes, image_size=self.size.image_size).to(self.bench.device)
+        model = network(self.architecture, classes, self.size.image_size).to(self.bench.device)
         recipe = self.protocol.recipe(self.architecture, treating=False)
         text = f"{self.architecture}|{self.dataset}|{self.classes_seed}|{self.seed}|{self.size}|{recipe}"
         text += f"|{self.protocol.batch_size}" + "|resident" * self.bench.holds_images

@@ -52,6 +52,7 @@ TITLES = {
     "squeezenet": "SqueezeNet",
     "mnasnet": "MnasNet",
     "small_resnet": "small_resnet (not the paper's)",
+    "small_vgg": "small_vgg (not the paper's)",
 }
 
 

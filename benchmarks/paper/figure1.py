@@ -23,6 +23,7 @@ import numpy as np
 from arms import convolutions
 from cells import Bench, Cell
 from ledger import Line
+from networks import SMALL_VGG
 from recording import COLOURS, is_missing, keep_picture, lines_of, mean_of, picture_name, record, run_and_draw
 from running import arguments, bench_of
 from sparseness import sparseness
@@ -116,7 +117,7 @@ def main() -> None:
     """Measure what is missing and draw it."""
     given = arguments(
         __doc__ or "",
-        architectures=["small_resnet", "shufflenet_v2"],
+        architectures=["small_resnet", SMALL_VGG],
         datasets=["cifar10", "tiny_imagenet20"],
     ).parse_args()
     run_and_draw(given, bench_of(given, "figure1"), figure_1, draw)

@@ -21,6 +21,7 @@ import numpy as np
 
 from cells import MEAN, STD, Bench, Cell
 from ledger import Line
+from networks import SMALL_VGG
 from recording import is_missing, keep_picture, lines_of, picture_name, record, run_and_draw
 from running import arguments, bench_of
 from torchdoctor import measure_robustness
@@ -115,7 +116,7 @@ def _curves(axes: Axes, lines: list[Line]) -> None:
 def main() -> None:
     """Measure what is missing and draw it."""
     given = arguments(
-        __doc__ or "", architectures=["small_resnet", "shufflenet_v2"], datasets=["cifar10"]
+        __doc__ or "", architectures=["small_resnet", SMALL_VGG], datasets=["cifar10"]
     ).parse_args()
     run_and_draw(given, bench_of(given, "figure3"), figure_3, draw)
 

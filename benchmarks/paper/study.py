@@ -29,11 +29,12 @@ from figure6 import layers_of
 from gains import Arms as GainArms
 from gains import by_place, gain_over, mean_of
 from ledger import Ledger
+from networks import network
 from page_text import percent, table, with_interval
 from prescriptions import PHOTOGRAPHS, Arms, chosen, everything
 from protocols import SHORT
 from running import arguments, bench_of, run_cells
-from torchdoctor import Diagnosis, ModelDoctorError, load_model
+from torchdoctor import Diagnosis, ModelDoctorError
 from torchdoctor.diagnosis import state_sha256
 
 DATASETS = (*PHOTOGRAPHS, "scenes")
@@ -74,7 +75,7 @@ class Untrained(Cell):
     def base(self) -> nn.Module:
         """The network before any training."""
         torch.manual_seed(self.seed)
-        model = load_model(self.architecture, len(self.tables.classes), image_size=self.size.image_size)
+        model = network(self.architecture, len(self.tables.classes), self.size.image_size)
         return model.to(self.bench.device).eval()
 
     def diagnosis(self, layers: Sequence[str] | None = None, **options: Any) -> Diagnosis:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from arms import TAU, arms_at, variants_of
 from cells import Cell, measure
+from networks import SMALL_VGG
 from running import arguments, bench_of, run_cells
 
-ARCHITECTURES = ("shufflenet_v2", "squeezenet")
+ARCHITECTURES = ("small_resnet", SMALL_VGG)
 DATASETS = (
     "fashion_mnist",
     "cifar10",
