@@ -102,7 +102,7 @@ def test_layers_are_spread_over_the_network(programs):
     assert programs("figure6").layers_of(cell) == list(LAYERS)
 
 
-def test_the_light_network_learns_and_is_constrained_where_its_layers_are(programs):
+def test_the_light_network_is_constrained_at_its_last_convolution(programs):
     networks, cells = programs("networks"), programs("cells")
     model = networks.network("small_vgg", 3, 28)
     assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 3)
