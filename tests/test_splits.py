@@ -37,7 +37,11 @@ def test_objects_stay_and_backgrounds_are_of_another_category(monkeypatch):
     assert swapped_images(Loader(table_of(9, masked=False), RAW, 4, 0, "none"), 0) == ()
 
 
-def test_a_swapped_split_is_made_where_the_data_have_none_of_their_own():
+def test_a_swapped_split_is_made_where_the_data_have_none_of_their_own(monkeypatch):
+    few = Loader(table_of(6), RAW, 4, 0, "none")
+    assert list(splits_to_compare(case_with({"test": few}))) == ["test"]
+    assert list(splits_to_compare(case_with({"test": few}, decides="swapped"))) == ["test", "swapped"]
+    monkeypatch.setattr(splits, "LEAST", 6)
     masked = Loader(table_of(6), RAW, 4, 0, "none")
     bare = Loader(table_of(6, masked=False), RAW, 4, 0, "none")
     assert list(splits_to_compare(case_with({"test": masked}))) == ["test", "swapped"]

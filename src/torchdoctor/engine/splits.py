@@ -10,6 +10,7 @@ from torchdoctor.swapping import across_categories
 from torchdoctor.types import Batch, Images
 
 MOST = 2000  # images that are decoded at once to be swapped
+LEAST = 100  # fewer would call chance a loss
 
 
 def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
@@ -24,12 +25,13 @@ def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
 
 
 def splits_to_compare(case: Case) -> dict[str, Images]:
-    """Return the test splits by name, and `swapped` where masks allow it.
+    """Return the test splits by name, and `swapped` where it decides or at least 100 images have masks.
 
     Data with several test splits bring a shifted one of their own: there it is made only if it decides.
     """
     data, tests = case.data, dict[str, Images](case.data.tests)
-    if SWAPPED in tests or not (len(tests) == 1 or case.settings.primary == SWAPPED):
+    source, decides = data.tests[data.primary], case.settings.primary == SWAPPED
+    enough = len(tests) == 1 and int(source.table.has_mask.sum()) >= LEAST
+    if SWAPPED in tests or not (decides or enough):
         return tests
-    swapped = swapped_images(data.tests[data.primary], case.settings.seed)
-    return {**tests, SWAPPED: swapped} if swapped else tests
+    return {**tests, SWAPPED: swapped_images(source, case.settings.seed)}
