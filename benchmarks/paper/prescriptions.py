@@ -38,6 +38,8 @@ CHANNEL = (
     ("gradient", "channel evidence=gradient", "last", 0.3),
     ("positive", "channel evidence=positive_gradient", "last", 0.3),
     ("unscaled", "channel scale=none", "last", 0.3),
+    ("unscaled.tau1", "channel scale=none", "last", 1.0),
+    ("unscaled.tau3", "channel scale=none", "last", 3.0),
     ("label", "channel targets=label", "last", 0.3),
     ("paper", "channel_paper", "last", 0.3),
     ("authors", "channel_authors", "last", 0.3),
