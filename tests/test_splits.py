@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from pictures import RAW, is_red, table_of, write_split
-from torchdoctor import load_data
 from torchdoctor.data import Loader, Splits
 from torchdoctor.engine import splits
 from torchdoctor.engine.preparation import Case, prepare
 from torchdoctor.engine.settings import Settings
-from torchdoctor.engine.splits import splits_to_compare, swapped_images
+from torchdoctor.engine.splits import splits_to_compare, swapped_count, swapped_images
 
 
 def case_with(tests, primary="test", decides=None):
@@ -35,6 +34,7 @@ def test_objects_stay_and_backgrounds_are_of_another_category(monkeypatch):
     monkeypatch.setattr(splits, "MOST", 4)
     assert torch.cat([one.ids for one in swapped_images(loader, 0)]).tolist() == [0, 3, 5, 8]
     assert swapped_images(Loader(table_of(9, masked=False), RAW, 4, 0, "none"), 0) == ()
+    assert swapped_images(Loader(table_of(9, categories=1), RAW, 4, 0, "none"), 0) == ()
 
 
 def test_a_swapped_split_is_made_where_the_data_have_none_of_their_own(monkeypatch):
@@ -56,7 +56,7 @@ def test_a_swapped_split_is_made_where_the_data_have_none_of_their_own(monkeypat
 @pytest.fixture
 def annotated(tmp_path, trained):
     """A folder of annotated images, whose categories are those that the network knows."""
-    for split, count in (("train", 8), ("test", 4)):
+    for split, count in (("train", 12), ("test", 4)):
         write_split(tmp_path / "annotated" / split, {"blue": count, "red": count}, masked=True)
     return {
         "weights": str(trained / "model.safetensors"),
@@ -66,13 +66,26 @@ def annotated(tmp_path, trained):
 
 def test_with_masks_the_swap_stands_beside_the_constraints(annotated, photos):
     settings = Settings(**annotated)
-    assert prepare(settings).settings.arms == ("control", "swap", "treated")
-    assert prepare(replace(settings, auto=True)).settings.arms is None
-    assert prepare(replace(settings, arms=("dfr",))).settings.arms == ("dfr",)
-    assert prepare(replace(settings, data=f"folder:{photos}")).settings.arms == ("control", "treated")
+
+    def treating(**given):
+        return prepare(replace(settings, **given), treats=True).settings
+
+    found = treating()
+    assert found.arms == ("control", "swap", "treated")
+    last = found.layers[-1]
+    assert found.constraints == (f"channel layers={last}", f"space layers={last}")
+    assert treating(auto=True).arms is None and prepare(settings).settings.arms is None
+    assert treating(arms=("dfr",)).arms == ("dfr",)
+    bare = treating(data=f"folder:{photos}")
+    assert (bare.arms, bare.constraints) == (("control", "treated"), (f"channel layers={last}",))
+    named = treating(
+        constraints=("space layers=layer2.conv2", "channel"), layers=("layer4.conv2", "layer1.conv2")
+    )
+    assert named.layers == ("layer1.conv2", "layer4.conv2")
+    assert named.constraints == ("space layers=layer2.conv2", "channel layers=layer4.conv2")
     case = prepare(replace(settings, primary="swapped"))
     assert case.settings.primary == "swapped" and list(splits_to_compare(case)) == ["test", "swapped"]
-    assert load_data(annotated["data"]).primary == "test"
+    assert swapped_count(case) == 8 and swapped_count(prepare(settings)) == 0
 
 
 @pytest.mark.slow
@@ -86,6 +99,9 @@ def test_a_checkup_that_swapped_backgrounds_decide(annotated, command, tmp_path)
     assert (found["primary"], found["arm"]) == ("swapped", "swap")
     assert list(found["arms"]) == ["base", "control", "swap", "treated"]
     assert set(found["arms"]["swap"]) == {"test", "swapped"}
-    assert (tmp_path / "run" / "report.html").is_file()
+    for name in ("report.html", "model/README.md"):
+        text = (tmp_path / "run" / name).read_text()
+        assert "each object before the background of another category" in text
+    assert "Load the swap network" in (tmp_path / "run" / "report.html").read_text()
     code, out, err = command("checkup", "--config", "run/config.yaml", "--out", "again", "--json")
     assert json.loads(out)["arms"] == found["arms"], err

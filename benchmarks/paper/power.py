@@ -15,7 +15,7 @@ results/power.jsonl.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -117,12 +117,12 @@ def summary(ledger: Ledger) -> str:
     return "\n".join(found)
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Measure what is missing, or print what is there (the control's gain is over the base)."""
     parser = arguments(__doc__ or "", architectures=["small_resnet"], datasets=["mini_imagenet30"])
     parser.set_defaults(seeds=list(SEEDS))
     parser.add_argument("--summary", action="store_true", help="print the table and measure nothing")
-    given = parser.parse_args(words)
+    given = parser.parse_args()
     if given.summary:
         print(summary(Ledger(given.results / "power.jsonl")))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,6 +116,12 @@ def run_in_processes(given: argparse.Namespace) -> None:
         )
         for place in range(number)
     ]  # fmt: skip
+
+    def end(_number: int, _frame: object) -> None:
+        for one in started:
+            one.terminate()
+
+    signal.signal(signal.SIGTERM, end)  # Ctrl-C reaches them all by itself
     failed = sum(one.wait() != 0 for one in started)
     if failed:
         raise SystemExit(f"{failed} of {number} processes failed; what they finished is kept")

@@ -146,6 +146,16 @@ def default_constraints(has_masks: bool) -> tuple[str, ...]:
     return ("channel", "space") if has_masks else ("channel",)
 
 
+def on_layers(text: str, layers: Sequence[str]) -> str:
+    """Return a constraint's text with these layers, unless it names its own.
+
+    >>> on_layers("space weight=2", ["conv3", "conv4"])
+    'space weight=2 layers=conv3+conv4'
+    """
+    named = any(part.startswith("layers=") for part in text.split())
+    return text if named else f"{text} layers={'+'.join(layers)}"
+
+
 def constraints_named(
     texts: Sequence[str],
     *,

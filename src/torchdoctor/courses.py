@@ -25,7 +25,7 @@ class Recipe:
     instead of by the epochs, and the schedule follows the clock.
     """
 
-    epochs: int = 5
+    epochs: int = 10
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.01
     momentum: float = 0.9

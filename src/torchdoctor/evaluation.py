@@ -44,7 +44,7 @@ def compare(
 
     `model` holds the base weights and is left as it was. A gain is an arm minus the control, in
     percentage points; with several arms p-values carry Holm's correction. The verdict is that of `arm`
-    (default: treated, else the first) on the `primary` split (default: the first), but `harmed` if
+    (default: the first but the control) on the `primary` split (default: the first), but `harmed` if
     another split loses more than `max_loss` points. `layers` are where the background share of the
     evidence is measured: by default those that were treated. InputError for an unknown primary split or
     arm, or without arms.
@@ -105,7 +105,7 @@ def _first_arm(treatment: Treatment, arm: str | None) -> str:
         raise InputError("the treatment has no arms to compare: expected a control and at least one other")
     if arm is not None and arm not in others:
         raise InputError(f"arm {arm!r} was not trained; there are: {', '.join(others)}")
-    return arm or ("treated" if "treated" in others else others[0])
+    return arm or others[0]
 
 
 def _treated_layers(treatment: Treatment) -> list[str]:

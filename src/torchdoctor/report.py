@@ -77,11 +77,12 @@ def render_report(
     explained: Sequence[ExplainedError] = (),
     robustness: Robustness | None = None,
     trials: Mapping[str, Any] | None = None,
+    arm: str = "treated",
 ) -> str:
     """Return the whole report as one HTML page; without a comparison it reports the diagnosis alone.
 
     The causes of errors, some of them explained, the noise curves, and the trials by which the validation
-    split chose a remedy are shown where they are given.
+    split chose a remedy are shown where they are given. `arm` names the network beside the base.
     At most 36 examples and the heat maps of the last 16 layers are shown, so that the page can be mailed.
     """
     treated = comparison is not None or bool(prescription)
@@ -109,7 +110,8 @@ def render_report(
         agreement={one.name: _mean(one.agreement[len(one.agreement) // 2]) for one in diagnosis.layers},
         sparsity={one.name: _mean(sparsity(one.correlation)) for one in diagnosis.layers},
         layers_left_out=max(0, len(diagnosis.layers) - MOST_LAYERS),
-        examples=_examples(examples[:MOST_EXAMPLES], treated),
+        arm=arm,
+        examples=_examples(examples[:MOST_EXAMPLES], arm if treated else None),
         examples_left_out=max(0, len(examples) - MOST_EXAMPLES),
         ramp=ramp(),
         categories=_categories(diagnosis),
@@ -296,24 +298,23 @@ def _confusions(diagnosis: Diagnosis, most: int = 8) -> list[tuple[int, str, str
     ]
 
 
-def _examples(examples: Sequence[Example], treated: bool) -> list[tuple[Kind, str, list[dict[str, Any]]]]:
+def _examples(examples: Sequence[Example], arm: str | None) -> list[tuple[Kind, str, list[dict[str, Any]]]]:
     """Group the examples by kind and draw their images, both maps of a pair on one scale."""
     groups = []
     for kind, meaning in KINDS.items():
         members = [one for one in examples if one.kind == kind]
-        shown = [{"of": one, "pictures": _triple(one, treated)} for one in members]
+        shown = [{"of": one, "pictures": _triple(one, arm)} for one in members]
         if shown:
             groups.append((kind, meaning, shown))
     return groups
 
 
-def _triple(example: Example, treated: bool) -> list[tuple[str, Picture]]:
-    """Draw the image, the base network's map and the treated network's map."""
-    maps = [("base", example.map_before)] + ([("treated", example.map_after)] if treated else [])
+def _triple(example: Example, arm: str | None) -> list[tuple[str, Picture]]:
+    """Draw the image, the base network's map and, where there is one, the arm's."""
+    maps = [("base", example.map_before)] + ([(arm, example.map_after)] if arm else [])
     drawn = [("image", photograph(example.image, example.mask, f"Image {example.name}"))]
-    for arm, summed in maps:
+    for network, summed in maps:
         pixels = figures.overlay(example.image, summed, example.maximum)
-        drawn.append(
-            (arm, photograph(pixels, example.mask, f"Evidence of the {arm} network in {example.name}"))
-        )
+        words = f"Evidence of the {network} network in {example.name}"
+        drawn.append((network, photograph(pixels, example.mask, words)))
     return drawn

@@ -58,7 +58,7 @@ def across_categories(images: Images, seed: int = 0, most: int = 2000) -> tuple[
     """Return the annotated images, each before the background of one of another category.
 
     At most `most` of them, spread over the source. Donors are drawn by (seed, image id); an image without
-    a donor of another category is left out. Empty without masks.
+    a donor of another category is left out. Empty without masks. The objects' masks stay.
     """
     kept = [take(batch, batch.annotated) for batch in images if batch.annotated is not None]
     kept = [batch for batch in kept if len(batch.labels)]
@@ -76,12 +76,16 @@ def across_categories(images: Images, seed: int = 0, most: int = 2000) -> tuple[
         donors.append(int(others[pick]) if len(others) else -1)
     found = torch.tensor(donors)
     chosen, found = chosen[found >= 0], found[found >= 0]
+    if not len(chosen):
+        return ()
     size = len(kept[0].labels)
     return tuple(
         Batch(
             masks[rows] * pixels[rows] + (1 - masks[rows]) * background_alone(pixels[others], masks[others]),
             labels[rows],
             ids[rows],
+            masks[rows],
+            torch.ones(len(rows), dtype=torch.bool),
         )
         for rows, others in zip(chosen.split(size), found.split(size), strict=True)
     )

@@ -64,7 +64,7 @@ def treat(
     images: TrainingImages | Iterable[Batch],
     diagnosis: Diagnosis,
     *,
-    arms: Sequence[str | Remedy] = ("control", "treated"),
+    arms: Sequence[str | Remedy] | None = None,
     constraints: Sequence[str | Constraint] | None = None,
     layers: Sequence[str] | None = None,
     evidence: Evidence = "gradient_x_activation",
@@ -89,13 +89,14 @@ def treat(
 
     For each of `seeds` seeds the arms see the same batches, augmentation, annotated images, steps and
     optimiser; `control` minimises the loss alone, `treated` Eq. 7, the others what REMEDIES says, or a
-    function of your own. The last epoch's weights are kept: nothing is selected. `masks_per_category`
-    None uses all masks there are. `Differs from the paper:` which uses 20 (docs/when-it-helps.md). `layers`
-    are those of constraints that name none of their own; None is the last that was diagnosed.
-    `budget_kind="time"` gives every arm the seconds that the first remedy's steps take, instead of its
-    steps. `lazy` = k computes the constraints at every k-th step alone, with k times their weight: nearly
-    a k-th of their cost. InputError where masks are missing, a constraint reaches no trainable parameter, or
-    the diagnosis belongs to another network, other layers or other categories.
+    function of your own. Without `arms` it is `treated`, and `swap` before it where 20 images have masks.
+    The last epoch's weights are kept: nothing is selected. `masks_per_category` None uses all masks there
+    are. `Differs from the paper:` which uses 20 (docs/when-it-helps.md). `layers` are those of constraints
+    that name none of their own; None is the last that was diagnosed. `budget_kind="time"` gives every arm
+    the seconds that the first remedy's steps take, instead of its steps. `lazy` = k computes the
+    constraints at every k-th step alone, with k times their weight: nearly a k-th of their cost. InputError
+    where masks are missing, a constraint reaches no trainable parameter, or the diagnosis belongs to
+    another network, other layers or other categories.
     """
     model = unwrap(model)
     check_choice("budget_kind", budget_kind, BudgetKind)
@@ -107,9 +108,9 @@ def treat(
     check_choice("norm", recipe.norm, NormPolicy)
     check_choice("precision", recipe.precision, Precision)
     _check_model(model, diagnosis)
-    wanted = remedies_named(arms)
     source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images))
     masked = masked_ids(source, diagnosis, masks_per_category)
+    wanted = remedies_named(default_arms(len(masked)) if arms is None else arms)
     chosen: tuple[Constraint, ...] = ()
     if "treated" in wanted:
         chosen = _chosen(constraints, bool(masked), layers, diagnosis, evidence, scale, targets, weight)
@@ -203,12 +204,16 @@ def _check_model(model: nn.Module, diagnosis: Diagnosis) -> None:
         )
 
 
-def default_arms(has_masks: bool) -> tuple[str, ...]:
+LEAST_MASKS = 20  # below, a batch would show the same few objects again and again
+
+
+def default_arms(masked: int) -> tuple[str, ...]:
     """Return the arms that are compared where none are asked for; verdicts speak of the second.
 
-    Where there are masks, swapped backgrounds did what no constraint did (docs/when-it-helps.md).
+    Where training images have masks, 20 or more, swapped backgrounds did what no constraint did
+    (docs/when-it-helps.md).
     """
-    return ("control", "swap", "treated") if has_masks else ("control", "treated")
+    return ("control", "swap", "treated") if masked >= LEAST_MASKS else ("control", "treated")
 
 
 def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:

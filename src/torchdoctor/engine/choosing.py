@@ -23,7 +23,7 @@ from torchdoctor.engine.treating import ArmFolder, Watch
 from torchdoctor.masks import default_expansion
 from torchdoctor.remedies import last_linear
 from torchdoctor.selection import Candidate, Select, candidates, halve, ladder, remedy_of, score_of
-from torchdoctor.treatment import treat
+from torchdoctor.treatment import LEAST_MASKS, default_arms, treat
 from torchdoctor.types import Batch, Diagnosis, InputError, Treatment
 
 TRIALS = "trials.json"
@@ -185,7 +185,8 @@ def settled(settings: Settings, choice: Choice) -> Settings:
     Where `treated` is among arms that were listed and another remedy won, it stands for the best constraints
     that were tried.
     """
-    best, asked = choice.best, list(settings.arms or ())
+    listed = settings.arms not in (None, default_arms(0), default_arms(LEAST_MASKS))
+    best, asked = choice.best, list(settings.arms or ()) if listed else []
     treatment = best if best.constraints else choice.constrained
     if treatment is None:
         asked = [arm for arm in asked if arm != "treated"]

@@ -13,14 +13,17 @@ from torchdoctor.constraints import CONSTRAINTS, constraints_named, default_cons
 from torchdoctor.courses import PLAIN, Course
 from torchdoctor.diagnosis import diagnose
 from torchdoctor.engine.demo import demo_settings
-from torchdoctor.engine.preparation import Case, prepare
+from torchdoctor.engine.preparation import SWAPPED, Case, prepare
+from torchdoctor.engine.prescribing import masked_count
 from torchdoctor.engine.settings import Settings, Verb, filled
+from torchdoctor.engine.splits import swapped_count
 from torchdoctor.engine.stages import cost_of, out_folder, recipe_of
 from torchdoctor.engine.storage import RunFolder
 from torchdoctor.engine.trackers import check_tensorboard
 from torchdoctor.engine.treating import taken_over
 from torchdoctor.passes import Noise
 from torchdoctor.prescription import Prescription
+from torchdoctor.remedies import USE_MASKS
 from torchdoctor.sifting import device_of, predict_logits
 from torchdoctor.sources import drawn_per_batch
 from torchdoctor.training import fit
@@ -50,7 +53,9 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     """Plan one verb."""
     if verb in ("train", "treat", "checkup"):
         check_tensorboard(settings.tensorboard)
-    case = prepare(filled(settings, verb), needs_weights=needs_weights)
+    treats = verb in ("treat", "checkup")
+    settings = replace(settings, auto=settings.auto and verb == "checkup")
+    case = prepare(filled(settings, verb), needs_weights=needs_weights, treats=treats)
     RunFolder.refuse_existing(out_folder(case.settings, verb))
     taken_over(case)
     steps = _steps_per_epoch(case, verb) * recipe_of(case.settings).epochs
@@ -59,14 +64,14 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     seconds = {"train": plain * steps}
     if verb != "train":
         seconds = {"diagnose": _diagnosis_seconds(case, first)}
-    arms = remedies_named(case.settings.arms or default_arms(case.data.has_masks))
+    arms = _arms(case)
     if verb in ("treat", "checkup"):
         treated = plain + (seconds_per_step(case, first, treated=True) - plain) / case.settings.lazy
         for arm in arms:
             # The other remedies cost about a plain step each.
             seconds[arm] = (treated if arm == "treated" else plain) * steps * case.settings.seeds
     if verb == "checkup":
-        images = sum(len(one) for one in case.data.tests.values())
+        images = sum(len(one) for one in case.data.tests.values()) + swapped_count(case)
         seconds["compare"] = plain / 3 * images / len(first.labels) * (1 + len(arms) * case.settings.seeds)
     return {
         "verb": verb,
@@ -78,6 +83,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
             "train": len(case.data.train),
             "validation": len(case.data.validation),
             **{name: len(one) for name, one in case.data.tests.items()},
+            **({SWAPPED: swapped_count(case)} if verb == "checkup" and swapped_count(case) else {}),
         },
         "masks": case.data.has_masks,
         "preprocessing": case.data.preprocessing.to_json(),
@@ -95,10 +101,18 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
 def _steps_per_epoch(case: Case, verb: Verb) -> int:
     """Return the steps of an epoch: annotated images take places in the batches of a treatment."""
     train, names = case.data.train, _constraints(case)
-    if verb in ("treat", "checkup") and any(CONSTRAINTS[one.partition(" ")[0]].needs_masks for one in names):
+    constrained = any(CONSTRAINTS[one.partition(" ")[0]].needs_masks for one in names)
+    arms = _arms(case)
+    uses = ("treated" in arms and constrained) or any(arm in USE_MASKS for arm in arms)
+    if verb in ("treat", "checkup") and case.data.has_masks and uses:
         size = min(train.batch_size, len(train))
         train = replace(train, annotated_per_batch=drawn_per_batch(case.settings.annotated_per_batch, size))
     return train.steps_per_epoch
+
+
+def _arms(case: Case) -> Sequence[str]:
+    """Return the names of the arms of a treatment, the control among them."""
+    return tuple(remedies_named(case.settings.arms or default_arms(masked_count(case.data))))
 
 
 def _constraints(case: Case) -> Sequence[str]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.checks import check_model
-from torchdoctor.constraints import CONSTRAINTS, constraints_named
 from torchdoctor.data import EXPECTED, Splits, load_data
+from torchdoctor.engine.prescribing import check_constraints, prescribed
 from torchdoctor.engine.settings import Settings
 from torchdoctor.gradients import map_shapes, measuring
 from torchdoctor.layers import chosen_layers, default_layers
@@ -30,9 +31,7 @@ from torchdoctor.models import (
 )
 from torchdoctor.networks import as_logits
 from torchdoctor.noise import key
-from torchdoctor.remedies import NEED_MASKS
 from torchdoctor.sifting import device_of
-from torchdoctor.treatment import default_arms, remedies_named
 from torchdoctor.types import InputError
 
 SWAPPED = "swapped"  # the test split that is made of another by its masks
@@ -68,9 +67,10 @@ class Case:
         }
 
 
-def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
+def prepare(settings: Settings, *, needs_weights: bool = True, treats: bool = False) -> Case:
     """Build the model, read the data, load the weights and check that they fit one another.
 
+    With `treats` the settings say what will be compared and constrained, where nothing was asked for.
     Raises InputError for a missing flag, unknown names or layers, weights or class counts that do not
     fit, and constraints that the data cannot serve.
     """
@@ -107,9 +107,9 @@ def prepare(settings: Settings, *, needs_weights: bool = True) -> Case:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()
     layers = _layers(settings, model, data)
-    if settings.arms is None and not settings.auto:  # a search settles its own
-        settings = replace(settings, arms=default_arms(data.has_masks))
-    _check_constraints(settings, layers, data)
+    check_constraints(settings, layers, data)
+    if treats and not settings.auto:  # a search settles its own
+        settings = prescribed(settings, layers, data)
     settings = replace(settings, primary=primary, layers=layers)
     return Case(settings, model, data, layers, card_of(settings, data))
 
@@ -160,10 +160,13 @@ def _primary(settings: Settings, data: Splits) -> str:
     """Return the test split that decides; InputError where it is to be made of masks that are not there."""
     if settings.primary != SWAPPED or SWAPPED in data.tests:
         return settings.primary or data.primary
-    if not data.tests[data.primary].table.has_mask.any():
+    table = data.tests[data.primary].table
+    masked = len(np.unique(table.labels[table.has_mask]))
+    if masked < 2:
         raise InputError(
-            f"--primary {SWAPPED!r} puts test images before one another's backgrounds by their masks, and "
-            f"{settings.data!r} has none in {data.primary!r}: give data whose test images have masks"
+            f"--primary {SWAPPED!r} puts test images before the backgrounds of other categories by their "
+            f"masks, and {settings.data!r} has masks of {masked} categories in {data.primary!r}: give data "
+            "whose test images have masks"
         )
     return SWAPPED
 
@@ -257,29 +260,6 @@ def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel heigh
     """Return one training image where the network lies."""
     first = next(iter(data.train.select([int(data.train.table.ids[0])])))
     return first.images.to(device_of(model))
-
-
-def _check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits) -> None:
-    """Refuse unknown arms and constraints, and those that need masks where the training data has none."""
-    arms = remedies_named(settings.arms or default_arms(data.has_masks))
-    names = settings.constraints or ()
-    for text, one in zip(names, constraints_named(names, layers=layers), strict=True):
-        if one.needs_masks and not data.has_masks:
-            raise InputError(
-                f"--constraints {text!r} needs object masks, and {settings.data!r} has none: give data with "
-                "mask or bbox columns or PNGs beside the images, or leave it out"
-            )
-    for name in arms:
-        if name in NEED_MASKS and not data.has_masks:
-            raise InputError(
-                f"--arms {name!r} needs object masks, and {settings.data!r} has none: give data with mask or "
-                "bbox columns or PNGs beside the images, or leave it out"
-            )
-    weights = settings.weights_by_constraint
-    known = [one.name for one in constraints_named(names, layers=layers)] or list(CONSTRAINTS)
-    for name in weights if isinstance(weights, dict) else ():
-        if name not in known:
-            raise InputError(f"--weight {name!r} names no constraint of this run")
 
 
 def card_of(settings: Settings, data: Splits) -> dict[str, object]:

@@ -67,6 +67,7 @@ def report_stage(
         explained=explained_errors(case, diagnosis, causes) if causes else (),
         robustness=load_robustness(curves) if curves.is_file() else None,
         trials=read_json(trials) if trials.is_file() else None,
+        arm=arm_of(case, comparison),
     )
     write_bytes(target, page.encode())
     progress("report", 1, 1)

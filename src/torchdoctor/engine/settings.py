@@ -229,7 +229,7 @@ def filled(settings: Settings, verb: Verb) -> Settings:
     """Fill in what the verb decides: further training is shorter and gentler than training from scratch."""
     scratch = verb == "train"
     defaults: dict[str, Any] = {
-        "epochs": 20 if scratch else 5,
+        "epochs": 20 if scratch else 10,
         "learning_rate": 0.1 if scratch else 0.01,
         "norm": "train",
         "evidence": "gradient" if verb in ("diagnose", "robustness") else "gradient_x_activation",

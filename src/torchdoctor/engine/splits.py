@@ -10,7 +10,7 @@ from torchdoctor.swapping import across_categories
 from torchdoctor.types import Batch, Images
 
 MOST = 2000  # images that are decoded at once to be swapped
-LEAST = 100  # fewer would call chance a loss
+LEAST = 400  # fewer could lose `--max-loss` points by chance
 
 
 def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
@@ -25,13 +25,20 @@ def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
 
 
 def splits_to_compare(case: Case) -> dict[str, Images]:
-    """Return the test splits by name, and `swapped` where it decides or at least 100 images have masks.
+    """Return the test splits by name, and `swapped` where it decides or enough images have masks."""
+    tests = dict[str, Images](case.data.tests)
+    if not swapped_count(case):
+        return tests
+    return {**tests, SWAPPED: swapped_images(case.data.tests[case.data.primary], case.settings.seed)}
+
+
+def swapped_count(case: Case) -> int:
+    """Return how many images the split `swapped` will have; 0 where it is not made.
 
     Data with several test splits bring a shifted one of their own: there it is made only if it decides.
     """
-    data, tests = case.data, dict[str, Images](case.data.tests)
-    source, decides = data.tests[data.primary], case.settings.primary == SWAPPED
-    enough = len(tests) == 1 and int(source.table.has_mask.sum()) >= LEAST
-    if SWAPPED in tests or not (decides or enough):
-        return tests
-    return {**tests, SWAPPED: swapped_images(source, case.settings.seed)}
+    data, decides = case.data, case.settings.primary == SWAPPED
+    table = data.tests[data.primary].table
+    masked = int(table.has_mask.sum()) if len(np.unique(table.labels[table.has_mask])) > 1 else 0
+    wanted = decides or (len(data.tests) == 1 and masked >= LEAST)
+    return min(masked, MOST) if wanted and SWAPPED not in data.tests else 0

@@ -188,7 +188,8 @@ def run_treat(
     """
     _refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
-    case = prepare(filled(settings, "treat"))
+    # Where a checkup's config.yaml is taken over: a search ends in a comparison, which this verb leaves out.
+    case = prepare(filled(replace(settings, auto=False), "treat"), treats=True)
     given = taken_over(case)
     folder = out_folder(settings, "treat")
     if resume and _is_done(folder):
@@ -209,7 +210,8 @@ def _treated(case: Case, folder: Path, diagnosis: Diagnosis, treatment: Treatmen
     ]  # fmt: skip
     record = {"out": str(folder), "prescription": treatment.prescription, "arms": arms}
     code = INCONCLUSIVE if diagnosis.inconclusive else DONE
-    outcome = Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, folder))
+    arm = next(name for name in treatment.names() if name != "control")
+    outcome = Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, folder, arm))
     return _with_facts(outcome, case)
 
 
@@ -264,7 +266,7 @@ def run_checkup(
     """Diagnose, treat, compare and report in one go; `resume` goes on where an earlier process stopped."""
     _refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
-    case = prepare(filled(settings, "checkup"))
+    case = prepare(filled(settings, "checkup"), treats=True)
     given = taken_over(case)
     folder = out_folder(settings, "checkup")
     if resume and _is_done(folder):
@@ -280,10 +282,12 @@ def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
     check_tensorboard(settings.tensorboard)
     base, further = demo_settings(settings)
     case = prepare(filled(base, "train"), needs_weights=False)
-    prepare(filled(further, "demo"), needs_weights=False)  # refuses now what it would refuse after training
+    prepare(
+        filled(further, "demo"), needs_weights=False, treats=True
+    )  # refuses now what it would refuse after training
     with RunFolder.create(out_folder(settings, "demo")) as run, interruptible() as stop:
         trained = train_stage(case, run.path / "base", progress, stop)
-        again = prepare(filled(replace(further, weights=str(trained.record["weights"])), "demo"))
+        again = prepare(filled(replace(further, weights=str(trained.record["weights"])), "demo"), treats=True)
         start_run(run.path, "checkup", again)
         outcome = checkup_stages(again, run.path, None, Watch(progress, stop))
         return _with_facts(replace(outcome, record={**outcome.record, "base": trained.record}), again)
