@@ -9,7 +9,8 @@ torchdoctor[cam]` for Grad-CAM's), and the measurable side of the claim, a line 
 evidence on the background over all test images with a mask, at the last layer, for both kinds of evidence.
 `background_area` is the share that evidence spread evenly over the image would have. The arms are ours
 (variant `ours`: gradient x activation, `share`).
-What we got and how long it took: docs/ledger.md.
+Got in `short` (3 seeds, 7 minutes of one core): 36 % of the evidence on the background, 30 % with the
+space-wise constraint, 35 % with the channel-wise one; accuracy alike; docs/ledger.md.
 """
 
 from __future__ import annotations
