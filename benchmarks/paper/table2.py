@@ -7,7 +7,8 @@ Paper: VGG-16, 10 categories of mini-ImageNet, 100 to 1000 annotated images, tha
 accuracy increase". Here: 5 to 100 per category, as many as there are, of those that are sifted as worth
 annotating. The annotated images enter the batches of the control too, so that every number of them has a
 control of its own. Variants: `annotated20` for base and control, `annotated20-literal` and `-ours`.
-What we got and how long it took: docs/ledger.md.
+Got in `short` (small_resnet, 3 seeds, 14 minutes of one core): -0.4 to +0.1 over the control with 5 to 60
+annotated images a category, whatever their number; docs/ledger.md.
 """
 
 from __future__ import annotations
