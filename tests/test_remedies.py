@@ -129,7 +129,10 @@ def test_a_remedy_of_ones_own_is_a_function(patient):  # noqa: F811
 
 def test_time_as_the_budget_gives_the_control_the_same_seconds(patient):  # noqa: F811
     model, batches, diagnosis = patient
-    found = td.treat(model, batches, diagnosis, recipe=Recipe(epochs=4), seeds=1, draws=2, budget_kind="time")
+    found = td.treat(
+        model, batches, diagnosis, arms=["control", "treated"], recipe=Recipe(epochs=4), seeds=1, draws=2,
+        budget_kind="time",
+    )  # fmt: skip
     control, treated = found.arm("control", 0), found.arm("treated", 0)
     assert treated.steps == 12 and control.steps > treated.steps
     assert control.seconds >= treated.seconds

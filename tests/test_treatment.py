@@ -138,6 +138,8 @@ def test_constraints_without_layers_act_at_the_last_that_was_diagnosed(patient):
     settings = {"weight": 1.0, "recipe": Recipe(epochs=1), "seeds": 1}
     found = treat(model, batches, diagnosis, **settings)
     assert [one["layers"] for one in found.prescription] == [["conv2"], ["conv2"]]
+    turned = diagnose(model, batches, layers=["conv2", "conv1"], draws=0, confidence=0.3)
+    assert [layer.name for layer in turned.layers] == ["conv1", "conv2"]
     named = ["channel layers=conv1", "space"]
     found = treat(model, batches, diagnosis, constraints=named, layers=["conv1", "conv2"], **settings)
     assert [one["layers"] for one in found.prescription] == [["conv1"], ["conv1", "conv2"]]

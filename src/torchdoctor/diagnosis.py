@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from torchdoctor.evidence import Draws
+from torchdoctor.gradients import map_shapes
 from torchdoctor.layers import chosen_layers, norms_behind
 from torchdoctor.measurement import Parts, Survey, first_images, measure, tensor_bytes
 from torchdoctor.networks import unwrap
@@ -51,7 +52,7 @@ def diagnose(
     check_choice("evidence", evidence, Evidence)
     _check_settings(draws, delta, theta, images_per_category)
     example = first_images(model, images)
-    layers = chosen_layers(model, example, layers)
+    layers = tuple(map_shapes(model, example, chosen_layers(model, example, layers)))  # first to last
     if classes is None:
         classes = getattr(images, "classes", None)
     sha256 = state_sha256(model)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchdoctor.gradients import keep_in, map_shapes, measuring, run_tapped, score_gradients, tapped
+from torchdoctor.gradients import keep_in, measuring, run_tapped, score_gradients, tapped
 from torchdoctor.networks import as_logits, unwrap
 from torchdoctor.types import Evidence, InputError
 
@@ -118,7 +118,7 @@ def chosen_layers(
     images: Float[Tensor, "batch channel height width"],
     wanted: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
-    """Return the layers meant by names, patterns (`layer3.*`), `all` and `last:3`, each once, first to last.
+    """Return the layers meant by names, patterns (`layer3.*`), `all` and `last:3`, each once, in order.
 
     `all` and `last` are of the candidate convolutions; a pattern too, or, where none of them fits, of all
     modules with a 4-dimensional map on the way to the logits. None: the default layers. InputError for
@@ -149,8 +149,8 @@ def chosen_layers(
     names = list(dict.fromkeys(found))
     if not names:
         raise InputError("layers: an empty list; give names, all, last:N, or None for the default ones")
-    if candidates is None:
-        return tuple(map_shapes(model, images[:1], names))
+    if len(names) == len(wanted) and candidates is None:
+        return tuple(names)
     order = compute_before(model, images[:1], names)[0]
     return tuple(sorted(names, key=lambda name: order[name]))
 

@@ -210,7 +210,7 @@ def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ..
         )
     if settings.layers is not None:
         chosen = chosen_layers(model, example, settings.layers)
-        map_shapes(model, example, chosen)
+        chosen = tuple(map_shapes(model, example, chosen))  # first to last
     else:
         known = settings.model in MODELS
         chosen = MODELS[str(settings.model)].layers if known else default_layers(model, example)
