@@ -10,7 +10,8 @@ layer's map (a global average and one linear layer follow): then the gradient is
 the same for every image, and "every image agrees with its category" holds by construction.
 `gradient_x_activation` depends on the image at every layer. GoogLeNet trains a quarter of an hour on one core
 in `short`; --architectures takes smaller networks.
-What we got and how long it took: docs/ledger.md.
+Got in `short` (small_resnet, 3 seeds, minutes): 27 % of the kernels are correlated with a category, 14 % by
+gradient x activation; docs/ledger.md.
 """
 
 from __future__ import annotations
