@@ -27,6 +27,8 @@ def test_the_page_shows_ours_beside_the_paper_s(tmp_path):
     lines = cell_of("vgg16", "mnist", MNIST) + cell_of("vgg16", "cifar10", cifar, image_size=32)
     lines += cell_of("vgg16", "stl10_2", {**MNIST, ("space", "ours"): (91.0,)}, image_size=96, swapped=40.0)
     lines += cell_of("mnasnet", "mnist", MNIST, protocol="smallest")
+    lines += cell_of("resnet50", "cifar10", {("base", ""): (90.0,)}, image_size=32)  # stopped after its base
+    lines += cell_of("small_vgg", "cifar10", cifar, image_size=32)
     text = page(write(tmp_path / "results", lines), tmp_path / "ledger.md")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
 
@@ -40,6 +42,8 @@ def test_the_page_shows_ours_beside_the_paper_s(tmp_path):
     ]  # fmt: skip
     assert row("VGG-16", "CIFAR-10 re-encoded as WebP", "space")[:2] == ["93.46", "−2.52"]
     assert "open: needs masks" in row("VGG-16", "CIFAR-10 re-encoded as WebP", "space")
+    assert row("ResNet-50", "CIFAR-10 re-encoded as WebP", "channel")[2:6] == ["–", "90.00", "–", "open"]
+    assert "open: needs masks" in row("small_vgg (not the paper's)", "CIFAR-10 re-encoded as WebP", "all")
     two = "two categories of STL-10's training split"
     assert row("VGG-16", two, "channel")[:3] == ["–", "–", "3 of 3"]
     assert row("VGG-16", "STL-10, as in the paper", "all")[:2] == ["77.65", "+0.79"]

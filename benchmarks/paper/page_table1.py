@@ -88,10 +88,10 @@ def measured(places: Mapping[Place, Arms]) -> list[str]:
             found = _gains(place, arms, arm, "accuracy")
             if found is not None:
                 rows.append([*name, arm, *theirs, found[0], *own, *found[1]])
-            elif published(place, arm) is not None and not COUNTERPARTS[place.dataset].masks:
+            elif arm != "channel" and not COUNTERPARTS[place.dataset].masks:
                 rows.append([*name, arm, *theirs, NONE, NONE, NONE, "open: needs masks", *[NONE] * 5])
-            else:
-                continue
+            elif published(place, arm) is not None:
+                rows.append([*name, arm, *theirs, NONE, *own, "open", *[NONE] * 5])
         if place.dataset == "stl10_2" and place.architecture in ARCHITECTURES:
             rows.extend(_whole_stl10(place, places))
     return table(heads, rows)
