@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -211,3 +213,12 @@ def test_a_seed_counts_where_all_its_parts_are_there(programs):
         },
     }
     assert power.seed_gains(arms, "channel", "centre") == {0: 3.0}
+
+
+def test_figure_5_trains_with_the_masks_that_it_records(programs, monkeypatch):
+    """Its cells are those of Table 1: the same masks, not all that there are."""
+    figure5, seen = programs("figure5"), {}
+    monkeypatch.setattr(figure5, "arms_at", lambda *_, **__: {})
+    monkeypatch.setattr(figure5, "treat", lambda *_, **given: seen.update(given) or SimpleNamespace(arms=()))
+    states = figure5._states(MagicMock(layers=["last"], base=torch.nn.Linear(2, 2)))
+    assert set(states) == {"base"} and seen["masks_per_category"] == figure5.MASKS == 20

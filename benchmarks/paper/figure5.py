@@ -33,6 +33,7 @@ from torchdoctor.masks import background_mask
 from torchdoctor.measurement import first_images
 from torchdoctor.types import Evidence
 
+MASKS = 20  # per category, as in Table 1
 VARIANTS = {"base": "", "control": "", "channel": "ours", "space": "ours", "all": "ours"}
 
 
@@ -52,7 +53,7 @@ def figure_5(cell: Cell) -> bool:
     for arm, (state, facts) in _states(cell).items():
         networks[arm] = _with(cell.base, state)
         values = {**cell.tested(state), **_background(cell, networks[arm], layer)}
-        settings = {"layers": [layer], "tau": TAU, "masks_per_category": 20}
+        settings = {"layers": [layer], "tau": TAU, "masks_per_category": MASKS}
         record(
             cell, "figure5", {**values, **facts}, arm=arm, variant=VARIANTS[arm], settings=settings,
             seconds=facts.pop("seconds"),
@@ -72,6 +73,7 @@ def _states(cell: Cell) -> dict[str, tuple[Mapping[str, Tensor], dict[str, Any]]
         cell.train,
         cell.diagnosis([layer]),
         arms=["control", *remedies.values()],
+        masks_per_category=MASKS,
         recipe=cell.protocol.recipe(cell.architecture, treating=True),
         seeds=1,
         seed=cell.seed,

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from ledger import Line
-from torchdoctor.proof import LEVEL, POWER, holm
+from torchdoctor.proof import LEVEL, errors_to_see, holm
 
 COUNTED = ("accuracy", "swapped", "shifted")  # the measures that are shares of images
 
@@ -65,14 +65,12 @@ def gain_of(differences: Sequence[float], grain: float = 0.0) -> Gain:
         return Gain(mean, -math.inf, math.inf, 1.0, math.inf, number)
     error = max(float(values.std(ddof=1)), grain) / math.sqrt(number)
     quantile = float(stats.t.ppf(0.5 + LEVEL / 2, number - 1))
-    power = float(stats.t.ppf(POWER, number - 1))
     if error == 0:
         p_value = 1.0 if mean == 0 else 0.0
     else:
         p_value = 2 * float(stats.t.sf(abs(mean) / error, number - 1))
-    return Gain(
-        mean, mean - quantile * error, mean + quantile * error, p_value, (quantile + power) * error, number
-    )
+    seen = errors_to_see(number - 1) * error
+    return Gain(mean, mean - quantile * error, mean + quantile * error, p_value, seen, number)
 
 
 def by_place(lines: Iterable[Line]) -> dict[Place, Arms]:
@@ -105,7 +103,8 @@ def gain_over(
     if not pairs:
         return None
     images = min(mine[pair].get("images", math.inf) for pair in pairs)
-    grain = 100 / images / math.sqrt(12) if measure in COUNTED else 0.0  # what rounding to whole images does
+    # What rounding both sides to whole images does: twice the variance of one, 1/12 of an image.
+    grain = 100 / images / math.sqrt(6) if measure in COUNTED else 0.0
     return gain_of([mine[pair][measure] - theirs[pair][measure] for pair in pairs], grain)
 
 
@@ -117,16 +116,19 @@ def mean_of(arms: Arms, arm: str, variant: str = "", measure: str = "accuracy") 
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm over all measured places: the mean of their gains, with an interval over the places.
+    """One arm over all measured places: the mean of the data sets' gains, with an interval over these.
 
-    `with_interval` places have two seeds or more; of those `above` and `below` have an interval on one side
-    of 0, `holm_above` and `holm_below` also a p-value of at most 5 % after Holm's correction over all tests.
-    `detectable` is the median of what the places could have seen, `paper` the paper's mean of the same ones.
+    Networks on the same data share its images and so its luck: each data set counts once, as the mean of
+    its `cells`, and `gain.number` is the number of data sets. `with_interval` cells have two seeds or more;
+    of those `above` and `below` have an interval on one side of 0, `holm_above` and `holm_below` also a
+    p-value of at most 5 % after Holm's correction over all tests. `detectable` is the median of what the
+    cells could have seen, `paper` the paper's mean of the same ones.
     """
 
     arm: str
     variant: str
     gain: Gain
+    cells: int
     with_interval: int
     above: int
     below: int
@@ -165,7 +167,8 @@ def summaries(
             Summary(
                 arm,
                 variant,
-                gain_of([gain.mean for gain in mine.values()]),
+                gain_of(_per_dataset(mine)),
+                len(mine),
                 len(known),
                 sum(gain.sign > 0 for gain in known.values()),
                 sum(gain.sign < 0 for gain in known.values()),
@@ -176,3 +179,11 @@ def summaries(
             )
         )
     return result, len(tested)
+
+
+def _per_dataset(gains: Mapping[Place, Gain]) -> list[float]:
+    """Return the mean gain of each data set's places."""
+    found: dict[str, list[float]] = {}
+    for place, gain in gains.items():
+        found.setdefault(place.dataset, []).append(gain.mean)
+    return [float(np.mean(own)) for own in found.values()]

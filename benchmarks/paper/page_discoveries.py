@@ -19,8 +19,9 @@ KINDS = {"background_gradient": "gradient", "background_gradient_x_activation": 
 
 def layers(places: Mapping[Place, Arms]) -> list[str]:
     """Return Figure 1: how kernels and depth go together, and the first, middle and last convolution."""
-    heads = ["protocol", "classifier", "data", "n", "layers", "share and depth", "number and depth",
-             "correlated, first", "middle", "last", "agreement, last", "between, last"]  # fmt: skip
+    heads = ["protocol", "classifier", "data", "n", "images, in categories", "layers", "share and depth",
+             "number and depth", "correlated, first", "middle", "last",
+             "agreement, last", "between, last"]  # fmt: skip
     rows = []
     for place, arms in places.items():
         by_pair: dict[Pair, list[Line]] = {}
@@ -30,7 +31,7 @@ def layers(places: Mapping[Place, Arms]) -> list[str]:
         lines = [sorted(own, key=lambda line: line["place"]) for own in by_pair.values()]
         ends = [[own[at] for own in lines] for at in (0, len(lines[0]) // 2, -1)]
         rows.append(
-            [*name_of(place, arms), str(len(lines)), str(len(lines[0])),
+            [*name_of(place, arms), str(len(lines)), _behind(ends[-1]), str(len(lines[0])),
              _rank(lines, "correlated_share"), _rank(lines, "correlated"),
              *(_kernels(one) for one in ends),
              _mean(ends[-1], "agreement"), _mean(ends[-1], "between")]
@@ -54,18 +55,24 @@ def _kernels(lines: Sequence[Line]) -> str:
     return f"{_mean(lines, 'correlated', 1, 1)} of {lines[0]['kernels']} ({share} %)"
 
 
+def _behind(lines: Sequence[Line]) -> str:
+    """Return how many images were sure enough, and in how many categories: from the fewest to the most."""
+    ends = [sorted({line[field] for line in lines}) for field in ("sifted", "diagnosed")]
+    return " in ".join("–".join(map(str, dict.fromkeys((one[0], one[-1])))) for one in ends)
+
+
 def sparseness(places: Mapping[Place, Arms]) -> list[str]:
     """Return Figure 2: how few kernels a category is correlated with in the last layer."""
-    heads = ["protocol", "classifier", "data", "evidence", "n", "correlated kernels",
+    heads = ["protocol", "classifier", "data", "evidence", "n", "images, in categories", "correlated kernels",
              "kernels with 90 % of the evidence, %", "agreement", "between", "affine"]  # fmt: skip
     rows = []
     for place, arms in places.items():
         for (_, variant), own in arms.items():
             lines = list(own.values())
             rows.append(
-                [*name_of(place, arms), variant.replace("_x_", " x "), str(len(lines)), _kernels(lines),
-                 _mean(lines, "evidence_share", 100, 0), _mean(lines, "agreement"), _mean(lines, "between"),
-                 "yes" if lines[0]["affine"] else "no"]
+                [*name_of(place, arms), variant.replace("_x_", " x "), str(len(lines)), _behind(lines),
+                 _kernels(lines), _mean(lines, "evidence_share", 100, 0), _mean(lines, "agreement"),
+                 _mean(lines, "between"), "yes" if lines[0]["affine"] else "no"]
             )  # fmt: skip
     return table(heads, rows)
 
@@ -99,22 +106,22 @@ def _at(lines: Sequence[Line], wanted: float) -> str:
 def background(places: Mapping[Place, Arms]) -> list[str]:
     """Return Figure 5: the share of the evidence on the background, per arm, and against the control."""
     of_kinds = [f"{kind}: on it, %{more}" for kind in KINDS.values() for more in ("", ", minus control")]
-    heads = ["protocol", "classifier", "data", "arm", "n", "accuracy", "background's area, %", *of_kinds]
+    heads = ["protocol", "classifier", "data", "arm", "n", "accuracy", "accuracy, minus control",
+             "background's area, %", *of_kinds]  # fmt: skip
     rows = []
     for place, given in places.items():
         arms = {key: {pair: _in_percent(line) for pair, line in own.items()} for key, own in given.items()}
         for (arm, variant), own in arms.items():
-            columns = []
-            for field in KINDS:
+            columns = {}
+            for field in ("accuracy", *KINDS):
                 treated = arm not in ("base", "control")
-                columns += [
+                columns[field] = [
                     percent(mean_of(arms, arm, variant, field)),
                     with_interval(gain_over(arms, arm, variant, measure=field)) if treated else NONE,
                 ]
-            rows.append(
-                [*name_of(place, arms), arm, str(len(own)), percent(mean_of(arms, arm, variant)),
-                 percent(mean_of(arms, arm, variant, "background_area")), *columns]
-            )  # fmt: skip
+            area = percent(mean_of(arms, arm, variant, "background_area"))
+            kinds = [one for field in KINDS for one in columns[field]]
+            rows.append([*name_of(place, arms), arm, str(len(own)), *columns["accuracy"], area, *kinds])
     return table(heads, rows)
 
 

@@ -137,8 +137,9 @@ def summary(places: Mapping[Place, Arms]) -> list[str]:
         if not found:
             continue
         heads = [
-            words, "paper: mean", "cells", "mean gain over control (95 % over cells)", "interval above 0",
-            "below 0", "of", "above after Holm", "below after Holm", "detectable (median)",
+            words, "paper: mean", "cells", "data sets", "mean gain over control (95 % over data sets)",
+            "interval above 0", "below 0", "of", "above after Holm", "below after Holm",
+            "detectable (median)",
         ]  # fmt: skip
         lines += table(heads, [_row(one) for one in found])
         lines += [_corrected(tests), ""]
@@ -168,6 +169,7 @@ def _row(one: Summary) -> list[str]:
     return [
         f"{one.arm}, {one.variant}",
         points(one.paper),
+        str(one.cells),
         str(one.gain.number),
         with_interval(one.gain),
         *(str(n) for n in (one.above, one.below, one.with_interval, one.holm_above, one.holm_below)),

@@ -30,7 +30,7 @@ from prescriptions import CHANNEL, at, texts
 from running import arguments, bench_of, run_cells
 from torchdoctor.data import Tables, limit_per_category, load_tables
 from torchdoctor.data.table import only_classes
-from torchdoctor.proof import LEVEL, POWER, holm
+from torchdoctor.proof import LEVEL, errors_to_see, holm
 
 PARTS, FIRST_PART = 3, 100
 SEEDS = range(8)
@@ -87,8 +87,7 @@ def seed_gains(arms: Arms, arm: str, variant: str, against: str = "control") -> 
 def detectable(gain: Gain) -> float:
     """Return the gain that Holm's first and strictest step would have shown in four cases of five."""
     error = (gain.high - gain.low) / 2 / stats.t.ppf(0.5 + LEVEL / 2, gain.number - 1)
-    strictest = stats.t.ppf(1 - (1 - LEVEL) / 2 / len(WANTED), gain.number - 1)
-    return float((strictest + stats.t.ppf(POWER, gain.number - 1)) * error)
+    return float(errors_to_see(gain.number - 1, 1 - (1 - LEVEL) / len(WANTED)) * error)
 
 
 def _row(arms: Arms, arm: str, variant: str, gain: Gain | None, adjusted: Mapping[str, float]) -> list[str]:

@@ -94,7 +94,7 @@ SECTIONS = (
         'VGG-16, 10 categories of mini-ImageNet: "higher accuracy increase on low accuracy categories".',
         "Rank correlations of a category's gain with the base's accuracy on validation images: negative "
         "where low categories gain more. That of the gain over the base with the base on the same images is "
-        "the paper's way; it is negative by chance alone, as the control's line shows.",
+        "the paper's way, which luck alone pushes down; the control's line is what training on alone does.",
         page_ablations.categories,
         "--architectures vgg16 --datasets mini_imagenet30",
     ),
@@ -174,7 +174,8 @@ folder of the data sets. Feng et al., AAAI 2022, is "the paper".
   reports: the further training counts as gain there. Nothing is chosen on test images.
 - **Intervals** (95 %) are Student's over the differences of the seeds: what other seeds would give on these test
   images. Bold: the whole interval is on one side of 0. Seeds that agree more closely than rounding to whole
-  images allows are taken to differ by that much.
+  images allows are taken to differ by that much: a standard deviation of 0.41 images. A summary's interval is over
+  the data sets, each the mean of its networks: networks on the same images are no independent witnesses.
 - **Detectable** is the power: the least gain that the same number of seeds, with this scatter, would have shown
   in four cases of five. A gain below it can hide in the row.
 - **literal** is Eq. 5 and 6 by the letter (plain gradient, unscaled, J = 10), **ours** gradient x activation as a
@@ -191,6 +192,8 @@ def _described(protocol: Protocol) -> str:
     draws = protocol.sizes["mini_imagenet30"].draws
     limits = sorted(size.limit for size in protocol.sizes.values() if size.limit is not None)
     images = f"{limits[0]} to {limits[-1]} training images a category" if limits else "all training images"
+    whole = [name for name, size in protocol.sizes.items() if limits and size.limit is None]
+    images += f" ({', '.join(whole)}: all)" if whole else ""
     return (
         f"{images}, base {protocol.base_epochs} epochs, arms {protocol.epochs} epochs at a rate of {rate:g}, "
         f"batches of {protocol.batch_size}, {protocol.precision}, {SEEDS} seeds, {draws} draws of categories"
@@ -251,7 +254,7 @@ def _origins(lines: Mapping[str, Sequence[Line]]) -> list[str]:
             rows.append([f"{program}, {protocol}", str(len(mine)), f"{hours:.1f}", *words])
     if not rows:
         return ["There are no lines yet."]
-    heads = ["lines of", "number", "hours of training", "device", "torch", "revisions"]
+    heads = ["lines of", "number", "hours of training the arms", "device", "torch", "revisions"]
     return table(heads, rows)
 
 

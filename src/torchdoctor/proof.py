@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import optimize, stats
 
 from torchdoctor.types import ArmComparison, Gain, SplitComparison, Verdict
 
@@ -122,7 +123,20 @@ def paired_gain(
         p_value,
         source,
         p_adjusted=p_value,
-        detectable=100 * (quantile + float(stats.t.ppf(POWER, freedom))) * error,
+        detectable=100 * errors_to_see(freedom) * error,
+    )
+
+
+@functools.cache
+def errors_to_see(freedom: int, level: float = LEVEL) -> float:
+    """Return how many standard errors a true gain has to be, to be seen with a probability of POWER.
+
+    Seen: the t interval of this level lies above 0. Student's t around a gain that is not 0 is the
+    noncentral one; with few seeds the sum of two central quantiles falls short of it.
+    """
+    quantile = float(stats.t.ppf(0.5 + level / 2, freedom))
+    return float(
+        optimize.brentq(lambda gain: stats.nct.sf(quantile, freedom, gain) - POWER, 0.0, 3 * quantile + 5)
     )
 
 
