@@ -112,6 +112,9 @@ def test_predict_names_the_categories(command, trained, photos):
     assert code == 0 and len(found) == 8
     assert all(0 <= one["confidence"] <= 1 and one["category"] in ("blue", "red") for one in found)
     assert sum(one["category"] == "red" for one in found) >= 6
+    assert json.loads(command("predict", photos / "test" / "red", "--weights", trained, "--json")[1]) == found
+    code, _, err = command("predict", photos / "test" / "red", "--weights", photos)
+    assert code == 2 and "is a folder without a model.safetensors: give the file" in err
 
 
 def test_dry_run_writes_nothing(command, trained, photos, tmp_path):
@@ -121,6 +124,33 @@ def test_dry_run_writes_nothing(command, trained, photos, tmp_path):
     plan = json.loads(out)
     assert code == 0 and plan["seconds"] > 0 and len(plan["layers"]) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_search_says_what_it_tries(command, trained, photos, tmp_path):
+    code, out, err = command(
+        "checkup", "--auto", "--budget", "60steps", "--epochs", 2, "--weights", weights(trained),
+        "--data", f"folder:{photos}", "--dry-run", "--json",
+    )  # fmt: skip
+    plan = json.loads(out)
+    assert code == 0, err
+    assert "smoothing" in plan["search"]["candidates"] and len(plan["search"]["rungs"]) >= 1
+    assert plan["search"]["scored by"] == "validation accuracy" and "seconds" not in plan["search"]
+    assert list(plan["seconds_by_stage"]) == ["diagnose", "search", "control", "chosen", "compare"]
+    assert plan["seconds_by_stage"]["search"] > 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--budget", "60steps"), "--budget '60steps' is of a search: give --auto as well"),
+        (("--select", "iid"), "--select 'iid' is of a search: give --auto as well"),
+        (("--epochs", 0), "--epochs 0: nothing would be treated"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(command, trained, photos, tmp_path, flags, message):
+    given = ("--weights", weights(trained), "--data", f"folder:{photos}", "--out", "run")
+    code, _, err = command("checkup", *given, *flags)
+    assert code == 2 and message in err and list(tmp_path.iterdir()) == []
 
 
 def test_config_files_come_between_defaults_and_flags(command, trained, photos, tmp_path):
@@ -305,6 +335,8 @@ def test_a_diagnosis_of_something_else_is_refused(command, trained, photos, tmp_
 def test_reports_of_unfinished_ways_say_what_they_are(command, trained, photos, tmp_path):
     common = ("--weights", weights(trained), "--data", f"folder:{photos}")
     assert command("diagnose", *common, "--out", "a d", "--draws", 1)[0] == 0
+    code, _, err = command("compare", "a d")
+    assert code == 2 and "'a d' holds no treatment: give a run of treat or checkup" in err
     assert command("report", "a d")[0] == 0
     page = (tmp_path / "a d" / "report.html").read_text()
     assert "not yet treated" in page and "Nothing was trained" in page and "Load the" not in page

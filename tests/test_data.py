@@ -53,6 +53,8 @@ def test_folder_with_train_and_test(tmp_path):
     image, mask = tables.train.read(0)
     red = (np.asarray(image) == (255, 0, 0)).all(axis=2)
     assert np.array_equal(red, np.asarray(mask) == 255)
+    splits = load_data(f"folder:{tmp_path}")  # its loaders bring the names, for diagnose and compare
+    assert splits.train.select([0]).classes == splits.tests["test"].classes == ("cat", "dog")
 
 
 def test_folder_val_is_the_test_split_without_another(tmp_path):

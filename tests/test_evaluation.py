@@ -202,7 +202,9 @@ def test_another_split_that_loses_too_much_turns_the_verdict():
     verdict, reason = overall_verdict(splits, "shifted", 50.0, min_gain=99.0)
     assert verdict == "helped" and "below the 99 points asked for" in reason
     same = {"shifted": split(control, control)}
-    assert overall_verdict(same, "shifted", 5.0)[0] == "no evidence"
+    verdict, reason = overall_verdict(same, "shifted", 5.0)
+    assert verdict == "no evidence" and "on the same images as the control" in reason
+    assert "would have been seen" not in reason and math.isinf(same["shifted"].first.gain.detectable)
     noise = np.random.default_rng(2).random((3, 400)) < 0.6
     assert (
         "would have been seen in at least four cases of five"

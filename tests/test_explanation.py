@@ -101,6 +101,10 @@ def test_without_a_diagnosis_the_strongest_kernels_are_checked():
     found = explain(model, coloured(2, torch.Generator().manual_seed(1)), layers=["conv"])
     assert found.prediction == "2" and found.kernels[0].kernel == 2
     assert found.kernels[0].usual is None and found.kernels[0].owners == () and found.alike == {}
+    assert (
+        "stand out" not in " ".join(found.sentences)
+        and "nothing is known of what is usual" in found.sentences[-1]
+    )
 
 
 def test_what_cannot_be_explained_is_refused():

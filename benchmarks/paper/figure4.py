@@ -11,7 +11,8 @@ luck. Lines of variant `validation` hold the latter, lines of variant `literal-r
 `rank_correlation` (negative: low categories gain more) and `p_value`; `over_base` the same of the gain over
 the base; `over_base_same_images` what the paper shows. The control's line is of variant `rank`.
 mini_imagenet30 has no masks: the channel-wise constraint alone there, a draw of 10 categories for each seed.
-Got in `short` (3 seeds, a quarter of an hour on one core): high categories gain more, +0.4; docs/ledger.md.
+Got in `short` (3 seeds, a quarter of an hour on one core): +0.4 with the channel-wise constraint (high
+categories gain more), 0.0 with the space-wise one; docs/ledger.md.
 """
 
 from __future__ import annotations

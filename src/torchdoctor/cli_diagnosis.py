@@ -13,7 +13,6 @@ from torchdoctor.cli_options import (
     Config,
     Data,
     Device,
-    DiagnosisRun,
     ImageSize,
     Layers,
     Model,
@@ -29,7 +28,10 @@ from torchdoctor.terminal import AsJson, ProgressBar, show
 
 def explain(
     images: Annotated[list[str], typer.Argument(help="Images, folders of them, or SPLIT:ID of the data.")],
-    diagnosis: DiagnosisRun = None, weights: Weights = None, model: Model = None, data: Data = None,
+    diagnosis: Annotated[
+        Text, flag("--diagnosis", "A run whose diagnosis says what is usual. [nothing is known of that]")
+    ] = None,
+    weights: Weights = None, model: Model = None, data: Data = None,
     label: Annotated[Text, flag("--label", "The true category. [the name of the image's folder]")] = None,
     grad_cam: Annotated[bool, typer.Option("--grad-cam", help="Draw Grad-CAM beside ours.")] = False,
     layers: Layers = None, out: Out = None, config: Config = None, device: Device = None,

@@ -17,7 +17,12 @@ def flag(name: str, text: str) -> Any:
 
 
 Model = Annotated[
-    Text, flag("--model", "A name of `models`, torchvision:NAME, timm:NAME, package.module:factory.")
+    Text,
+    flag(
+        "--model",
+        "A name of `models`, torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, "
+        "package.module:factory.",
+    ),
 ]
 Weights = Annotated[
     Text, flag("--weights", "Trained weights: .safetensors, a state dict of torch.save, or pretrained.")

@@ -88,6 +88,7 @@ class Explanation:
     summed_map: Float[np.ndarray, "height width"]
     background_share: float | None
     usual_background_share: float | None
+    compared: bool = True  # with a diagnosis; else nothing is known of what is usual
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -112,13 +113,16 @@ class Explanation:
                 if self.check.prediction == self.prediction
                 else f"the prediction becomes {self.check.prediction}, but random kernels matter as much"
             )
-            said.append(f"{names} stand out, but they do not decide: with them silenced {after}.")
+            what = "stand out" if self.compared else "hold the most evidence in their layers"
+            said.append(f"{names} {what}, but they do not decide: with them silenced {after}.")
         if self.background_share is not None:
             usual = self.usual_background_share
             beside = f", {100 * usual:.0f} % in this category" if usual is not None else ""
             said.append(
                 f"{100 * self.background_share:.0f} % of the evidence lies on the background{beside}."
             )
+        if not self.compared:
+            said.append("Without a diagnosis nothing is known of what is usual: --diagnosis RUN names one.")
         return tuple(said)
 
 
@@ -185,6 +189,7 @@ def explain(
         summed_map=summed,
         background_share=None if math.isnan(share) else share,
         usual_background_share=None if known is None or math.isnan(known) else float(known),
+        compared=diagnosis is not None,
     )
 
 

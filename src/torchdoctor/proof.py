@@ -123,7 +123,7 @@ def paired_gain(
         p_value,
         source,
         p_adjusted=p_value,
-        detectable=100 * errors_to_see(freedom) * error,
+        detectable=100 * errors_to_see(freedom) * error if error > 0 else math.inf,
     )
 
 
@@ -238,6 +238,10 @@ def overall_verdict(
     if found.verdict == "no evidence" and math.isfinite(gain.detectable):
         reason += (
             f"; a gain of {gain.detectable:.1f} points would have been seen in at least four cases of five"
+        )
+    elif found.verdict == "no evidence" and gain.low == gain.high == 0:
+        reason += (
+            "; it is right and wrong on the same images as the control, so that nothing can be said of power"
         )
     if found.verdict == "helped" and gain.mean < min_gain:
         reason += f": below the {min_gain:g} points asked for"

@@ -125,7 +125,9 @@ def _check_settings(ranges: Sequence[float], number: int, repeats: int, epsilon:
     if number < 1 or repeats < 1:
         raise InputError(f"number {number}, repeats {repeats}: expected at least 1 of each")
     if not (math.isfinite(epsilon) and 0 < epsilon <= 1):
-        raise InputError(f"epsilon {epsilon}: expected a step above 0 and up to 1, in pixels of 0..1")
+        raise InputError(
+            f"epsilon {epsilon:g} of 1 ({255 * epsilon:g} of 255): expected a step above 0, up to all of it"
+        )
 
 
 def _pixel_limits(mean: Sequence[float], std: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,8 +157,8 @@ def _attacked(
             break
     if not have:
         raise InputError(
-            f"none of {tried} correctly classified images could be attacked with epsilon {epsilon:g}: give a "
-            "larger one, or a network that classifies some images correctly"
+            f"none of {tried} correctly classified images could be attacked with epsilon {epsilon:g} "
+            f"({255 * epsilon:g} of 255): give a larger one, or a network that is right more often"
         )
     normal, twins, labels, false = (torch.cat(column) for column in zip(*found, strict=True))
     return normal, twins, labels, false, tried

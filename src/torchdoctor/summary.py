@@ -50,7 +50,8 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         text = ", ".join(f"{name} {number}" for name, number in causes.items())
         console.print(f"causes of validation errors: {text}", highlight=False, soft_wrap=True)
     if outcome.loading_code:
-        console.print("\nLoad it in plain PyTorch:", markup=False)
+        plain = " in plain PyTorch" if "from torchdoctor" not in outcome.loading_code else ""
+        console.print(f"\nLoad it{plain}:", markup=False)
         console.print(outcome.loading_code, highlight=False, soft_wrap=True, markup=False)
 
 

@@ -110,7 +110,10 @@ def load_tables(
     if primary is None:
         return tables
     if primary not in tables.tests:
-        raise InputError(f"primary {primary!r}: no such test split; {spec} has {', '.join(tables.tests)}")
+        raise InputError(
+            f"primary {primary!r}: no such test split; {spec} has {', '.join(tables.tests)}"
+            "; swapped makes one where test images have masks"
+        )
     return replace(tables, primary=primary)
 
 
@@ -158,7 +161,7 @@ def load_data(
     )
 
     def loader(table: ImageTable) -> Loader:
-        return Loader(table, preprocessing, batch_size, workers, augment)
+        return Loader(table, preprocessing, batch_size, workers, augment, classes=tables.classes)
 
     return Splits(
         classes=tables.classes,

@@ -70,6 +70,7 @@ class Loader:
     augment: Augment = "crop_flip"
     annotated: frozenset[int] | None = None
     annotated_per_batch: int = 0
+    classes: tuple[str, ...] | None = None  # names of the labels, where they are known
     store: PixelStore = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:

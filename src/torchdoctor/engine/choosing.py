@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchdoctor.engine.planning import seconds_per_step
 from torchdoctor.engine.preparation import Case, example_of
 from torchdoctor.engine.settings import Settings
 from torchdoctor.engine.splits import swapped_images
 from torchdoctor.engine.stages import recipe_of
 from torchdoctor.engine.storage import read_json, write_json
+from torchdoctor.engine.timing import seconds_per_step
 from torchdoctor.engine.treating import ArmFolder, Watch
 from torchdoctor.masks import default_expansion
 from torchdoctor.remedies import last_linear
@@ -27,6 +27,11 @@ from torchdoctor.treatment import LEAST_MASKS, default_arms, treat
 from torchdoctor.types import Batch, Diagnosis, InputError, Treatment
 
 TRIALS = "trials.json"
+SCORED_BY: Mapping[Select, str] = {
+    "iid": "validation accuracy",
+    "swapped": "validation accuracy with backgrounds swapped",
+    "mean": "the mean of validation accuracy and that with backgrounds swapped",
+}
 DEARER = {"rrr": 3.0}  # its penalty differentiates twice through the whole network
 
 
@@ -93,6 +98,22 @@ def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tup
         prices = _prices(case, pool, batch, one_step)
     steps = budget_steps(budget, lambda: one_step)
     return ladder(prices, recipe_of(case.settings).epochs, case.data.train.steps_per_epoch, steps)
+
+
+def search_forecast(case: Case) -> dict[str, object]:
+    """Return what a search would try, and about how many seconds it takes."""
+    judge, first = judge_of(case), next(iter(case.data.train.epoch(0, 0)))
+    pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
+    rungs = search_plan(case, pool, first)
+    plain = seconds_per_step(case, first, treated=False)
+    prices = _prices(case, pool, first, plain)
+    steps = sum((1 + count * sum(prices) / len(prices)) * epochs for count, epochs in rungs)
+    return {
+        "candidates": [one.name for one in pool],
+        "rungs": [f"{count} of them and the control, {epochs} epoch(s)" for count, epochs in rungs],
+        "scored by": SCORED_BY[judge.select],
+        "seconds": plain * case.data.train.steps_per_epoch * steps,
+    }
 
 
 def _prices(case: Case, pool: Sequence[Candidate], batch: Batch, plain: float) -> list[float]:
@@ -217,7 +238,7 @@ def hand_back(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dic
         "select": judge.select,
         "validation_scores": scores,
         "means": means,
-        "reason": f"on validation: {said}",
+        "reason": f"by {SCORED_BY[judge.select]}: {said}",
     }
     record = read_json(folder / TRIALS)
     write_json(folder / TRIALS, {**record, "handed_back": found})

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from torchdoctor.constraints import CONSTRAINTS, constraints_named, default_constraints
-from torchdoctor.courses import PLAIN, Course
+from torchdoctor.constraints import CONSTRAINTS
 from torchdoctor.diagnosis import diagnose
+from torchdoctor.engine.choosing import search_forecast
 from torchdoctor.engine.demo import demo_settings
 from torchdoctor.engine.preparation import SWAPPED, Case, prepare
 from torchdoctor.engine.prescribing import masked_count
@@ -19,18 +15,16 @@ from torchdoctor.engine.settings import Settings, Verb, filled
 from torchdoctor.engine.splits import swapped_count
 from torchdoctor.engine.stages import cost_of, out_folder, recipe_of
 from torchdoctor.engine.storage import RunFolder
+from torchdoctor.engine.timing import constraints_of, seconds_per_step, timed
 from torchdoctor.engine.trackers import check_tensorboard
 from torchdoctor.engine.treating import taken_over
-from torchdoctor.passes import Noise
-from torchdoctor.prescription import Prescription
 from torchdoctor.remedies import USE_MASKS
 from torchdoctor.sifting import device_of, predict_logits
 from torchdoctor.sources import drawn_per_batch
-from torchdoctor.training import fit
 from torchdoctor.treatment import default_arms, remedies_named
 from torchdoctor.types import Batch
 
-TRIED = 3  # steps that are really run to measure the time of one
+CHOSEN = "chosen"  # what a search's arm is called before it is known
 
 
 def plan(settings: Settings, verb: Verb) -> dict[str, object]:
@@ -65,11 +59,15 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     if verb != "train":
         seconds = {"diagnose": _diagnosis_seconds(case, first)}
     arms = _arms(case)
+    search = search_forecast(case) if case.settings.auto else {}
+    if search:
+        seconds["search"] = float(str(search.pop("seconds")))
+        arms = tuple(dict.fromkeys(["control", CHOSEN, *(case.settings.arms or ())]))
     if verb in ("treat", "checkup"):
         treated = plain + (seconds_per_step(case, first, treated=True) - plain) / case.settings.lazy
         for arm in arms:
             # The other remedies cost about a plain step each.
-            seconds[arm] = (treated if arm == "treated" else plain) * steps * case.settings.seeds
+            seconds[arm] = (treated if arm in ("treated", CHOSEN) else plain) * steps * case.settings.seeds
     if verb == "checkup":
         images = sum(len(one) for one in case.data.tests.values()) + swapped_count(case)
         seconds["compare"] = plain / 3 * images / len(first.labels) * (1 + len(arms) * case.settings.seeds)
@@ -89,6 +87,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
         "preprocessing": case.data.preprocessing.to_json(),
         "layers": case.layers,
         **({"diagnosis": cost_of(case)} if verb != "train" else {}),
+        **({"search": search} if search else {}),
         "seeds": case.settings.seeds,
         "epochs": case.settings.epochs,
         "steps_per_arm": steps,
@@ -100,7 +99,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
 
 def _steps_per_epoch(case: Case, verb: Verb) -> int:
     """Return the steps of an epoch: annotated images take places in the batches of a treatment."""
-    train, names = case.data.train, _constraints(case)
+    train, names = case.data.train, constraints_of(case)
     constrained = any(CONSTRAINTS[one.partition(" ")[0]].needs_masks for one in names)
     arms = _arms(case)
     uses = ("treated" in arms and constrained) or any(arm in USE_MASKS for arm in arms)
@@ -115,63 +114,13 @@ def _arms(case: Case) -> Sequence[str]:
     return tuple(remedies_named(case.settings.arms or default_arms(masked_count(case.data))))
 
 
-def _constraints(case: Case) -> Sequence[str]:
-    """Return the names of the constraints of a treatment."""
-    return case.settings.constraints or default_constraints(case.data.has_masks)
-
-
-def _timed(action: Callable[[], object]) -> float:
-    """Return the seconds an action takes, the GPU's work included."""
-    started = time.perf_counter()
-    action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
-    """Time a few steps on one batch with a copy of the network."""
-    model = copy.deepcopy(case.model)
-    course = PLAIN
-    if treated:
-        if batch.masks is not None:
-            batch = replace(batch, annotated=torch.arange(len(batch.labels)) < max(1, len(batch.labels) // 8))
-        course = _course(case, batch, model)
-    recipe = replace(recipe_of(case.settings), epochs=1)
-
-    def run() -> object:
-        steps = [batch] * TRIED
-        return fit(model, lambda _epoch: steps, recipe, steps_per_epoch=TRIED, seed=0, course=course)
-
-    run()
-    return _timed(run) / TRIED
-
-
-def _course(case: Case, batch: Batch, model: torch.nn.Module) -> Course:
-    """Build the constraints on a diagnosis of one batch, which cost the same as those of the real one."""
-    settings = case.settings
-    diagnosis = diagnose(case.model, [batch], layers=case.layers, draws=0, confidence=0.0)
-    names = [one.partition(" ")[0] for one in _constraints(case)]
-    constraints = constraints_named(
-        _constraints(case),
-        layers=case.layers[-1:],
-        evidence=settings.evidence or "gradient_x_activation",
-        scale=settings.scale,
-        targets=settings.targets,
-        weights=dict.fromkeys(names, 0.0),
-    )
-    fixed = tuple(replace(one, weight=0.0) for one in constraints)
-    plan = Prescription(fixed, diagnosis, Noise(settings.draws_per_step), settings.expand_pixels or 0)
-    return Course(plan.terms(model, batch.images[:2].to(device_of(model)), 0))
-
-
 def _diagnosis_seconds(case: Case, batch: Batch) -> float:
     """Estimate the diagnosis from one batch: predictions over all images, draws over the sifted ones."""
     settings = case.settings
     draws = settings.draws if settings.draws is not None else 10
-    predicting = _timed(lambda: predict_logits(case.model, [batch]))
+    predicting = timed(lambda: predict_logits(case.model, [batch]))
     pixels = batch.images.to(device_of(case.model))
-    one = _timed(
+    one = timed(
         lambda: diagnose(
             case.model, [replace(batch, images=pixels)], layers=case.layers, draws=draws, confidence=0.0
         )

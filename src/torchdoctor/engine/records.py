@@ -155,6 +155,8 @@ def load_arm(home: Path, name: str, seed: int) -> Arm:
 
 def load_treatment(folder: Path) -> Treatment:
     """Read the arms and the prescription of a run; InputError if there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{str(folder.parent)!r} holds no treatment: give a run of treat or checkup")
     prescription: dict[str, Any] = read_json(folder / "prescription.json")
     homes = [(one.parent.name, int(one.name[4:]), one) for one in folder.glob("*/seed*")]
     order = list(prescription["arms"])

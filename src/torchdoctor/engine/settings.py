@@ -137,8 +137,20 @@ def settings_from(
     merged = dict(read_config(file)) if file is not None else {}
     merged.update({name: value for name, value in given.items() if value is not None})
     kinds = get_type_hints(Settings)
+    if isinstance(merged.get("weights"), str):
+        merged["weights"] = _weights_file(str(merged["weights"]))
     checked: dict[str, Any] = {name: _checked(name, value, kinds[name]) for name, value in merged.items()}
     return replace(base or Settings(), **checked)
+
+
+def _weights_file(given: str) -> str:
+    """Return the weights in a model folder, where a folder was given."""
+    if not Path(given).is_dir():
+        return given
+    held = Path(given) / "model.safetensors"
+    if not held.is_file():
+        raise InputError(f"--weights {given!r} is a folder without a model.safetensors: give the file")
+    return str(held)
 
 
 def read_config(file: str | Path) -> dict[str, object]:
@@ -228,6 +240,12 @@ def settings_record(verb: str, settings: Settings) -> dict[str, object]:
 def filled(settings: Settings, verb: Verb) -> Settings:
     """Fill in what the verb decides: further training is shorter and gentler than training from scratch."""
     scratch = verb == "train"
+    if verb in ("treat", "checkup", "demo") and settings.epochs == 0:
+        raise InputError("--epochs 0: nothing would be treated; expected 1 or more")
+    if verb == "checkup" and not settings.auto:
+        for flag, value in (("--budget", settings.budget), ("--select", settings.select)):
+            if value is not None:
+                raise InputError(f"{flag} {value!r} is of a search: give --auto as well")
     defaults: dict[str, Any] = {
         "epochs": 20 if scratch else 10,
         "learning_rate": 0.1 if scratch else 0.01,

@@ -194,6 +194,8 @@ def run_treat(
     folder = out_folder(settings, "treat")
     if resume and _is_done(folder):
         return _treated(case, open_run(folder), load_diagnosis(folder / "diagnosis"))
+    if given is None:
+        say(cost_of(case))
     with _going(folder, "treat", case, resume, progress, say) as (place, watch):
         diagnosis, treatment = treat_stage(case, place, given, watch)
         return _treated(case, place, diagnosis, treatment)
@@ -271,6 +273,8 @@ def run_checkup(
     folder = out_folder(settings, "checkup")
     if resume and _is_done(folder):
         return _with_facts(read_checkup(case, open_run(folder)), case)
+    if given is None:
+        say(cost_of(case))
     with _going(folder, "checkup", case, resume, progress, say) as (place, watch):
         for tests in case.data.tests.values():
             tests.check()
