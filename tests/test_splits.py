@@ -73,11 +73,11 @@ def test_with_masks_the_swap_stands_beside_the_constraints(annotated, photos):
     found = treating()
     assert found.arms == ("control", "swap", "treated")
     last = found.layers[-1]
-    assert found.constraints == (f"channel layers={last}", f"space layers={last}")
+    assert found.constraints == (f"channel scale=none layers={last}", f"space layers={last}")
     assert treating(auto=True).arms is None and prepare(settings).settings.arms is None
     assert treating(arms=("dfr",)).arms == ("dfr",)
     bare = treating(data=f"folder:{photos}")
-    assert (bare.arms, bare.constraints) == (("control", "treated"), (f"channel layers={last}",))
+    assert (bare.arms, bare.constraints) == (("control", "treated"), (f"channel scale=none layers={last}",))
     named = treating(
         constraints=("space layers=layer2.conv2", "channel"), layers=("layer4.conv2", "layer1.conv2")
     )

@@ -8,8 +8,8 @@ the false one. Neither epsilon nor the unit of the range is given. Here: epsilon
 images that are classified correctly and whose twin is not (nothing is chosen on them), ranges to 2, variant
 `absolute` (units of the map) and `deviation` (the map's standard deviations); 10 repeats in `paper`, else 3.
 `normal`, `restored`, `fooled`: percent by range, meant over the repeats; `attack_success`: percent.
-Got in `short` (3 seeds, minutes): up to 0.3 one twin in a hundred returns to its label, 96 % keep the false one;
-docs/ledger.md.
+Got in `short` (3 seeds, minutes): up to 0.3 at most one twin in a hundred returns to its label, 96 to 97 %
+keep the false one; docs/ledger.md.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ torchdoctor[cam]` for Grad-CAM's), and the measurable side of the claim, a line 
 evidence on the background over all test images with a mask, at the last layer, for both kinds of evidence.
 `background_area` is the share that evidence spread evenly over the image would have. The arms are ours
 (variant `ours`: gradient x activation, `share`).
-Got in `short` (3 seeds, 7 minutes of one core): 36 % of the evidence on the background, 30 % with the
-space-wise constraint, 35 % with the channel-wise one; accuracy alike; docs/ledger.md.
+Got in `short` (3 seeds, 4 minutes of one core): 36 % of the evidence on the background, 31 % with the
+space-wise constraint, 35 % with the channel-wise one; accuracy lower by 0.3 and 0.8, not provably;
+docs/ledger.md.
 """
 
 from __future__ import annotations

@@ -248,7 +248,10 @@ def _origins(lines: Mapping[str, Sequence[Line]]) -> list[str]:
             if not mine:
                 continue
             torches = sorted({str(line.get("versions", {}).get("torch", "")) for line in mine})
-            said = [sorted({str(line.get(name, "")) for line in mine}) for name in ("device", "revision")]
+            said = [
+                sorted({str(line.get(name, ""))[:most] for line in mine})
+                for name, most in (("device", None), ("revision", 12))
+            ]
             hours = sum(line.get("seconds", 0) for line in mine) / 3600
             words = [", ".join(filter(None, one)) for one in (said[0], torches, said[1])]
             rows.append([f"{program}, {protocol}", str(len(mine)), f"{hours:.1f}", *words])

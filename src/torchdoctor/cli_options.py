@@ -69,7 +69,9 @@ Evidence = Annotated[
     Text,
     flag("--evidence", "gradient (diagnose) or gradient_x_activation (treat, checkup)."),
 ]
-Scale = Annotated[Text, flag("--scale", "none (the paper's) or share of the evidence. [share]")]
+Scale = Annotated[
+    Text, flag("--scale", "none (the paper's) or share of the evidence, of constraints you name. [share]")
+]
 Draws = Annotated[
     Text, flag("--draws", "Noise draws J; 0: none; exact: their limit. [diagnosis: 10; treatment steps: 1]")
 ]
@@ -82,7 +84,7 @@ DiagnosisRun = Annotated[Text, flag("--diagnosis", "A run whose diagnosis is use
 Constraints = Annotated[
     Many,
     flag("--constraints", "channel, space, channel_paper, ..., each alone or with options of its own: "
-         "'space layers=conv3 weight=2 schedule=ramp'. [channel, and space where masks exist]"),
+         "'space layers=conv3 weight=2 schedule=ramp'. ['channel scale=none', and space where masks exist]"),
 ]  # fmt: skip
 Arms = Annotated[
     Many,
