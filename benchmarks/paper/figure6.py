@@ -7,7 +7,7 @@ goes deep". Here: the last convolution of each quarter of the network, one layer
 for all of them. Variants: `layer4.conv2-literal`, `-ours`. `literal` has the paper's J = 10 in protocol
 `paper` and J = 1 elsewhere: ten draws at a first layer are ten times the network behind it, far over three
 minutes.
-Got in `short` (small_resnet, one seed, 18 minutes of one core): no gain grows with depth; docs/ledger.md.
+Got in `short` (small_resnet, 3 seeds, 50 minutes of one core): no gain grows with depth; docs/ledger.md.
 """
 
 from __future__ import annotations
