@@ -7,8 +7,8 @@ All categories of a data set are divided once into three parts, the same for eve
 is trained and treated on each part. A seed's gain is the mean of its three, so it is of all categories and
 every test image counts once; the interval is Student's over the seeds. Written down before: three arms, the
 then default's kind (gradient x activation, `share`, last convolution, tau 0.3), the same unscaled (the best
-of study.py's confirmation), and Eq. 5 by the letter but for J (J = 1), with Holm's correction over them; half a
-point is to be seen in four cases of five. `part` n is the draw of categories 100 + n in the lines of
+of study.py's confirmation), and Eq. 5 by the letter but for J (J = 1), with Holm's correction over them; half
+a point is to be seen in four cases of five. `part` n is the draw of categories 100 + n in the lines of
 results/power.jsonl.
 """
 
