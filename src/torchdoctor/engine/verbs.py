@@ -194,7 +194,7 @@ def run_treat(
     folder = out_folder(settings, "treat")
     if resume and _is_done(folder):
         return _treated(case, open_run(folder), load_diagnosis(folder / "diagnosis"))
-    if given is None:
+    if given is None and not (folder / "diagnosis" / "diagnosis.json").is_file():
         say(cost_of(case))
     with _going(folder, "treat", case, resume, progress, say) as (place, watch):
         diagnosis, treatment = treat_stage(case, place, given, watch)
@@ -236,7 +236,7 @@ def _reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case, Diagno
     """Open a finished run and prepare its case again from its own settings, with its diagnosis."""
     folder = open_run(Path(run))
     settings = settings_from(given, base=settings_from(read_config(folder / "config.yaml")))
-    if not (folder / "diagnosis").is_dir():
+    if not (folder / "diagnosis" / "diagnosis.json").is_file():
         raise InputError(f"run {run!r} holds no diagnosis: give a run of diagnose, treat or checkup")
     case = prepare(filled(settings, "treat"))
     diagnosis = load_diagnosis(folder / "diagnosis")
@@ -273,7 +273,7 @@ def run_checkup(
     folder = out_folder(settings, "checkup")
     if resume and _is_done(folder):
         return _with_facts(read_checkup(case, open_run(folder)), case)
-    if given is None:
+    if given is None and not (folder / "diagnosis" / "diagnosis.json").is_file():
         say(cost_of(case))
     with _going(folder, "checkup", case, resume, progress, say) as (place, watch):
         for tests in case.data.tests.values():
