@@ -12,7 +12,7 @@ from torchdoctor.engine.parts import PartsFolder
 from torchdoctor.engine.preparation import Case
 from torchdoctor.engine.records import load_arm, load_diagnosis, save_arm, save_diagnosis, save_treatment
 from torchdoctor.engine.settings import Settings, read_config
-from torchdoctor.engine.stages import check_weights, diagnose_stage, recipe_of
+from torchdoctor.engine.stages import check_weights, cost_of, diagnose_stage, recipe_of
 from torchdoctor.engine.storage import open_run
 from torchdoctor.engine.trackers import write_trackers
 from torchdoctor.treatment import treat
@@ -122,6 +122,7 @@ def diagnosis_of(case: Case, folder: Path, given: Diagnosis | None, watch: Watch
             return found
         except InputError as error:
             watch.say(f"{error}: the diagnosis is made again")
+    watch.say(cost_of(case))
     return diagnose_stage(case, folder, watch.progress)
 
 

@@ -194,8 +194,6 @@ def run_treat(
     folder = out_folder(settings, "treat")
     if resume and _is_done(folder):
         return _treated(case, open_run(folder), load_diagnosis(folder / "diagnosis"))
-    if given is None and not (folder / "diagnosis" / "diagnosis.json").is_file():
-        say(cost_of(case))
     with _going(folder, "treat", case, resume, progress, say) as (place, watch):
         diagnosis, treatment = treat_stage(case, place, given, watch)
         return _treated(case, place, diagnosis, treatment)
@@ -236,7 +234,7 @@ def _reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case, Diagno
     """Open a finished run and prepare its case again from its own settings, with its diagnosis."""
     folder = open_run(Path(run))
     settings = settings_from(given, base=settings_from(read_config(folder / "config.yaml")))
-    if not (folder / "diagnosis" / "diagnosis.json").is_file():
+    if not (folder / "diagnosis").is_dir():
         raise InputError(f"run {run!r} holds no diagnosis: give a run of diagnose, treat or checkup")
     case = prepare(filled(settings, "treat"))
     diagnosis = load_diagnosis(folder / "diagnosis")
@@ -273,8 +271,6 @@ def run_checkup(
     folder = out_folder(settings, "checkup")
     if resume and _is_done(folder):
         return _with_facts(read_checkup(case, open_run(folder)), case)
-    if given is None and not (folder / "diagnosis" / "diagnosis.json").is_file():
-        say(cost_of(case))
     with _going(folder, "checkup", case, resume, progress, say) as (place, watch):
         for tests in case.data.tests.values():
             tests.check()
