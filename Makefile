@@ -36,11 +36,11 @@ format: install
 
 # The page of the paper's numbers and ours, from the lines in benchmarks/results.
 ledger: install
-	$(BIN)/python benchmarks/paper/render.py
+	$(BIN)/python benchmarks/ledger/render.py
 
 # make ledger-check CELL=program/architecture/dataset/draw/size/arm/variant/seed/protocol [DATA=folder]
 ledger-check: install
-	$(BIN)/python benchmarks/paper/check.py '$(CELL)' $(if $(DATA),--data '$(DATA)')
+	$(BIN)/python benchmarks/ledger/check.py '$(CELL)' $(if $(DATA),--data '$(DATA)')
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

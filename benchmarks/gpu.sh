@@ -53,7 +53,7 @@ done
 mkdir -p "$out" "$cache/results"
 out=$(cd "$out" && pwd) cache=$(cd "$cache" && pwd)
 cd "$root"
-export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root/src:$root${PYTHONPATH:+:$PYTHONPATH}"
 minutes=${budget%.*} part=${budget#"${budget%.*}"}
 deadline=$((SECONDS + 60 * ${minutes:-0} + 60 * 10#$(printf '%-.2s' "${part#.}00") / 100))
 threads=$(($(nproc) / parallel))
@@ -76,12 +76,12 @@ left() { echo $((deadline - SECONDS)); }
 
 # speed PROGRAM WORD ARGUMENTS...: time something once; a line with WORD says that it was.
 speed() {
-    local program=$1 word=$2 file="$out/$1.jsonl"
+    local program=$1 word=$2 file="$out/speed_$1.jsonl"
     shift 2
     if grep -qs "$word.*\"device\": \"$device\"" "$file"; then return 0; fi
     if (($(left) < 30)); then return 0; fi
-    timeout "$(left)" "$python" "benchmarks/$program.py" --device "$device" --out "$file" "$@" ||
-        echo "benchmarks/$program.py was not finished"
+    timeout "$(left)" "$python" "benchmarks/speed/$program.py" --device "$device" --out "$file" "$@" ||
+        echo "benchmarks/speed/$program.py was not finished"
 }
 
 # Run all phases with one shard of their cells; no worker waits for another.
@@ -110,8 +110,8 @@ worker() {
 gather benchmarks/results "$cache/results" "$out"
 trap 'gather "$out" "$cache/results"' EXIT
 if [[ " $phases " == *' speed_quick '* ]]; then
-    speed speed_diagnosis resnet18 --quick
-    speed speed_treatment resnet18 --quick
+    speed diagnosis resnet18 --quick
+    speed treatment resnet18 --quick
 fi
 workers=()
 trap 'kill -TERM "${workers[@]}"; wait; exit 143' TERM INT
@@ -122,7 +122,7 @@ done
 wait
 trap - TERM INT
 if [[ " $phases " == *' speed '* ]]; then # alone: other processes would share the GPU
-    speed speed_diagnosis inception_v3
-    speed speed_treatment inception_v3
+    speed diagnosis inception_v3
+    speed treatment inception_v3
 fi
 wc -l "$out"/*.jsonl 2>/dev/null || echo "no results yet"

@@ -25,7 +25,7 @@ def real_data() -> Path:
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     """Return a function that runs the command line in an empty folder: (exit code, stdout, stderr)."""
-    from torchdoctor import cli
+    from torchdoctor.cli import app as cli
 
     monkeypatch.chdir(tmp_path)
 
@@ -60,7 +60,8 @@ def photos(tmp_path_factory):
 def trained(photos, tmp_path_factory):
     """A finished train run."""
     out = tmp_path_factory.mktemp("runs") / "base"
-    from torchdoctor.engine import Settings, run_train
+    from torchdoctor.case.settings import Settings
+    from torchdoctor.verbs.train import run_train
 
     settings = Settings(model="small_resnet", data=f"folder:{photos}", out=str(out), epochs=6, batch_size=16)
     assert run_train(settings).exit_code == 0

@@ -6,22 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchdoctor.causes import Cause, Causes, ErrorCause
-from torchdoctor.error_cards import ExplainedError
-from torchdoctor.explanation import CausalCheck, Explanation, StandingOut
-from torchdoctor.report import Example
-from torchdoctor.robustness import Robustness
-from torchdoctor.types import (
-    QUANTILES,
-    ArmComparison,
-    Comparison,
-    Diagnosis,
-    Gain,
-    LayerDiagnosis,
-    Sifting,
-    SplitComparison,
-    Verdict,
-)
+from torchdoctor.diagnosis.causes import Cause, Causes, ErrorCause
+from torchdoctor.diagnosis.explanation import CausalCheck, Explanation, StandingOut
+from torchdoctor.diagnosis.result import QUANTILES, Diagnosis, LayerDiagnosis, Sifting
+from torchdoctor.diagnosis.robustness import Robustness
+from torchdoctor.proof.result import ArmComparison, Comparison, Gain, SplitComparison
+from torchdoctor.report.error_cards import ExplainedError
+from torchdoctor.report.page import Example
+from torchdoctor.types import Verdict
 
 CLASSES = ("airplane", "bird", "boat", "cat", "deer", "dog", "frog", "truck")
 

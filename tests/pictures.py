@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from torchdoctor.data import Preprocessing
+from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.data.table import ImageTable
 
 RAW = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

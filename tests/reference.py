@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from torchdoctor.noise import uniform_noise
+from torchdoctor.randomness import uniform_noise
 
 
 def logits_with_noise(model, image, layer, sigma):

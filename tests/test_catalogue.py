@@ -11,12 +11,12 @@ from torch import nn
 
 import torchdoctor
 from torchdoctor import Batch, InputError, check_model, diagnose, load_model, treat
-from torchdoctor.courses import Recipe
-from torchdoctor.gradients import map_shapes
-from torchdoctor.models import MODELS, ModelEntry
+from torchdoctor.models.catalogue import MODELS, ModelEntry
 from torchdoctor.models.stems import halvings_to_drop, set_input_channels
-from torchdoctor.networks import as_logits, auxiliary_logits
-from torchdoctor.training import fit
+from torchdoctor.network.hooks import map_shapes
+from torchdoctor.network.outputs import as_logits, auxiliary_logits
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import fit
 
 PAPER = (
     "alexnet", "vgg16", "resnet34", "resnet50", "senet34", "wideresnet28_10", "resnext50", "densenet121",
@@ -175,7 +175,7 @@ def test_an_entry_from_outside_the_package(monkeypatch, tmp_path, capsys):
     entry = ModelEntry("mine", "A network of mine", "my own", make, layers=("0",), made_for=16)
     monkeypatch.setitem(MODELS, "mine", entry)
     assert load_model("mine", 3, channels=1)(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
-    from torchdoctor.cli import main
+    from torchdoctor.cli.app import main
 
     monkeypatch.setattr(sys, "argv", ["torchdoctor", "models", "--json"])
     with pytest.raises(SystemExit):
@@ -185,7 +185,7 @@ def test_an_entry_from_outside_the_package(monkeypatch, tmp_path, capsys):
 
 
 def test_the_layers_command_says_what_decides(monkeypatch, capsys):
-    from torchdoctor.cli import main
+    from torchdoctor.cli.app import main
 
     argv = ["torchdoctor", "layers", "squeezenet", "--image-size", "32", "--channels", "1", "--json"]
     monkeypatch.setattr(sys, "argv", argv)

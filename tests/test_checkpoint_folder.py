@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from processes import killed_at
-from torchdoctor.courses import TrainingState
-from torchdoctor.engine.checkpoints import CheckpointFolder
+from torchdoctor.runs.checkpoints import CheckpointFolder
+from torchdoctor.treatment.recipe import TrainingState
 from torchdoctor.types import InputError, ModelDoctorError
 
 ODD = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.nan, math.inf, -math.inf, 2**70, True, None, "ü\n"]

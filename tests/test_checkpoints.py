@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from torchdoctor import InputError, load_model
-from torchdoctor.models import MODELS, load_into, load_weights, own_preprocessing
-from torchdoctor.models.checkpoints import WRAPPER_KEYS
-from torchdoctor.models.pretrained import load_pretrained
-from torchdoctor.networks import as_logits
+from torchdoctor.models.catalogue import MODELS
+from torchdoctor.models.pretrained import load_pretrained, own_preprocessing
+from torchdoctor.models.weights import WRAPPER_KEYS, load_into, load_weights
+from torchdoctor.network.outputs import as_logits
 
 
 def network() -> nn.Module:
@@ -217,7 +217,7 @@ def test_real_imagenet_weights_recognise_real_photos(lite):
     """Chance is 0.1 %; 84-pixel photos scaled up to 224 cost much of the published 75 %."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    from torchdoctor.data import load_data
+    from torchdoctor.data.load import load_data
 
     kept = own_preprocessing(lite, pretrained=True)
     data = load_data(

@@ -11,13 +11,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from torchdoctor.data import load_data
-from torchdoctor.engine import settings_from
-from torchdoctor.engine.demo import demo_settings
-from torchdoctor.engine.records import load_diagnosis
-from torchdoctor.engine.storage import RunFolder, open_run, sha256_of
-from torchdoctor.models import load_model
+from torchdoctor.case.settings import settings_from
+from torchdoctor.data.load import load_data
+from torchdoctor.models.loading import load_model
+from torchdoctor.runs.files import sha256_of
+from torchdoctor.runs.folder import RunFolder, open_run
+from torchdoctor.runs.records import load_diagnosis
 from torchdoctor.types import InputError
+from torchdoctor.verbs.demo import demo_settings
 
 
 def weights(trained):

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-import torchdoctor.measurement as measurement_module
 from test_cli import weights
-from torchdoctor.engine import Settings, run_diagnose
-from torchdoctor.engine.parts import PartsFolder
-from torchdoctor.engine.records import load_diagnosis
-from torchdoctor.engine.storage import open_run, sha256_of
+from torchdoctor.case.settings import Settings
+from torchdoctor.evidence import measurement as measurement_module
+from torchdoctor.runs.files import sha256_of
+from torchdoctor.runs.folder import open_run
+from torchdoctor.runs.parts import PartsFolder
+from torchdoctor.runs.records import load_diagnosis
+from torchdoctor.verbs.diagnose import run_diagnose
 
 
 def sums(folder):

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from reference import correlation, tiny_net
-from torchdoctor.closed_form import ClosedForm, NoClosedFormError, closed_form, gated
-from torchdoctor.diagnosis import diagnose
-from torchdoctor.gradients import measuring
-from torchdoctor.types import Batch, InputError
+from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.evidence.closed_form import ClosedForm, NoClosedFormError, closed_form, gated
+from torchdoctor.images.batches import Batch
+from torchdoctor.network.hooks import measuring
+from torchdoctor.types import InputError
 
 SHAPE = (6, 4, 4)
 

@@ -10,12 +10,13 @@ from torch import nn
 
 from reference import penalty, tiny_net, total_loss
 from test_diagnosis import LAYERS, batches_of, some_images
-from torchdoctor.constraints import Constraint, constraints_named
-from torchdoctor.diagnosis import diagnose
-from torchdoctor.masks import background_mask
-from torchdoctor.passes import Noise
-from torchdoctor.penalties import penalise
-from torchdoctor.types import Batch, InputError
+from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.images.batches import Batch
+from torchdoctor.images.masks import background_mask
+from torchdoctor.treatment.constraints import Constraint, constraints_named
+from torchdoctor.treatment.passes import Noise
+from torchdoctor.treatment.penalties import penalise
+from torchdoctor.types import InputError
 
 
 def case(activation=nn.ReLU, layers=("conv2", "conv3")):

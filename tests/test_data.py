@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from pictures import scene, table_of, write_split
-from torchdoctor.annotations import mask_from_png
-from torchdoctor.data import carve, limit_per_category, load_data, load_tables
-from torchdoctor.data.table import ImageTable
+from torchdoctor.data.annotations import mask_from_png
+from torchdoctor.data.load import load_data, load_tables
+from torchdoctor.data.table import ImageTable, carve, limit_per_category
 from torchdoctor.types import InputError
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 from torchvision import datasets
 
 from pictures import scene, write_split
-from torchdoctor.data import DATASETS, DataEntry, load_data, load_tables
+from torchdoctor.data.catalogue import DATASETS, DataEntry
 from torchdoctor.data.checking import check_data, without_broken
+from torchdoctor.data.load import load_data, load_tables
 from torchdoctor.types import InputError
 
 DATA = os.environ.get("TORCHDOCTOR_DATA")
@@ -432,7 +433,7 @@ def test_broken_images_are_left_out_on_request(tmp_path):
 @pytest.fixture
 def command(capsys, monkeypatch):
     """Run the command line in this process: exit code, stdout, stderr."""
-    from torchdoctor.cli import main
+    from torchdoctor.cli.app import main
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["torchdoctor", *map(str, words)])
@@ -480,7 +481,7 @@ def test_training_skips_draws_and_reads_grey_on_the_command_line(command, tmp_pa
 
 
 def test_a_data_set_from_outside_the_package(monkeypatch, tmp_path):
-    from torchdoctor.data.folder import read_folder
+    from torchdoctor.data.readers.folder import read_folder
 
     def read(location: str, seed: int, validation_share: float, _download: bool):
         return read_folder(location, seed, validation_share)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from reference import correlation, tiny_net
-from torchdoctor.diagnosis import diagnose, state_sha256
-from torchdoctor.rows import correlated_kernels
-from torchdoctor.types import Batch, InputError
+from torchdoctor.diagnosis.diagnose import diagnose, state_sha256
+from torchdoctor.diagnosis.statistics import correlated_kernels
+from torchdoctor.images.batches import Batch
+from torchdoctor.types import InputError
 
 LAYERS = {"conv1": (5, 8, 8), "conv2": (6, 4, 4), "conv3": (7, 4, 4)}
 
@@ -57,7 +58,7 @@ def test_batches_order_and_chunks_change_no_bit(monkeypatch):
     one = diagnose(model, batches_of(model, images, 24), **settings)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     many = diagnose(model, batches_of(model, images, 5, order), **settings)
-    monkeypatch.setattr("torchdoctor.evidence.floats_at_hand", lambda _device: 1)
+    monkeypatch.setattr("torchdoctor.evidence.per_image.floats_at_hand", lambda _device: 1)
     chunked = diagnose(model, batches_of(model, images, 24), **settings)
     for other in (many, chunked):
         for field in ("correlation", "variance", "quantiles", "activation"):

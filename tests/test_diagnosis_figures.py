@@ -10,9 +10,9 @@ from PIL import Image
 from fake_results import fake_diagnosis, fake_explanation, fake_robustness
 from test_figures import texts
 from test_report import HOSTILE
-from torchdoctor.diagnosis_figures import explanation_figure, noise_curves, overlays, sparsity_by_layer
-from torchdoctor.pictures import figure_files
-from torchdoctor.rows import sparsity
+from torchdoctor.diagnosis.statistics import sparsity
+from torchdoctor.report.diagnosis_plots import explanation_figure, noise_curves, overlays, sparsity_by_layer
+from torchdoctor.report.pictures import figure_files
 
 
 def test_sparsity_shows_every_diagnosed_category_and_their_median():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from torchdoctor.proof import (
+from torchdoctor.proof.statistics import (
     bootstrap_error,
     calibration_error,
     compare_split,

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from torchdoctor.causes import MEANINGS, Cause, decide, find_causes, some_of
-from torchdoctor.diagnosis import diagnose, state_sha256
-from torchdoctor.explanation import explain
-from torchdoctor.grad_cam import grad_cam
-from torchdoctor.silencing import random_sets, silenced_logits
-from torchdoctor.swapping import background_alone, before_other_backgrounds
-from torchdoctor.types import Batch, InputError
+from torchdoctor.diagnosis.causes import MEANINGS, Cause, decide, find_causes, some_of
+from torchdoctor.diagnosis.diagnose import diagnose, state_sha256
+from torchdoctor.diagnosis.explanation import explain
+from torchdoctor.diagnosis.grad_cam import grad_cam
+from torchdoctor.diagnosis.silencing import random_sets, silenced_logits
+from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
+from torchdoctor.images.batches import Batch
+from torchdoctor.types import InputError
 
 
 class Detectors(nn.Module):

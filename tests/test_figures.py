@@ -11,7 +11,8 @@ import pytest
 from matplotlib.text import Text
 
 from fake_results import CLASSES, fake_comparison, fake_diagnosis, with_first, with_more_arms
-from torchdoctor.figures import (
+from torchdoctor.proof.result import Gain
+from torchdoctor.report.plots import (
     BLUE,
     DIM,
     ORANGE,
@@ -25,7 +26,6 @@ from torchdoctor.figures import (
     normalised_rows,
     overlay,
 )
-from torchdoctor.types import Gain
 
 
 def texts(figure) -> list[str]:

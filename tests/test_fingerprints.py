@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from torchdoctor.data import load_data
 from torchdoctor.data.fingerprints import ENDS, fingerprint, stamp_of_bytes, stamp_of_file
-from torchdoctor.data.scenes import draw_scenes, scenes_table
+from torchdoctor.data.load import load_data
+from torchdoctor.data.scenes.scenes import draw_scenes, scenes_table
 
 
 def prints(spec, **more):

@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from processes import Child, wait_for
-from torchdoctor.courses import TrainingState
-from torchdoctor.engine.checkpoints import CheckpointFolder
-from torchdoctor.engine.interruption import SIGNALS, interruptible
-from torchdoctor.engine.storage import RunFolder
+from torchdoctor.runs.checkpoints import CheckpointFolder
+from torchdoctor.runs.folder import RunFolder
+from torchdoctor.runs.interruption import SIGNALS, interruptible
+from torchdoctor.treatment.recipe import TrainingState
 from torchdoctor.types import Interrupted
 
 

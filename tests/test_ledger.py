@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "paper"))
-
-import check
-from gains import by_place, control_of, gain_of, gain_over, summaries
-from ledger import Key, Ledger, key_from, key_of
+from benchmarks.ledger import check
+from benchmarks.ledger.gains import by_place, control_of, gain_of, gain_over, summaries
+from benchmarks.ledger.lines import Key, Ledger, key_from, key_of
+from benchmarks.ledger.page_text import with_interval
+from benchmarks.ledger.published import ARCHITECTURES, DATASETS, TABLE_1, TABLE_2, TABLE_3
+from benchmarks.paper.table1 import table_1
 from made_up_lines import MNIST, cell_of, made, write
-from page_text import with_interval
 from processes import Child
-from published import ARCHITECTURES, DATASETS, TABLE_1, TABLE_2, TABLE_3
-from table1 import table_1
 
 KEY = Key("table1", "vgg16", "mini_imagenet30", 3, 84, "channel", "ours", 3, "paper")
 

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "paper"))
-
-import page_table1
-from gains import Place, by_place
+from benchmarks.experiment.running import arguments
+from benchmarks.ledger import page_table1
+from benchmarks.ledger.gains import Place, by_place
+from benchmarks.ledger.page_text import points, table
+from benchmarks.ledger.render import page
 from made_up_lines import MNIST, cell_of, made, write
-from page_text import points, table
-from render import page
-from running import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,7 +113,7 @@ def test_the_page_is_tidy_and_the_same_again(tmp_path):
 def test_the_command_writes_the_page_under_any_hash_seed(tmp_path):
     results = write(tmp_path / "results", cell_of("vgg16", "mnist", MNIST))
     out = tmp_path / "docs" / "ledger.md"
-    command = [sys.executable, ROOT / "benchmarks/paper/render.py", "--results", results, "--out", out]
+    command = [sys.executable, ROOT / "benchmarks/ledger/render.py", "--results", results, "--out", out]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert out.read_text() == page(results, out)
 

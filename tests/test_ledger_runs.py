@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "paper"))
-
-import cells
-import check
-from cells import Cell
-from ledger import Ledger, key_of
-from protocols import PROTOCOLS
-from running import arguments, bench_of, cells_of, run_cells
-from table1 import table_1
+from benchmarks.experiment import cells
+from benchmarks.experiment.cells import Cell
+from benchmarks.experiment.running import arguments, bench_of, cells_of, run_cells
+from benchmarks.ledger import check
+from benchmarks.ledger.lines import Ledger, key_of
+from benchmarks.ledger.protocols import PROTOCOLS
+from benchmarks.paper.table1 import table_1
 from torchdoctor.types import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]

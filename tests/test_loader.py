@@ -12,11 +12,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pictures import RAW, is_red, same, scene, table_of, write_split
-from torchdoctor.data import Loader, Preprocessing, load_data
 from torchdoctor.data import pixels as pixels_module
-from torchdoctor.data.pixels import fit
+from torchdoctor.data.load import load_data
+from torchdoctor.data.loader import Loader
+from torchdoctor.data.pixels import Preprocessing, fit
 from torchdoctor.data.table import ImageTable
-from torchdoctor.types import InputError, TrainingImages
+from torchdoctor.images.batches import TrainingImages
+from torchdoctor.types import InputError
 
 
 def test_a_loader_is_training_images_in_table_order():

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from processes import Child, killed_at, wait_for
-from torchdoctor.engine.locking import LOCK, FolderLock
-from torchdoctor.engine.storage import RunFolder, write_json
+from torchdoctor.runs.files import write_json
+from torchdoctor.runs.folder import RunFolder
+from torchdoctor.runs.lock import LOCK, FolderLock
 from torchdoctor.types import InputError
 
 
@@ -33,7 +34,7 @@ def holding(folder, begin=FolderLock.acquire):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Do not wait for a holder to end."""
-    monkeypatch.setattr("torchdoctor.engine.locking.PATIENCE", 0.1)
+    monkeypatch.setattr("torchdoctor.runs.lock.PATIENCE", 0.1)
 
 
 def test_the_second_process_is_told_who_has_the_folder(tmp_path):

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from test_shortcuts import batch_for, residual
-from torchdoctor import penalties
-from torchdoctor.constraints import CONSTRAINTS, Constraint, constraints_named
-from torchdoctor.courses import classification_terms
-from torchdoctor.passes import Noise, Tails
-from torchdoctor.penalties import penalise
-from torchdoctor.prescription import Prescription
-from torchdoctor.shortcuts import find_shortcuts, remembering
+from torchdoctor.network.tails import find_shortcuts, remembering
+from torchdoctor.treatment import penalties
+from torchdoctor.treatment.constraints import CONSTRAINTS, Constraint, constraints_named
+from torchdoctor.treatment.passes import Noise, Tails
+from torchdoctor.treatment.penalties import penalise
+from torchdoctor.treatment.recipe import classification_terms
+from torchdoctor.treatment.weighting import Prescription
 
 
 class Plain(nn.Module):

@@ -7,15 +7,17 @@ import pytest
 import torch
 from scipy import stats
 
-import torchdoctor.evidence as evidence_module
 from reference import tiny_net
 from test_diagnosis import batches_of, some_images
-from torchdoctor.diagnosis import diagnose
-from torchdoctor.evidence import noisy_tail
-from torchdoctor.measurement import measure
-from torchdoctor.memory import in_halves, out_of_memory
-from torchdoctor.rows import ImageRows, correlated_kernels, merge, out_of_step, sparsity, summarise
-from torchdoctor.types import Batch, InputError
+from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.diagnosis.statistics import correlated_kernels, out_of_step, sparsity, summarise
+from torchdoctor.evidence import per_image as evidence_module
+from torchdoctor.evidence.measurement import measure
+from torchdoctor.evidence.rows import ImageRows, merge
+from torchdoctor.images.batches import Batch
+from torchdoctor.network.gradients import noisy_tail
+from torchdoctor.network.memory import in_halves, out_of_memory
+from torchdoctor.types import InputError
 
 DELTAS = {"conv1": 0.1, "conv3": 0.2}
 FIELDS = ("correlation", "variance", "interval", "quantiles", "activation", "level", "agreement", "drift")
@@ -74,7 +76,7 @@ def test_a_resumed_diagnosis_equals_an_uninterrupted_one(after, monkeypatch):
     assert len(again) == after
     same(diagnose(model, batches, parts=again, **settings), wanted)
     calls = []
-    monkeypatch.setattr("torchdoctor.measurement._batch_rows", lambda *given: calls.append(given))
+    monkeypatch.setattr("torchdoctor.evidence.measurement._batch_rows", lambda *given: calls.append(given))
     same(diagnose(model, batches, parts=again, **settings), wanted)
     assert calls == []
 

@@ -19,15 +19,18 @@ from safetensors.torch import load_file
 
 from fake_results import fake_comparison, fake_diagnosis, with_more_arms
 from processes import killed_at
-from torchdoctor.data import load_data
-from torchdoctor.engine import Settings, run_checkup, run_compare, run_treat
-from torchdoctor.engine.model_card import data_name, escaped, loading_lines, model_card
-from torchdoctor.engine.model_folder import model_stage
-from torchdoctor.engine.preparation import prepare
-from torchdoctor.engine.reporting import read_checkup
-from torchdoctor.engine.storage import open_run, write_json, write_weights
-from torchdoctor.models import load_model
+from torchdoctor.case.preparation import prepare
+from torchdoctor.case.settings import Settings
+from torchdoctor.data.load import load_data
+from torchdoctor.models.loading import load_model
+from torchdoctor.runs.files import write_json, write_weights
+from torchdoctor.runs.folder import open_run
 from torchdoctor.types import InputError
+from torchdoctor.verbs.checkup import run_checkup
+from torchdoctor.verbs.compare import read_checkup, run_compare
+from torchdoctor.verbs.model_card import data_name, escaped, loading_lines, model_card
+from torchdoctor.verbs.model_folder import model_stage
+from torchdoctor.verbs.treat import run_treat
 
 KILLED = -signal.SIGKILL
 QUICK = {"epochs": 1, "batch_size": 8, "draws": 1, "confidence": 0.3}

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from torchdoctor import Batch, InputError, check_model, diagnose, treat
-from torchdoctor.courses import Recipe
-from torchdoctor.networks import as_logits, auxiliary_logits, derived_twice, unwrap
+from torchdoctor.network.double_backward import derived_twice
+from torchdoctor.network.outputs import as_logits, auxiliary_logits, unwrap
+from torchdoctor.treatment.recipe import Recipe
 
 
 class Tiny(nn.Module):
@@ -312,7 +313,7 @@ def test_the_battery_leaves_a_good_network_as_it_was():
 
 
 def test_the_verbs_refuse_what_the_battery_refuses(tmp_path, monkeypatch, capsys):
-    from torchdoctor.cli import main
+    from torchdoctor.cli.app import main
 
     (tmp_path / "mine_with_softmax.py").write_text(
         "from torch import nn\n"

@@ -50,10 +50,8 @@ WITHOUT_PICTURE = ("table2", "table3")
 
 @pytest.fixture(scope="module")
 def programs():
-    """Return a function that imports a program of the folder."""
-    sys.path.insert(0, str(PAPER))
-    yield importlib.import_module
-    sys.path.remove(str(PAPER))
+    """Return a function that imports a program by its dotted name."""
+    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +68,14 @@ def test_a_program_runs_once_and_leaves_its_lines(program, programs, cache, tmp_
         "--seeds", "0", "--data", ".", "--device", "cpu", "--cache", str(cache), "--results", str(tmp_path),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
-    module = programs(program)
+    module = programs(f"benchmarks.paper.{program}")
     if program in SHORTER:
         monkeypatch.setattr(module, *SHORTER[program])
     module.main()
     file = tmp_path / f"{program}.jsonl"
     first = file.read_text()
     lines = [json.loads(line) for line in first.splitlines()]
-    key = programs("ledger").KEY
+    key = programs("benchmarks.ledger.lines").KEY
     found = [f"{line['arm']}/{line['variant']}" for line in lines]
     assert len(set(found)) == len(found)
     assert set(found) >= EXPECTED[program]
@@ -98,29 +96,33 @@ def test_a_program_runs_once_and_leaves_its_lines(program, programs, cache, tmp_
 
 
 def test_layers_are_spread_over_the_network(programs):
-    cells, protocols = programs("cells"), programs("protocols")
-    bench = cells.Bench(Path(), Path(), programs("ledger").Ledger(Path("none")), cells.torch.device("cpu"))
+    cells, protocols = programs("benchmarks.experiment.cells"), programs("benchmarks.ledger.protocols")
+    bench = cells.Bench(
+        Path(), Path(), programs("benchmarks.ledger.lines").Ledger(Path("none")), cells.torch.device("cpu")
+    )
     cell = cells.Cell(bench, "small_resnet", "scenes", 0, protocols.SHORT)
-    assert programs("figure6").layers_of(cell) == list(LAYERS)
+    assert programs("benchmarks.paper.figure6").layers_of(cell) == list(LAYERS)
 
 
 def test_the_light_network_is_constrained_at_its_last_convolution(programs):
-    networks, cells = programs("networks"), programs("cells")
+    networks, cells = programs("benchmarks.experiment.networks"), programs("benchmarks.experiment.cells")
     model = networks.network("small_vgg", 3, 28)
     assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 3)
     named = dict(model.named_modules())
     assert all(
         isinstance(named[layer], torch.nn.Conv2d) for layer in networks.constrained_layers("small_vgg")
     )
-    bench = cells.Bench(Path(), Path(), programs("ledger").Ledger(Path("none")), cells.torch.device("cpu"))
-    cell = cells.Cell(bench, "small_vgg", "scenes", 0, programs("protocols").SHORT)
-    assert cell.layers[-1] == programs("figure6").layers_of(cell)[-1] == "conv6"
+    bench = cells.Bench(
+        Path(), Path(), programs("benchmarks.ledger.lines").Ledger(Path("none")), cells.torch.device("cpu")
+    )
+    cell = cells.Cell(bench, "small_vgg", "scenes", 0, programs("benchmarks.ledger.protocols").SHORT)
+    assert cell.layers[-1] == programs("benchmarks.paper.figure6").layers_of(cell)[-1] == "conv6"
 
 
 def test_sparseness_is_of_the_diagnosed_categories(programs):
     diagnosis = fake_diagnosis(empty=(2,))
     layer = diagnosis.layer("layer2.conv2")
-    found = programs("sparseness").sparseness(diagnosis, "layer2.conv2")
+    found = programs("benchmarks.paper.sparseness").sparseness(diagnosis, "layer2.conv2")
     kept = [place for place, count in enumerate(diagnosis.counts) if count]
     rows = layer.correlation[kept]
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -135,7 +137,7 @@ def test_luck_falls_with_accuracy_on_its_own_images_alone(programs):
     """Categories that are all alike: the gain over the base falls with its accuracy, by chance."""
     generator = np.random.default_rng(0)
     base, elsewhere, later = (generator.binomial(50, 0.6, 400) for _ in range(3))
-    correlation = programs("figure4").rank_correlation
+    correlation = programs("benchmarks.paper.figure4").rank_correlation
     same, _ = correlation(base, later - base)
     other, chance = correlation(elsewhere, later - base)
     assert same < -0.5
@@ -146,7 +148,7 @@ def test_luck_falls_with_accuracy_on_its_own_images_alone(programs):
 
 @pytest.mark.slow
 def test_the_study_judges_on_validation_images_while_it_screens(programs, cache, tmp_path, monkeypatch):
-    study = programs("study")
+    study = programs("benchmarks.study.screening")
     regimes = (
         study.Regime("", study.chosen("space.tau1", "swap.space")),
         study.Regime("scratch", study.chosen("channel.centre"), untrained=True),
@@ -164,10 +166,12 @@ def test_the_study_judges_on_validation_images_while_it_screens(programs, cache,
         "base/", "control/", "space/tau1", "swap/space",
         "base/scratch", "control/scratch", "channel/scratch-centre",
     ]  # fmt: skip
-    cells = programs("cells")
-    ledger = programs("ledger").Ledger(tmp_path / "none.jsonl")
+    cells = programs("benchmarks.experiment.cells")
+    ledger = programs("benchmarks.ledger.lines").Ledger(tmp_path / "none.jsonl")
     bench = cells.Bench(Path(), cache, ledger, torch.device("cpu"))
-    tables = cells.Cell(bench, "small_resnet", "scenes", 0, programs("protocols").SMALLEST).tables
+    tables = cells.Cell(
+        bench, "small_resnet", "scenes", 0, programs("benchmarks.ledger.protocols").SMALLEST
+    ).tables
     assert {line["images"] for line in lines} == {len(tables.validation)} != {len(tables.tests["iid"])}
     assert not any("shifted" in line for line in lines)  # no test split was looked at
     assert lines[0]["accuracy"] != lines[4]["accuracy"]  # random weights are not the trained ones
@@ -189,9 +193,11 @@ def test_processes_share_the_cells(tmp_path):
 
 
 def test_the_parts_are_disjoint_and_hold_every_category(programs):
-    power, cells = programs("power"), programs("cells")
-    bench = cells.Bench(Path(), Path(), programs("ledger").Ledger(Path("none")), torch.device("cpu"))
-    cell = cells.Cell(bench, "small_resnet", "scenes", 3, programs("protocols").SMALLEST)
+    power, cells = programs("benchmarks.study.power"), programs("benchmarks.experiment.cells")
+    bench = cells.Bench(
+        Path(), Path(), programs("benchmarks.ledger.lines").Ledger(Path("none")), torch.device("cpu")
+    )
+    cell = cells.Cell(bench, "small_resnet", "scenes", 3, programs("benchmarks.ledger.protocols").SMALLEST)
     whole = cell.tables.classes
     found = [part.tables for part in power.parts(cell)]
     assert sorted(name for tables in found for name in tables.classes) == sorted(whole)
@@ -201,7 +207,7 @@ def test_the_parts_are_disjoint_and_hold_every_category(programs):
 
 
 def test_a_seed_counts_where_all_its_parts_are_there(programs):
-    power = programs("power")
+    power = programs("benchmarks.study.power")
     gained = {100: 1.0, 101: 2.0, 102: 6.0}
     arms = {
         ("control", ""): {(part, seed): {"accuracy": 50.0} for part in gained for seed in (0, 1)},
@@ -217,7 +223,7 @@ def test_a_seed_counts_where_all_its_parts_are_there(programs):
 
 def test_figure_5_trains_with_the_masks_that_it_records(programs, monkeypatch):
     """Its cells are those of Table 1: the same masks, not all that there are."""
-    figure5, seen = programs("figure5"), {}
+    figure5, seen = programs("benchmarks.paper.figure5"), {}
     monkeypatch.setattr(figure5, "arms_at", lambda *_, **__: {})
     monkeypatch.setattr(figure5, "treat", lambda *_, **given: seen.update(given) or SimpleNamespace(arms=()))
     states = figure5._states(MagicMock(layers=["last"], base=torch.nn.Linear(2, 2)))

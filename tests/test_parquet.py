@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from pictures import scene
-from torchdoctor.annotations import mask_from_boxes, mask_from_png
-from torchdoctor.data import load_data, load_tables
+from torchdoctor.data.annotations import mask_from_boxes, mask_from_png
+from torchdoctor.data.load import load_data, load_tables
 from torchdoctor.types import InputError
 
 

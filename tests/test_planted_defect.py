@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 
-from torchdoctor.contrast import contrast
-from torchdoctor.courses import Recipe
-from torchdoctor.data import load_data
-from torchdoctor.diagnosis import diagnose
-from torchdoctor.models import load_model
-from torchdoctor.noise import key
-from torchdoctor.training import fit
+from torchdoctor.data.load import load_data
+from torchdoctor.diagnosis.contrast import contrast
+from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.models.loading import load_model
+from torchdoctor.randomness import key
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import fit
 from torchdoctor.types import InputError
 
 LAYER = "layer4.conv2"

@@ -10,12 +10,12 @@ from torch.nn import functional
 
 import torchdoctor as td
 from test_treatment import data, patient, same  # noqa: F401 - a fixture
-from torchdoctor.courses import Recipe, set_mode
-from torchdoctor.noise import key
-from torchdoctor.remedies import REMEDIES, last_linear, swapped_batch
-from torchdoctor.sources import ShuffledBatches
-from torchdoctor.swapping import across_categories, background_alone
-from torchdoctor.types import Batch, InputError
+from torchdoctor.images.backgrounds import across_categories, background_alone
+from torchdoctor.images.batches import Batch, ShuffledBatches
+from torchdoctor.randomness import key
+from torchdoctor.treatment.recipe import Recipe, set_mode
+from torchdoctor.treatment.remedies import REMEDIES, last_linear, swapped_batch
+from torchdoctor.types import InputError
 
 RECIPE = Recipe(epochs=1, learning_rate=0.05)
 

@@ -20,10 +20,10 @@ from fake_results import (
     with_first,
     with_more_arms,
 )
-from torchdoctor import figures
-from torchdoctor.pictures import least_accurate, most_changed, photograph
-from torchdoctor.report import headline, number, plain_value, render_report, share, signed
-from torchdoctor.types import Gain
+from torchdoctor.proof.result import Gain
+from torchdoctor.report import plots as figures
+from torchdoctor.report.page import headline, number, plain_value, render_report, share, signed
+from torchdoctor.report.pictures import least_accurate, most_changed, photograph
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "paper"))
-
+from benchmarks.experiment.resident import resident
 from pictures import RAW, is_red, same, table_of
-from resident import resident
-from torchdoctor.data import Loader, Preprocessing
-from torchdoctor.types import TrainingImages
+from torchdoctor.data.loader import Loader
+from torchdoctor.data.pixels import Preprocessing
+from torchdoctor.images.batches import TrainingImages
 
 CPU = torch.device("cpu")
 PARTS = ("images", "labels", "ids", "masks", "annotated")

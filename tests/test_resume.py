@@ -15,9 +15,12 @@ import torch
 
 import torchdoctor
 from processes import Child, killed_at, wait_for
-from torchdoctor.engine import Settings, run_checkup, run_train, run_treat
-from torchdoctor.engine.storage import open_run
+from torchdoctor.case.settings import Settings
+from torchdoctor.runs.folder import open_run
 from torchdoctor.types import InputError, ModelDoctorError
+from torchdoctor.verbs.checkup import run_checkup
+from torchdoctor.verbs.train import run_train
+from torchdoctor.verbs.treat import run_treat
 
 SOURCE = Path(torchdoctor.__file__).parents[1]
 KILLED = -signal.SIGKILL

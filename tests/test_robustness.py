@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from reference import tiny_net
-from torchdoctor.diagnosis import state_sha256
-from torchdoctor.gradients import measuring
-from torchdoctor.noise import uniform_noise
-from torchdoctor.robustness import fast_gradient_sign, measure_robustness
-from torchdoctor.types import Batch, InputError
+from torchdoctor.diagnosis.diagnose import state_sha256
+from torchdoctor.diagnosis.robustness import fast_gradient_sign, measure_robustness
+from torchdoctor.images.batches import Batch
+from torchdoctor.network.hooks import measuring
+from torchdoctor.randomness import uniform_noise
+from torchdoctor.types import InputError
 
 MEAN, STD = (0.5,), (0.25,)
 

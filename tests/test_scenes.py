@@ -7,18 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from torchdoctor.data import load_tables, scenes
-from torchdoctor.data.scenes import (
-    AGREEMENT,
-    CLASSES,
-    FAMILIES,
-    SHIFTED,
-    SIZE,
-    TRAINING,
-    draw_scenes,
-)
-from torchdoctor.data.silhouettes import SILHOUETTES, draw_silhouette
-from torchdoctor.data.textures import TEXTURES, draw_texture
+from torchdoctor.data.load import load_tables
+from torchdoctor.data.scenes import scenes
+from torchdoctor.data.scenes.scenes import AGREEMENT, CLASSES, FAMILIES, SHIFTED, SIZE, TRAINING, draw_scenes
+from torchdoctor.data.scenes.silhouettes import SILHOUETTES, draw_silhouette
+from torchdoctor.data.scenes.textures import TEXTURES, draw_texture
 from torchdoctor.types import InputError
 
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from torchdoctor.engine import Settings
-from torchdoctor.engine.choosing import Choice, budget_steps, settled
-from torchdoctor.selection import Candidate, candidates, halve, ladder
+from torchdoctor.case.settings import Settings
+from torchdoctor.treatment.search import Candidate, candidates, halve, ladder
 from torchdoctor.types import InputError
+from torchdoctor.verbs.search import Choice, budget_steps, settled
 
 
 def test_candidates_without_masks_need_none():

@@ -10,15 +10,16 @@ from torch import nn
 
 from reference import literal_penalties, tiny_net
 from test_constraints import case
-from torchdoctor.constraints import constraints_named
-from torchdoctor.courses import classification_terms, set_mode
-from torchdoctor.diagnosis import diagnose
-from torchdoctor.models import MODELS, load_model
-from torchdoctor.passes import Noise, Tails
-from torchdoctor.penalties import penalise
-from torchdoctor.prescription import Prescription
-from torchdoctor.shortcuts import find_shortcuts, first_layer, remembering
-from torchdoctor.types import Batch
+from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.images.batches import Batch
+from torchdoctor.models.catalogue import MODELS
+from torchdoctor.models.loading import load_model
+from torchdoctor.network.tails import find_shortcuts, first_layer, remembering
+from torchdoctor.treatment.constraints import constraints_named
+from torchdoctor.treatment.passes import Noise, Tails
+from torchdoctor.treatment.penalties import penalise
+from torchdoctor.treatment.recipe import classification_terms, set_mode
+from torchdoctor.treatment.weighting import Prescription
 
 
 class Block(nn.Module):

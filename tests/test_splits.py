@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from pictures import RAW, is_red, table_of, write_split
-from torchdoctor.data import Loader, Splits
-from torchdoctor.engine import splits
-from torchdoctor.engine.preparation import Case, prepare
-from torchdoctor.engine.settings import Settings
-from torchdoctor.engine.splits import splits_to_compare, swapped_count, swapped_images
+from torchdoctor.case import splits
+from torchdoctor.case.preparation import Case, prepare
+from torchdoctor.case.settings import Settings
+from torchdoctor.case.splits import splits_to_compare, swapped_count, swapped_images
+from torchdoctor.data.load import Splits
+from torchdoctor.data.loader import Loader
 
 
 def case_with(tests, primary="test", decides=None):

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from processes import killed_at
 from test_cli import weights
-from torchdoctor.engine import Settings, run_diagnose, run_robustness
-from torchdoctor.engine.storage import RunFolder, open_run, write_bytes, write_json
+from torchdoctor.case.settings import Settings
+from torchdoctor.runs.files import write_bytes, write_json
+from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.types import InputError, ModelDoctorError
+from torchdoctor.verbs.diagnose import run_diagnose
+from torchdoctor.verbs.robustness import run_robustness
 
 KILLED = -signal.SIGKILL
 OF_THE_PLACE = ("config.yaml", "manifest.json")  # they hold the path of the run

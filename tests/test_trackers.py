@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchdoctor.engine import trackers
-from torchdoctor.engine.storage import open_run
-from torchdoctor.engine.trackers import EVENTS, events_of, write_history, write_trackers
-from torchdoctor.types import Arm, Treatment
+from torchdoctor.runs import history as trackers
+from torchdoctor.runs.folder import open_run
+from torchdoctor.runs.history import EVENTS, events_of, write_history, write_trackers
+from torchdoctor.treatment.result import Arm, Treatment
 
 FIRST = ({"epoch": 0.0, "loss": 0.1 + 0.2}, {"epoch": 1.0, "loss": 1e-17})
 SECOND = ({"epoch": 0.0, "loss": 2.0, "channel": 0.5, "validation_accuracy": 50.0},)
@@ -99,7 +99,8 @@ def test_a_missing_tensorboard_is_told_before_anything_is_computed(
 
 def test_a_run_that_goes_on_may_ask_for_events_it_did_not_ask_for(command, photos, tmp_path):
     from processes import killed_at
-    from torchdoctor.engine import Settings, run_train
+    from torchdoctor.case.settings import Settings
+    from torchdoctor.verbs.train import run_train
 
     settings = Settings(
         model="small_resnet", data=f"folder:{photos}", out=str(tmp_path / "run"), epochs=1, batch_size=16

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from test_treatment import Net, data, same
-from torchdoctor.courses import Course, Recipe, TrainingState, classification_terms
-from torchdoctor.training import fit
+from torchdoctor.treatment.recipe import Course, Recipe, TrainingState, classification_terms
+from torchdoctor.treatment.training import fit
 from torchdoctor.types import Interrupted, ModelDoctorError
 
 

@@ -10,16 +10,17 @@ import torch
 from torch import nn
 
 from reference import tiny_net
-from torchdoctor.constraints import CONSTRAINTS, constraints_named
-from torchdoctor.courses import Recipe
-from torchdoctor.diagnosis import diagnose, state_sha256
-from torchdoctor.evaluation import compare
-from torchdoctor.passes import Noise
-from torchdoctor.prescription import Prescription
-from torchdoctor.sources import ShuffledBatches, drawn_per_batch, masked_ids
-from torchdoctor.training import _schedule, fit
-from torchdoctor.treatment import treat
-from torchdoctor.types import Batch, InputError, Targets, TrainingImages, check_choice
+from torchdoctor.diagnosis.diagnose import diagnose, state_sha256
+from torchdoctor.images.batches import Batch, ShuffledBatches, TrainingImages
+from torchdoctor.proof.compare import compare
+from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named
+from torchdoctor.treatment.masked_images import drawn_per_batch, masked_ids
+from torchdoctor.treatment.passes import Noise
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import _schedule, fit
+from torchdoctor.treatment.treat import treat
+from torchdoctor.treatment.weighting import Prescription
+from torchdoctor.types import InputError, Targets, check_choice
 
 
 class Net(nn.Module):

@@ -20,16 +20,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arms import convolutions
-from cells import Bench, Cell
-from ledger import Line
-from networks import SMALL_VGG
-from recording import COLOURS, is_missing, keep_picture, lines_of, mean_of, picture_name, record, run_and_draw
-from running import arguments, bench_of
-from sparseness import sparseness
-from torchdoctor.figures import INK, MUTED, RULE, canvas
-from torchdoctor.layers import compute_before
-from torchdoctor.measurement import first_images
+from benchmarks.experiment.arms import convolutions
+from benchmarks.experiment.cells import Bench, Cell
+from benchmarks.experiment.networks import SMALL_VGG
+from benchmarks.experiment.recording import (
+    COLOURS,
+    is_missing,
+    keep_picture,
+    lines_of,
+    mean_of,
+    picture_name,
+    record,
+    run_and_draw,
+)
+from benchmarks.experiment.running import arguments, bench_of
+from benchmarks.ledger.lines import Line
+from benchmarks.paper.sparseness import sparseness
+from torchdoctor.evidence.measurement import first_images
+from torchdoctor.network.layers import compute_before
+from torchdoctor.report.plots import INK, MUTED, RULE, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

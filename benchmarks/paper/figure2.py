@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from cells import Cell
-from recording import has_picture, is_missing, keep_picture, picture_name, record
-from running import arguments, bench_of, run_cells
-from sparseness import sparseness
+from benchmarks.experiment.cells import Cell
+from benchmarks.experiment.recording import has_picture, is_missing, keep_picture, picture_name, record
+from benchmarks.experiment.running import arguments, bench_of, run_cells
+from benchmarks.paper.sparseness import sparseness
 from torchdoctor import survey_layers
-from torchdoctor.figures import AMOUNTS, INK, MUTED, canvas, kernel_order, literal, normalised_rows
-from torchdoctor.measurement import first_images
-from torchdoctor.types import Diagnosis, Evidence
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.evidence.measurement import first_images
+from torchdoctor.report.plots import AMOUNTS, INK, MUTED, canvas, kernel_order, literal, normalised_rows
+from torchdoctor.types import Evidence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

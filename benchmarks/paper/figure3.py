@@ -20,15 +20,22 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from cells import MEAN, STD, Bench, Cell
-from ledger import Line
-from networks import SMALL_VGG
-from recording import is_missing, keep_picture, lines_of, picture_name, record, run_and_draw
-from running import arguments, bench_of
+from benchmarks.experiment.cells import MEAN, STD, Bench, Cell
+from benchmarks.experiment.networks import SMALL_VGG
+from benchmarks.experiment.recording import (
+    is_missing,
+    keep_picture,
+    lines_of,
+    picture_name,
+    record,
+    run_and_draw,
+)
+from benchmarks.experiment.running import arguments, bench_of
+from benchmarks.ledger.lines import Line
 from torchdoctor import measure_robustness
-from torchdoctor.diagnosis_figures import CURVES
-from torchdoctor.figures import INK, RULE, canvas
-from torchdoctor.robustness import Units
+from torchdoctor.diagnosis.robustness import Units
+from torchdoctor.report.diagnosis_plots import CURVES
+from torchdoctor.report.plots import INK, RULE, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

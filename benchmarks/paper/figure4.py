@@ -25,13 +25,21 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from arms import TAU, arms_at, variants_of
-from cells import Bench, Cell, measure
-from figure4_drawing import category_gains
-from ledger import Line
-from recording import is_missing, keep_picture, lines_of, number, picture_name, record, run_and_draw
-from running import arguments, bench_of
-from torchdoctor.sifting import predict_logits
+from benchmarks.experiment.arms import TAU, arms_at, variants_of
+from benchmarks.experiment.cells import Bench, Cell, measure
+from benchmarks.experiment.recording import (
+    is_missing,
+    keep_picture,
+    lines_of,
+    number,
+    picture_name,
+    record,
+    run_and_draw,
+)
+from benchmarks.experiment.running import arguments, bench_of
+from benchmarks.ledger.lines import Line
+from benchmarks.paper.figure4_drawing import category_gains
+from torchdoctor.network.prediction import predict_logits
 
 
 def figure_4(cell: Cell) -> bool:

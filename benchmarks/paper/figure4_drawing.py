@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ledger import Line
-from recording import ARM_COLOURS, mean_of
-from torchdoctor.figures import INK, MUTED, RULE, canvas, literal
+from benchmarks.experiment.recording import ARM_COLOURS, mean_of
+from benchmarks.ledger.lines import Line
+from torchdoctor.report.plots import INK, MUTED, RULE, canvas, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,16 +22,24 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from arms import OURS, TAU, arms_at, need_masks
-from cells import Cell
-from figure5_drawing import draw_maps
-from recording import has_picture, is_missing, keep_picture, mean_of, number, picture_name, record
-from running import arguments, bench_of, run_cells
+from benchmarks.experiment.arms import OURS, TAU, arms_at, need_masks
+from benchmarks.experiment.cells import Cell
+from benchmarks.experiment.recording import (
+    has_picture,
+    is_missing,
+    keep_picture,
+    mean_of,
+    number,
+    picture_name,
+    record,
+)
+from benchmarks.experiment.running import arguments, bench_of, run_cells
+from benchmarks.paper.figure5_drawing import draw_maps
 from torchdoctor import treat
-from torchdoctor.evaluation import background_share
-from torchdoctor.gradients import map_shapes
-from torchdoctor.masks import background_mask
-from torchdoctor.measurement import first_images
+from torchdoctor.evidence.measurement import first_images
+from torchdoctor.images.masks import background_mask
+from torchdoctor.network.hooks import map_shapes
+from torchdoctor.proof.compare import background_share
 from torchdoctor.types import Evidence
 
 MASKS = 20  # per category, as in Table 1

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cells import MEAN, STD, Cell
+from benchmarks.experiment.cells import MEAN, STD, Cell
 from torchdoctor import InputError
-from torchdoctor.courses import move
-from torchdoctor.evidence import background_shares_of, clean_evidence, summed_maps
-from torchdoctor.figures import INK, MUTED, canvas, literal, overlay
-from torchdoctor.grad_cam import grad_cam
-from torchdoctor.gradients import measuring
-from torchdoctor.sifting import predict_logits
-from torchdoctor.types import Batch, Evidence
+from torchdoctor.diagnosis.grad_cam import grad_cam
+from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, summed_maps
+from torchdoctor.images.batches import Batch
+from torchdoctor.network.hooks import measuring
+from torchdoctor.network.prediction import predict_logits
+from torchdoctor.report.plots import INK, MUTED, canvas, literal, overlay
+from torchdoctor.treatment.recipe import move
+from torchdoctor.types import Evidence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,12 +19,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arms import COMBINED, LITERAL, OURS, READINGS, TAU, arms_at, convolutions, variants_of
-from cells import Bench, Cell, measure
-from ledger import Line
-from recording import ARM_COLOURS, keep_picture, lines_of, picture_name, run_and_draw
-from running import arguments, bench_of
-from torchdoctor.figures import INK, RULE, canvas
+from benchmarks.experiment.arms import (
+    COMBINED,
+    LITERAL,
+    OURS,
+    READINGS,
+    TAU,
+    arms_at,
+    convolutions,
+    variants_of,
+)
+from benchmarks.experiment.cells import Bench, Cell, measure
+from benchmarks.experiment.recording import ARM_COLOURS, keep_picture, lines_of, picture_name, run_and_draw
+from benchmarks.experiment.running import arguments, bench_of
+from benchmarks.ledger.lines import Line
+from torchdoctor.report.plots import INK, RULE, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

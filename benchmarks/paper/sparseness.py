@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from recording import number
+from benchmarks.experiment.recording import number
 from torchdoctor import Diagnosis
-from torchdoctor.rows import cosine, sparsity
-from torchdoctor.types import QUANTILES
+from torchdoctor.diagnosis.result import QUANTILES
+from torchdoctor.diagnosis.statistics import cosine, sparsity
 
 
 def sparseness(diagnosis: Diagnosis, layer: str) -> dict[str, Any]:

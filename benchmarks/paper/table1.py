@@ -13,10 +13,10 @@ cells: docs/ledger.md.
 
 from __future__ import annotations
 
-from arms import TAU, arms_at, variants_of
-from cells import Cell, measure
-from networks import SMALL_VGG
-from running import arguments, bench_of, run_cells
+from benchmarks.experiment.arms import TAU, arms_at, variants_of
+from benchmarks.experiment.cells import Cell, measure
+from benchmarks.experiment.networks import SMALL_VGG
+from benchmarks.experiment.running import arguments, bench_of, run_cells
 
 ARCHITECTURES = ("small_resnet", SMALL_VGG)
 DATASETS = (

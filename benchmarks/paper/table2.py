@@ -17,9 +17,9 @@ import functools
 
 import numpy as np
 
-from arms import TAU, arms_at, need_masks, variants_of
-from cells import Cell, measure
-from running import arguments, bench_of, run_cells
+from benchmarks.experiment.arms import TAU, arms_at, need_masks, variants_of
+from benchmarks.experiment.cells import Cell, measure
+from benchmarks.experiment.running import arguments, bench_of, run_cells
 
 COUNTS = (5, 10, 20, 40, 60, 80, 100)  # per category; the paper's are 10 to 100
 

@@ -12,9 +12,9 @@ expansion, without it too; docs/ledger.md.
 
 from __future__ import annotations
 
-from arms import TAU, arms_at, need_masks, variants_of
-from cells import Cell, measure
-from running import arguments, bench_of, run_cells
+from benchmarks.experiment.arms import TAU, arms_at, need_masks, variants_of
+from benchmarks.experiment.cells import Cell, measure
+from benchmarks.experiment.running import arguments, bench_of, run_cells
 
 PIXELS = (0, 5, 10, 20, 30, 40)
 READ_AT = 224

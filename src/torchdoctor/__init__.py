@@ -1,18 +1,22 @@
 """Model Doctor: diagnose, treat and re-examine convolutional image classifiers."""
 
-from torchdoctor.causes import find_causes
-from torchdoctor.checks import check_model
-from torchdoctor.constraints import Constraint
-from torchdoctor.courses import Course, Recipe, classification_terms
-from torchdoctor.data import load_data
-from torchdoctor.diagnosis import diagnose
-from torchdoctor.evaluation import compare
-from torchdoctor.explanation import explain
-from torchdoctor.layers import candidate_layers, default_layers, survey_layers
-from torchdoctor.models import load_model
-from torchdoctor.robustness import measure_robustness
-from torchdoctor.treatment import treat
-from torchdoctor.types import Batch, Comparison, Diagnosis, InputError, ModelDoctorError, Treatment
+from torchdoctor.data.load import load_data
+from torchdoctor.diagnosis.causes import find_causes
+from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.diagnosis.explanation import explain
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.robustness import measure_robustness
+from torchdoctor.images.batches import Batch
+from torchdoctor.models.loading import load_model
+from torchdoctor.network.checks import check_model
+from torchdoctor.network.layers import candidate_layers, default_layers, survey_layers
+from torchdoctor.proof.compare import compare
+from torchdoctor.proof.result import Comparison
+from torchdoctor.treatment.constraints import Constraint
+from torchdoctor.treatment.recipe import Course, Recipe, classification_terms
+from torchdoctor.treatment.result import Treatment
+from torchdoctor.treatment.treat import treat
+from torchdoctor.types import InputError, ModelDoctorError
 
 __version__ = "0.1.0"
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchdoctor.data.mini_imagenet import read_mini_imagenet
-from torchdoctor.data.parquet import read_parquet, split_files
+from torchdoctor.data.readers.mini_imagenet import read_mini_imagenet
+from torchdoctor.data.readers.parquet import read_parquet, split_files
+from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.table import Tables
-from torchdoctor.data.torchvision_sets import read_torchvision
 from torchdoctor.types import InputError
 
 # Reads (folder, seed, share of validation, whether missing files may be downloaded).

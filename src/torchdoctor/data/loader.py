@@ -12,17 +12,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchdoctor.data.pixels import (
-    Augment,
-    Mask,
-    Pixels,
-    PixelStore,
-    Preprocessing,
-    augmentation,
-    augmented,
-)
+from torchdoctor.data.pixels import Augment, Mask, Pixels, PixelStore, Preprocessing, augmentation, augmented
 from torchdoctor.data.table import ImageTable
-from torchdoctor.types import Batch, InputError
+from torchdoctor.images.batches import Batch
+from torchdoctor.types import InputError
 
 SHUFFLE, CYCLE = 1, 2  # streams of the keyed generators
 

@@ -1,9 +1,9 @@
 """Build classifiers and load weights into them."""
 
 from torchdoctor.models.catalogue import MODELS, ModelEntry
-from torchdoctor.models.checkpoints import load_into, load_weights, weights_card
 from torchdoctor.models.loading import TIMM_SOURCES, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
+from torchdoctor.models.weights import load_into, load_weights, weights_card
 
 __all__ = [
     "MODELS",

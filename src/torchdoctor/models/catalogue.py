@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from torchdoctor.models.simplenet import SimpleNet
-from torchdoctor.models.small_resnet import SmallResNet
+from torchdoctor.models.architectures.simplenet import SimpleNet
+from torchdoctor.models.architectures.small_resnet import SmallResNet
+from torchdoctor.models.architectures.wide_resnet import WideResNet
 from torchdoctor.models.stems import (
     Halving,
     drop_halvings,
@@ -18,7 +19,6 @@ from torchdoctor.models.stems import (
     halvings_to_drop,
     set_input_channels,
 )
-from torchdoctor.models.wide_resnet import WideResNet
 
 Make = Callable[[int, int, int], nn.Module]
 

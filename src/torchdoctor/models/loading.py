@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import nn
 
 from torchdoctor.models.catalogue import MODELS, ModelEntry
-from torchdoctor.models.checkpoints import load_into, load_weights
 from torchdoctor.models.pretrained import PRETRAINED, load_pretrained
 from torchdoctor.models.stems import set_input_channels
-from torchdoctor.networks import unwrap
+from torchdoctor.models.weights import load_into, load_weights
+from torchdoctor.network.outputs import unwrap
 from torchdoctor.types import InputError
 
 EXPECTED = "torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory"

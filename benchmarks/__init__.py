@@ -1,0 +1,1 @@
+"""Programs that measure what the package does; each claims numbers that one command measures again."""

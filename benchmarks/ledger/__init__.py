@@ -1,0 +1,1 @@
+"""The recorded lines, what follows from them, and the page that shows them beside the paper."""

@@ -1,0 +1,1 @@
+"""Studies beyond the paper: screening, power, planted faults, causes, kills."""

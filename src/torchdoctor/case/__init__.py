@@ -1,0 +1,1 @@
+"""One classifier with its data and settings, checked against each other before anything is written."""

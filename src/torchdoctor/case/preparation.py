@@ -1,0 +1,310 @@
+"""Turn settings into a model, data and layers, and refuse what does not fit before anything is written."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchdoctor.case.defaults import check_constraints, prescribed
+from torchdoctor.case.settings import Settings
+from torchdoctor.data.load import EXPECTED, Splits, load_data
+from torchdoctor.models.catalogue import MODELS
+from torchdoctor.models.loading import TIMM_SOURCES, load_model
+from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
+from torchdoctor.models.weights import load_into, load_weights, weights_card
+from torchdoctor.network.checks import check_model
+from torchdoctor.network.hooks import map_shapes, measuring
+from torchdoctor.network.layers import chosen_layers, default_layers
+from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.prediction import device_of
+from torchdoctor.randomness import key
+from torchdoctor.types import InputError
+
+SWAPPED = "swapped"  # the test split that is made of another by its masks
+
+
+@dataclass(frozen=True)
+class Case:
+    """One classifier with its data and the layers to look at, checked against each other."""
+
+    settings: Settings
+    model: nn.Module
+    data: Splits
+    layers: tuple[str, ...]
+    card: Mapping[str, object]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the categories."""
+        return self.data.classes
+
+    def names_of(self, ids: Sequence[int]) -> list[str]:
+        """Return the names of training images, so that a person can look at them."""
+        table = self.data.train.table
+        known = dict(zip(table.ids.tolist(), table.names, strict=True))
+        return [str(known[one]) for one in ids]
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What was done to the images before the network saw them: preprocessing, and images left out."""
+        return {
+            "preprocessing": self.data.preprocessing.to_json(),
+            "skipped_images": list(self.data.skipped),
+        }
+
+
+def prepare(settings: Settings, *, needs_weights: bool = True, treats: bool = False) -> Case:
+    """Build the model, read the data, load the weights and check that they fit one another.
+
+    With `treats` the settings say what will be compared and constrained, where nothing was asked for.
+    Raises InputError for a missing flag, unknown names or layers, weights or class counts that do not
+    fit, and constraints that the data cannot serve.
+    """
+    if needs_weights and settings.weights is None:
+        raise InputError(
+            "--weights is missing: give the trained classifier's .safetensors or state dict (train makes one)"
+        )
+    pretrained = settings.weights == PRETRAINED
+    file = None if pretrained else settings.weights
+    state = load_weights(file) if file is not None else None
+    card = weights_card(file) if file is not None else None
+    settings = _from_card(settings, card)
+    if settings.model is None:
+        raise InputError(
+            "--model is missing: give a name of `torchdoctor models`, torchvision:NAME, timm:NAME or "
+            "package.module:factory"
+        )
+    if settings.data is None:
+        raise InputError(f"--data is missing: give {EXPECTED}")
+    data = _data(settings, card)
+    primary = _primary(settings, data)
+    _check_classes(settings, data, card)
+    torch.manual_seed(key("weights", settings.seed) % (1 << 63))
+    if pretrained and needs_weights:
+        _check_pretrained_head(settings.model, data)
+    model = load_model(
+        settings.model,
+        data.classes,
+        PRETRAINED if pretrained else None,
+        channels=data.preprocessing.channels,
+        image_size=data.preprocessing.image_size,
+    )
+    if state is not None:
+        load_into(model, state, str(settings.weights))
+    model = model.to(device_named(settings.device)).eval()
+    layers = _layers(settings, model, data)
+    check_constraints(settings, layers, data)
+    if treats and not settings.auto:  # a search settles its own
+        settings = prescribed(settings, layers, data)
+    settings = replace(settings, primary=primary, layers=layers)
+    return Case(settings, model, data, layers, card_of(settings, data))
+
+
+def _from_card(settings: Settings, card: Mapping[str, object] | None) -> Settings:
+    """Take the model's name from the card beside the weights where the user gives none."""
+    return replace(settings, model=settings.model or model_of_card(card, str(settings.weights)))
+
+
+def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None:
+    """Return the model named by the card; InputError for a factory: no data file chooses code to run."""
+    name = (card or {}).get("model")
+    if not isinstance(name, str):
+        return None
+    if name.partition(":")[0] in ("torchvision", "timm") or name in MODELS:
+        return name
+    raise InputError(
+        f"the card beside {weights!r} names the factory {name!r}, which would be imported and run: "
+        f"give --model {name} yourself if you trust it"
+    )
+
+
+def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
+    """Load the data with the preprocessing that the weights were trained with, where it is known."""
+    published = own_preprocessing(str(settings.model), pretrained=settings.weights == PRETRAINED)
+    kept: Any = (card or {}).get("preprocessing") or published
+    return load_data(
+        str(settings.data),
+        image_size=settings.image_size or kept.get("image_size"),
+        channels=settings.channels or (len(kept["mean"]) if card and "mean" in kept else 3),
+        mean=tuple(kept["mean"]) if "mean" in kept else None,
+        std=tuple(kept["std"]) if "std" in kept else None,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        limit=settings.limit,
+        seed=settings.seed,
+        primary=None if settings.primary == SWAPPED else settings.primary,
+        augment=settings.augment,
+        classes=settings.classes,
+        classes_seed=settings.classes_seed,
+        validation_share=settings.validation_share,
+        download=settings.download,
+        on_error=settings.on_error,
+    )
+
+
+def _primary(settings: Settings, data: Splits) -> str:
+    """Return the test split that decides; InputError where it is to be made of masks that are not there."""
+    if settings.primary != SWAPPED or SWAPPED in data.tests:
+        return settings.primary or data.primary
+    table = data.tests[data.primary].table
+    masked = len(np.unique(table.labels[table.has_mask]))
+    if masked < 2:
+        raise InputError(
+            f"--primary {SWAPPED!r} puts test images before the backgrounds of other categories by their "
+            f"masks, and {settings.data!r} has masks of {masked} categories in {data.primary!r}: give data "
+            "whose test images have masks"
+        )
+    return SWAPPED
+
+
+def _check_classes(settings: Settings, data: Splits, card: Mapping[str, object] | None) -> None:
+    """Refuse data whose categories are not those the weights were trained for."""
+    trained = (card or {}).get("classes")
+    if isinstance(trained, list) and tuple(trained) != data.classes:
+        raise InputError(
+            f"weights {settings.weights!r} were trained for {len(trained)} categories ({_few(trained)}); the "
+            f"data {settings.data!r} has {len(data.classes)} ({_few(list(data.classes))})"
+        )
+
+
+def _few(names: list[str]) -> str:
+    """Name the first few."""
+    return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device; `auto` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"--device {name!r} cannot be used ({first}); expected auto, cpu or cuda") from error
+    return device
+
+
+def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ...]:
+    """Return the layers asked for, or the default ones."""
+    example = example_of(model, data)
+    found = _logits_of(settings, model, example)
+    if found != len(data.classes):
+        raise InputError(
+            f"--model {settings.model!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
+            "categories: give a model with one logit per category"
+        )
+    if settings.layers is not None:
+        chosen = chosen_layers(model, example, settings.layers)
+        chosen = tuple(map_shapes(model, example, chosen))  # first to last
+    else:
+        known = settings.model in MODELS
+        chosen = MODELS[str(settings.model)].layers if known else default_layers(model, example)
+    _try_out(settings, model, data, chosen)
+    return chosen
+
+
+def _logits_of(settings: Settings, model: nn.Module, example: Tensor) -> int:
+    """Return the number of logits; InputError where the model cannot run on the data's images at all."""
+    try:
+        with measuring(model), torch.no_grad():
+            return as_logits(model(example)).shape[1]
+    except InputError:
+        raise
+    except Exception as error:  # a model of the user's own can fail in any way
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--model {settings.model!r} fails on an image of shape {list(example.shape[1:])} [channel, "
+            f"height, width] ({said}): check --channels and --image-size"
+        ) from error
+
+
+def _try_out(settings: Settings, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
+    """Refuse networks on which diagnosis or treatment would fail or mean nothing.
+
+    Frozen parameters are left to the treatment: a diagnosis does without them.
+    """
+    ids = data.train.table.ids[:2].tolist()
+    images = torch.cat([batch.images for batch in data.train.select(ids)]).to(device_of(model))
+    wrong = [one for one in check_model(model, images, layers) if one.level == "error"]
+    serious = [one.message for one in wrong if one.check != "trainable"]
+    if serious:
+        raise InputError(f"--model {settings.model!r}: {'; '.join(serious)}")
+
+
+def _check_pretrained_head(name: str, data: Splits) -> None:
+    """Refuse published weights whose head would be new: there would be nothing to diagnose or treat yet."""
+    known = own_preprocessing(name, pretrained=True).get("categories")
+    if known != len(data.classes):
+        raise InputError(
+            f"--weights {PRETRAINED}: the head of {name} knows {known or 'unknown'} categories and the data "
+            f"has {len(data.classes)}: train it on the data first (train --weights {PRETRAINED})"
+        )
+
+
+def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel height width"]:
+    """Return one training image where the network lies."""
+    first = next(iter(data.train.select([int(data.train.table.ids[0])])))
+    return first.images.to(device_of(model))
+
+
+def card_of(settings: Settings, data: Splits) -> dict[str, object]:
+    """Return what lies beside saved weights: the model's name, the categories, the preprocessing."""
+    return {
+        "model": settings.model,
+        "classes": list(data.classes),
+        "preprocessing": data.preprocessing.to_json(),
+    }
+
+
+def environment() -> dict[str, object]:
+    """Return the versions and the machine that a result depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in ("torchdoctor", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+    }
+
+
+def loading_code(case: Case, weights: Path) -> str:
+    """Return the lines that load treated weights in plain PyTorch."""
+    full, classes = str(case.settings.model), len(case.classes)
+    channels, size = case.data.preprocessing.channels, case.data.preprocessing.image_size
+    source, _, name = full.partition(":")
+    colour = "" if channels == 3 else f", in_chans={channels}"
+    if source == "torchvision" and not colour:
+        extra = ", aux_logits=False, init_weights=False" if name in ("googlenet", "inception_v3") else ""
+        build = f"import torchvision; model = torchvision.models.{name}(num_classes={classes}{extra})"
+    elif source in TIMM_SOURCES:
+        known = name if source == "timm" else full
+        build = f"import timm; model = timm.create_model({known!r}, num_classes={classes}{colour})"
+    elif name and source != "torchvision":
+        build = f"from {source} import {name}; model = {name}(num_classes={classes}{colour})"
+    else:
+        fitted = f"{full!r}, {classes}, channels={channels}, image_size={size}"
+        build = f"from torchdoctor import load_model; model = load_model({fitted})"
+    return "\n".join(
+        (
+            "from safetensors.torch import load_file",
+            build,
+            f"model.load_state_dict(load_file({str(weights)!r}))",
+        )
+    )

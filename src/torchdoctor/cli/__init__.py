@@ -1,0 +1,5 @@
+"""The command line: each verb parses its options, calls one function, and prints the result."""
+
+from torchdoctor.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,224 @@
+"""The data catalogue: where images come from, by a spec such as `folder:PATH` or `scenes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from torchdoctor.data.catalogue import DATASETS, read_named
+from torchdoctor.data.checking import without_broken
+from torchdoctor.data.fingerprints import fingerprint
+from torchdoctor.data.loader import Loader
+from torchdoctor.data.pixels import Augment, Preprocessing
+from torchdoctor.data.readers.folder import read_folder
+from torchdoctor.data.readers.parquet import read_parquet
+from torchdoctor.data.readers.table_file import read_table_file
+from torchdoctor.data.readers.torchvision_sets import read_torchvision
+from torchdoctor.data.scenes.scenes import read_scenes
+from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category
+from torchdoctor.types import InputError
+
+# A scheme reads (what follows the colon, seed, share of validation).
+SCHEMES: dict[str, Callable[[str, int, float], Tables]] = {
+    "folder": read_folder,
+    "parquet": read_parquet,
+    "table": read_table_file,
+    "scenes": read_scenes,
+}
+EXPECTED = (
+    "folder:PATH, parquet:PATH, table:FILE, NAME@ROOT (see `torchdoctor datasets`), torchvision:CLASS@ROOT, "
+    "scenes or scenes:SEED"
+)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+OnError = Literal["fail", "skip"]
+SAMPLED_SIZES = 24  # images looked at to find out whether all are of one size
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A whole data set, ready to be loaded; `primary` is the test split that decides.
+
+    `skipped` names the images that did not decode and were left out, with the reason.
+    """
+
+    classes: tuple[str, ...]
+    train: Loader
+    validation: Loader
+    tests: Mapping[str, Loader]
+    primary: str
+    preprocessing: Preprocessing
+    has_masks: bool
+    skipped: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprints(self) -> dict[str, dict[str, object]]:
+        """What each split holds, as counts and hashes: two runs on the same data have the same."""
+        splits = {"train": self.train, "validation": self.validation, **self.tests}
+        return {name: fingerprint(one.table) for name, one in splits.items()}
+
+
+def load_tables(
+    spec: str,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    validation_share: float = 0.1,
+    primary: str | None = None,
+    classes: int | None = None,
+    classes_seed: int = 0,
+    download: bool = False,
+) -> Tables:
+    """Read the tables of `spec`: `folder:PATH`, `parquet:PATH`, `table:FILE`, `cifar10@ROOT`, `scenes`, ...
+
+    `seed` divides what comes undivided; `classes` draws that many categories at random, by `classes_seed`;
+    `validation_share` of every category is split off for validation where the source has no such split;
+    `limit` keeps that many training images per category, after validation has been split off;
+    `download` lets torchvision fetch what is missing. InputError says what was given and what is expected.
+
+    >>> load_tables("scenes").primary
+    'shifted'
+    """
+    if seed < 0 or classes_seed < 0:
+        raise InputError(f"seed {min(seed, classes_seed)}: expected 0 or more")
+    tables = _read(spec, seed, validation_share, download)
+    if classes is not None:
+        tables = choose_classes(tables, classes, classes_seed)
+    if limit is not None:
+        tables = replace(tables, train=limit_per_category(tables.train, limit, seed))
+    if primary is None:
+        return tables
+    if primary not in tables.tests:
+        raise InputError(
+            f"primary {primary!r}: no such test split; {spec} has {', '.join(tables.tests)}"
+            "; swapped makes one where test images have masks"
+        )
+    return replace(tables, primary=primary)
+
+
+def load_data(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+    primary: str | None = None,
+    augment: Augment = "crop_flip",
+    classes: int | None = None,
+    classes_seed: int = 0,
+    validation_share: float = 0.1,
+    download: bool = False,
+    on_error: OnError = "fail",
+) -> Splits:
+    """Read `spec` as `load_tables` does and make loaders for it.
+
+    Without `image_size` (pixels) images keep their size if they are square and all alike, else 224.
+    `channels` 1 makes them grey. `on_error="skip"` decodes everything once and leaves out what fails.
+
+    >>> load_data("scenes").preprocessing.image_size
+    64
+    """
+    if channels not in (1, 3):
+        raise InputError(f"channels {channels}: expected 3, or 1 for grey images")
+    tables = load_tables(
+        spec, seed=seed, limit=limit, primary=primary, classes=classes, classes_seed=classes_seed,
+        validation_share=validation_share, download=download,
+    )  # fmt: skip
+    skipped: tuple[str, ...] = ()
+    if on_error == "skip":
+        tables, skipped = without_broken(tables)
+    size = image_size or own_size(tables.train) or 224
+    preprocessing = Preprocessing(
+        size,
+        _per_channel(mean or IMAGENET_MEAN, channels),
+        _per_channel(std or IMAGENET_STD, channels),
+    )
+
+    def loader(table: ImageTable) -> Loader:
+        return Loader(table, preprocessing, batch_size, workers, augment, classes=tables.classes)
+
+    return Splits(
+        classes=tables.classes,
+        train=loader(tables.train),
+        validation=loader(tables.validation),
+        tests={name: loader(table) for name, table in tables.tests.items()},
+        primary=tables.primary,
+        preprocessing=preprocessing,
+        has_masks=bool(tables.train.has_mask.any()),
+        skipped=skipped,
+    )
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return one number per channel: those of colour images are averaged for grey ones."""
+    if len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels
+
+
+def own_size(table: ImageTable) -> int | None:
+    """Return the side of the images, in pixels, if a sample of them is square and all alike."""
+    positions = np.unique(np.linspace(0, len(table) - 1, SAMPLED_SIZES).astype(int))
+    sizes = {table.read(int(position))[0].size for position in positions}
+    width, height = next(iter(sizes))
+    return width if len(sizes) == 1 and width == height else None
+
+
+def _read(spec: str, seed: int, validation_share: float, download: bool) -> Tables:
+    """Read the tables behind any form of spec."""
+    scheme, _, location = spec.partition(":")
+    if scheme in SCHEMES:
+        if scheme != "scenes":
+            _check_path(spec, location)
+        return SCHEMES[scheme](location, seed, validation_share)
+    kind, at, root = (location if scheme == "torchvision" else spec).partition("@")
+    if scheme != "torchvision" and (not at or "/" in kind):
+        raise InputError(_unknown_scheme(spec, scheme))
+    if not root:
+        raise InputError(f"data {spec!r}: the folder is missing; expected {spec.rstrip('@')}@ROOT")
+    if not download:
+        _check_path(spec, root, "; --download fetches what torchvision can")
+    if scheme == "torchvision":
+        return read_torchvision(kind, root, seed, validation_share, download=download)
+    return read_named(kind, root, seed, validation_share, download)
+
+
+def _unknown_scheme(spec: str, scheme: str) -> str:
+    expected = f"expected {EXPECTED}"
+    if spec in DATASETS:
+        return f"data {spec!r}: the folder is missing; expected {spec}@ROOT"
+    near = get_close_matches(scheme, SCHEMES, n=1)
+    if near:
+        return f"data {spec!r}: unknown kind {scheme!r}; {expected}; did you mean {near[0]!r}?"
+    if Path(spec).expanduser().exists():
+        ending = Path(spec).suffix
+        kind = {".parquet": "parquet", ".csv": "table", ".tsv": "table", ".jsonl": "table"}.get(
+            ending, "folder"
+        )
+        return f"data {spec!r}: a path without its kind; {expected}; did you mean '{kind}:{spec}'?"
+    return f"data {spec!r}: unknown kind {scheme!r}; {expected}"
+
+
+def _check_path(spec: str, location: str, hint: str = "") -> None:
+    """Raise InputError for a path that does not exist, with near matches from where it should be."""
+    path = Path(location).expanduser()
+    if location and path.exists():
+        return
+    message = f"data {spec!r}: {'no such file or folder' if location else 'the path is missing'}"
+    place = path.parent
+    if location and place.is_dir():
+        near = get_close_matches(path.name, [entry.name for entry in place.iterdir()], n=3)
+        if near:
+            message += f"; did you mean {' or '.join(str(place / name) for name in near)}?"
+    raise InputError(message + hint)

@@ -1,0 +1,90 @@
+"""Read mini-ImageNet as it is passed around: class folders, few-shot splits of them, or CSV lists.
+
+Few-shot splits hold different categories each; for classification they are put together and every
+category's 600 images divided into 480 and 120 by seed, as the paper does.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from torchdoctor.data.readers.folder import (
+    FolderImages,
+    category_names,
+    folder_table,
+    read_folder,
+    refuse_foreign_links,
+)
+from torchdoctor.data.readers.table_file import file_inside
+from torchdoctor.data.splitting import divide
+from torchdoctor.data.table import ImageTable, Tables
+from torchdoctor.types import InputError
+
+FEW_SHOT = ("train", "val", "test")
+LAYOUT = "expected CLASS/*.jpg, train/CLASS/*.jpg with val/ and test/, or train.csv with images/"
+
+
+def read_mini_imagenet(location: str, seed: int, validation_share: float) -> Tables:
+    """Read the folder at `location`; InputError says what is missing."""
+    root, origin = Path(location).expanduser(), f"mini_imagenet@{location}"
+    if not root.is_dir():
+        raise InputError(f"{origin}: is not a folder; {LAYOUT}")
+    refuse_foreign_links(root)
+    if (root / "train.csv").is_file():
+        return divide({"train": _listed(root, origin)}, origin, seed, validation_share)
+    folders = [root / name for name in FEW_SHOT if (root / name).is_dir()]
+    if not folders:
+        return read_folder(location, seed, validation_share)
+    names = [set(category_names(folder)) for folder in folders]
+    if len(set.union(*names)) != sum(map(len, names)):  # the same categories again: a classification split
+        return read_folder(location, seed, validation_share)
+    return divide({"train": _pooled(folders, root, origin)}, origin, seed, validation_share)
+
+
+def _pooled(folders: list[Path], root: Path, origin: str) -> ImageTable:
+    """Put the class folders of several splits together."""
+    files: list[tuple[str, Path]] = []
+    for folder in folders:
+        table = folder_table(folder, category_names(folder), origin)
+        for label, name in zip(table.labels.tolist(), table.names, strict=True):
+            files.append((table.classes[label], folder / name))
+    return _table(files, root)
+
+
+def _listed(root: Path, origin: str) -> ImageTable:
+    """Put the images of the CSV lists together."""
+    images = root / "images"
+    files: list[tuple[str, Path]] = []
+    for name in FEW_SHOT:
+        file = root / f"{name}.csv"
+        if not file.is_file():
+            continue
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened)
+            if not {"filename", "label"} <= set(reader.fieldnames or ()):
+                raise InputError(f"{file}: found {reader.fieldnames}, expected the columns filename, label")
+            for fields in reader:
+                path = file_inside(images, fields["filename"], f"{file}, line {reader.line_num}:")
+                files.append((str(fields["label"]), path))
+    if not files:
+        raise InputError(f"{origin}: the CSV lists are empty; {LAYOUT}")
+    return _table(files, root)
+
+
+def _table(files: list[tuple[str, Path]], root: Path) -> ImageTable:
+    """Return the table of all images, sorted by category and path so that no order of lists matters."""
+    files = sorted(files)
+    classes = tuple(sorted({label for label, _ in files}))
+    indices = {name: index for index, name in enumerate(classes)}
+    paths = tuple(path for _, path in files)
+    return ImageTable(
+        classes=classes,
+        labels=np.array([indices[label] for label, _ in files], dtype=np.int64),
+        names=tuple(path.relative_to(root).as_posix() for path in paths),
+        ids=np.arange(len(paths)),
+        read=FolderImages(root, paths, (None,) * len(paths)),
+        has_mask=np.zeros(len(paths), dtype=bool),
+    )

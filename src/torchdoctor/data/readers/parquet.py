@@ -1,0 +1,181 @@
+"""Read `parquet:PATH`: encoded images in Parquet files, in the image convention of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int
+from PIL.Image import Image
+
+from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
+from torchdoctor.data.decoding import decode_image
+from torchdoctor.data.fingerprints import stamp_of_bytes
+from torchdoctor.data.splitting import divide, is_split_name
+from torchdoctor.data.table import ImageTable, Tables
+from torchdoctor.types import InputError
+
+LAYOUT = "expected train-*.parquet with test-*.parquet or validation-*.parquet, or one .parquet file"
+REQUIRED, OPTIONAL = ("image", "label"), ("mask", "bbox")
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """The encoded images of one split in arrow memory, decoded when read."""
+
+    rows: Any
+    names: tuple[str, ...]
+
+    def __call__(self, position: int) -> tuple[Image, Image | None]:
+        """Decode one image, and its mask from the mask column or, without one, from its boxes."""
+        row = {column: self.rows.column(column)[position].as_py() for column in self.rows.column_names}
+        name = self.names[position]
+        image = decode_image(row["image"]["bytes"], name)
+        if row.get("mask") is not None:
+            mask = mask_from_png(row["mask"]["bytes"], f"{name} (mask)")
+            return image, check_mask_size(mask, image.size, name)
+        boxes = row.get("bbox")
+        if not boxes:
+            return image, None
+        union = boxes if isinstance(boxes[0], Sequence) else [boxes]
+        return image, mask_from_boxes(union, image.width, image.height, name)
+
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return what changes with the image's bytes, and with the mask's bytes or the boxes."""
+        image, mask = self._encoded("image", position), self._encoded("mask", position)
+        if not mask and "bbox" in self.rows.column_names:
+            mask = repr(self.rows.column("bbox")[position].as_py()).encode()
+        return image, mask
+
+    def _encoded(self, column: str, position: int) -> bytes:
+        """Return the stamp of one cell, without copying the cell."""
+        if column not in self.rows.column_names:
+            return b""
+        cell = self.rows.column(column)[position]
+        found = cell["bytes"].as_buffer() if cell.is_valid else None
+        return b"" if found is None else stamp_of_bytes(found)
+
+
+def read_parquet(location: str, seed: int, validation_share: float) -> Tables:
+    """Read the file or folder at `location`; InputError says what is missing or cannot be used."""
+    path, origin = Path(location).expanduser(), f"parquet:{location}"
+    files = {"train": [path]} if path.is_file() else split_files(path)
+    if "train" not in files:
+        raise InputError(f"{origin}: found {sorted(files) or 'no .parquet files'}; {LAYOUT}")
+    rows = {name: read_rows(paths) for name, paths in files.items()}
+    classes = category_names(rows["train"])
+    for name, table in rows.items():
+        other = stored_names(table)
+        if other is not None and other != classes:
+            raise InputError(
+                f"{origin}: {name} names the categories {list(other)}, but train {list(classes)}"
+            )
+    splits = {name: parquet_table(table, classes, str(files[name][0])) for name, table in rows.items()}
+    return divide(splits, origin, seed, validation_share)
+
+
+def split_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of every split in a folder or its `data` subfolder, shards in order of their names."""
+    found: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for path in sorted(place.glob("*.parquet")):
+            name = re.sub(r"-.*", "", path.stem)
+            if is_split_name(name):
+                found.setdefault(name, []).append(path)
+        if found:
+            break
+    everything = sorted(folder.glob("*.parquet"))
+    return found if found or len(everything) != 1 else {"train": everything}
+
+
+def read_rows(paths: Sequence[Path]) -> Any:
+    """Return the columns that are used, of all shards of one split, after checking their kinds."""
+    tables = []
+    for path in paths:
+        try:
+            names = pq.read_schema(path).names
+            missing = [column for column in REQUIRED if column not in names]
+            if missing:
+                raise InputError(
+                    f"{path}: column {missing[0]!r} is missing; found {names}, expected {REQUIRED}"
+                )
+            wanted = [column for column in (*REQUIRED, *OPTIONAL) if column in names]
+            tables.append(pq.read_table(path, columns=wanted, memory_map=True, partitioning=None))
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: cannot be read as Parquet ({reason}); fetch the file again") from error
+        check_columns(tables[-1], path)
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise InputError(f"{paths[0].parent}: the shards of one split differ in their columns") from error
+
+
+def check_columns(rows: Any, path: Path) -> None:
+    """Raise InputError unless images are structs with bytes in every row and labels are whole numbers."""
+    for column in ("image", "mask"):
+        if column in rows.column_names:
+            kind = rows.schema.field(column).type
+            if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+                raise InputError(f"{path}: column {column!r} is {kind}, expected struct<bytes, path>")
+    if not pa.types.is_integer(rows.schema.field("label").type):
+        raise InputError(f"{path}: column 'label' is {rows.schema.field('label').type}, expected int64")
+    if rows.column("label").null_count or pc.struct_field(rows.column("image"), "bytes").null_count:
+        raise InputError(f"{path}: some rows have no label or no image bytes; remove them")
+
+
+def stored_names(rows: Any) -> tuple[str, ...] | None:
+    """Return the names of the categories in the schema's metadata, None without."""
+    try:
+        stored = json.loads((rows.schema.metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in stored["info"]["features"]["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def category_names(rows: Any) -> tuple[str, ...]:
+    """Return the names of the categories: those stored, else the labels themselves."""
+    largest = pc.max(rows.column("label")).as_py()
+    return stored_names(rows) or tuple(str(label) for label in range(0 if largest is None else largest + 1))
+
+
+def parquet_table(rows: Any, classes: tuple[str, ...], origin: str) -> ImageTable:
+    """Return the table of one split; ids are row numbers over all its shards."""
+    labels = rows.column("label").to_numpy().astype(np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(wrong):
+        raise InputError(
+            f"{origin}: label {labels[wrong[0]]} in row {wrong[0]}; "
+            f"expected 0 to {len(classes) - 1} for the {len(classes)} categories"
+        )
+    names = row_names(rows)
+    return ImageTable(
+        classes, labels, names, np.arange(len(names)), ParquetImages(rows, names), rows_with_mask(rows)
+    )
+
+
+def row_names(rows: Any) -> tuple[str, ...]:
+    """Return the stored path of every image, or its row number where there is none."""
+    image = rows.column("image")
+    paths = [None] * len(image)
+    if image.type.get_field_index("path") >= 0:
+        paths = pc.struct_field(image, "path").to_pylist()
+    return tuple(path or f"row {number}" for number, path in enumerate(paths))
+
+
+def rows_with_mask(rows: Any) -> Bool[np.ndarray, " image"]:
+    """Return which rows have a mask or at least one box."""
+    found: Int[np.ndarray, " image"] = np.zeros(rows.num_rows, dtype=bool)
+    if "mask" in rows.column_names:
+        found |= pc.struct_field(rows.column("mask"), "bytes").is_valid().to_numpy()
+    if "bbox" in rows.column_names:
+        found |= pc.fill_null(pc.list_value_length(rows.column("bbox")), 0).to_numpy() > 0
+    return found

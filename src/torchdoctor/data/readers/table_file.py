@@ -1,0 +1,209 @@
+"""Read `table:FILE`: a CSV, TSV or JSON Lines file of (path, label[, mask, bbox, split]), an image a line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
+from torchdoctor.data.decoding import decode_image
+from torchdoctor.data.fingerprints import stamp_of_file
+from torchdoctor.data.splitting import divide, is_split_name
+from torchdoctor.data.table import ImageTable, Tables
+from torchdoctor.types import InputError
+
+REQUIRED, OPTIONAL = ("path", "label"), ("mask", "bbox", "split")
+LONGEST_LINE = 100_000  # characters; a longer one is no line of such a file
+ENDINGS = {".csv": ",", ".tsv": "\t"}
+JSON_ENDINGS = (".jsonl", ".ndjson")
+LAYOUT = f"expected .csv, .tsv or .jsonl with {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line: the image, its category's name, and what is known of the object in it."""
+
+    path: Path
+    label: str
+    mask: Path | None
+    boxes: tuple[tuple[float, float, float, float], ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """The images of the lines, decoded when read."""
+
+    rows: tuple[TableRow, ...]
+
+    def __call__(self, position: int) -> tuple[Image, Image | None]:
+        """Decode one image, and its mask from the file or, without one, from its boxes."""
+        row = self.rows[position]
+        image = decode_image(row.path, str(row.path))
+        if row.mask is not None:
+            return image, check_mask_size(mask_from_png(row.mask, str(row.mask)), image.size, str(row.path))
+        if row.boxes:
+            return image, mask_from_boxes(row.boxes, image.width, image.height, str(row.path))
+        return image, None
+
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return what changes with the image's file, and with the mask's file or the boxes."""
+        row = self.rows[position]
+        mask = repr(row.boxes).encode() if row.mask is None else stamp_of_file(row.mask)
+        return stamp_of_file(row.path), mask
+
+
+def read_table_file(location: str, seed: int, validation_share: float) -> Tables:
+    """Read the file at `location`; InputError names the line that cannot be used.
+
+    Paths are relative to the file's folder and stay inside it. Categories are the labels, sorted (as
+    numbers where all are whole numbers). Without a `split` column all is divided by seed.
+    """
+    file, origin = Path(location).expanduser(), f"table:{location}"
+    if not file.is_file():
+        raise InputError(f"{origin}: is not a file; {LAYOUT}")
+    rows = [_row(file, line, fields) for line, fields in _lines(file)]
+    if not rows:
+        raise InputError(f"{origin}: no line with an image; {LAYOUT}")
+    classes = _sorted_labels({row.label for row in rows})
+    splits: dict[str, ImageTable] = {}
+    for name in dict.fromkeys(row.split for row in rows):
+        chosen = tuple(row for row in rows if row.split == name)
+        splits[name] = _table(chosen, classes, file.parent)
+    if "train" not in splits:
+        raise InputError(f"{origin}: found the splits {sorted(splits)} without train")
+    return divide(splits, origin, seed, validation_share)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield (number, fields) of every line that is not empty."""
+    ending = file.suffix.lower()
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            if ending in JSON_ENDINGS:
+                yield from _json_lines(file, opened)
+            elif ending in ENDINGS:
+                yield from _csv_lines(file, opened, ENDINGS[ending])
+            else:
+                raise InputError(f"{file}: unknown ending {ending!r}; {LAYOUT}")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def _csv_lines(file: Path, opened: Any, delimiter: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the lines of a CSV file under the names of its first line."""
+    reader = csv.DictReader(opened, delimiter=delimiter, strict=True)
+    try:
+        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(
+                f"{file}: column {missing[0]!r} is missing; found {list(reader.fieldnames or ())}, {LAYOUT}"
+            )
+        for fields in reader:
+            if None in fields:
+                raise InputError(f"{file}, line {reader.line_num}: more values than columns; quote commas")
+            yield reader.line_num, fields
+    except csv.Error as error:
+        raise InputError(f"{file}, line {reader.line_num}: is not CSV ({error})") from error
+
+
+def _json_lines(file: Path, opened: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the objects of a JSON Lines file."""
+    number = 0
+    while line := opened.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise InputError(
+                f"{file}, line {number}: over {LONGEST_LINE} characters; expected one image a line"
+            )
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file}, line {number}: is not JSON ({error})") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"{file}, line {number}: {type(fields).__name__}; expected an object")
+        yield number, fields
+
+
+def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
+    """Check one line."""
+    place = f"{file}, line {line}"
+    label = fields.get("label")
+    if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
+        raise InputError(f"{place}: label {label!r}; expected a category's name or number")
+    split = str(fields.get("split") or "train").strip()
+    if not is_split_name(split):
+        raise InputError(f"{place}: split {split!r}; expected train, val or validation, test or test_NAME")
+    mask = fields.get("mask")
+    return TableRow(
+        path=file_inside(file.parent, fields.get("path"), f"{place}: path"),
+        label=str(label).strip(),
+        mask=file_inside(file.parent, mask, f"{place}: mask") if mask else None,
+        boxes=_boxes(fields.get("bbox"), place),
+        split=split,
+    )
+
+
+def file_inside(folder: Path, found: object, place: str) -> Path:
+    """Return an existing file below the folder."""
+    if not isinstance(found, str) or not found.strip() or "\0" in found:
+        raise InputError(f"{place} {found!r}; expected a file's name, relative to {folder}")
+    path = folder / found
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{place} {found!r} leads out of {folder}; copy the file there")
+    if not path.is_file():
+        raise InputError(f"{place} {found!r}: no such file in {folder}")
+    return path
+
+
+def _boxes(found: object, place: str) -> tuple[tuple[float, float, float, float], ...]:
+    """Return boxes (xmin, ymin, xmax, ymax) from a list, a list of lists, or text with four numbers."""
+    if found is None or found == "" or found == []:
+        return ()
+    expected = (
+        f"{place}: bbox {str(found)[:80]!r}; expected xmin, ymin, xmax, ymax in pixels, or a list of such"
+    )
+    if isinstance(found, str):
+        try:
+            found = json.loads(found if found.lstrip().startswith("[") else f"[{found}]")
+        except (ValueError, RecursionError) as error:
+            raise InputError(expected) from error
+    if not isinstance(found, Sequence) or not found:
+        raise InputError(expected)
+    boxes = found if isinstance(found[0], Sequence) else [found]
+    for box in boxes:
+        numbers = isinstance(box, Sequence) and all(
+            isinstance(one, int | float) and not isinstance(one, bool) for one in box
+        )
+        if not numbers or len(box) != 4:
+            raise InputError(expected)
+    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
+
+
+def _sorted_labels(labels: set[str]) -> tuple[str, ...]:
+    """Sort categories by number where all are whole numbers, else by name."""
+    if all(label.lstrip("-").isdecimal() for label in labels):
+        return tuple(sorted(labels, key=int))
+    return tuple(sorted(labels))
+
+
+def _table(rows: tuple[TableRow, ...], classes: tuple[str, ...], folder: Path) -> ImageTable:
+    """Return the table of one split; ids number its lines."""
+    indices = {name: index for index, name in enumerate(classes)}
+    return ImageTable(
+        classes=classes,
+        labels=np.array([indices[row.label] for row in rows], dtype=np.int64),
+        names=tuple(row.path.relative_to(folder).as_posix() for row in rows),
+        ids=np.arange(len(rows)),
+        read=TableImages(rows),
+        has_mask=np.array([row.mask is not None or bool(row.boxes) for row in rows], dtype=bool),
+    )

@@ -1,0 +1,130 @@
+"""Draw the embedded data set `scenes`: eight objects on eight textures, with a planted fault.
+
+In training the family of the background texture agrees with the category for 90 % of the images, so a
+network scores well by looking at the background. The test split `iid` has the same habit; in `shifted`
+the background says nothing, which is where such a network fails. Every image is drawn by its own
+generator, keyed by (seed, stream, number), and never depends on the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from torchdoctor.data.scenes.silhouettes import SILHOUETTES, draw_silhouette
+from torchdoctor.data.scenes.textures import TEXTURES, draw_texture
+from torchdoctor.data.table import ImageTable, Tables
+from torchdoctor.types import InputError
+
+CLASSES = tuple(SILHOUETTES)
+FAMILIES = tuple(TEXTURES)
+SIZE = 64
+AGREEMENT = 0.9
+TRAINING_IMAGES = 2000
+VALIDATION_IMAGES = 400
+TEST_IMAGES = 960
+TRAINING, IID, SHIFTED = 0, 1, 2  # streams of the generator; training and validation share one
+
+RADIUS = (14.3, 20.3)  # of the object, in pixels
+TURN = 0.25  # of the object, to either side, in radians
+PERIOD = (7.0, 10.0)  # of the texture, in pixels
+TEXTURE_CONTRAST = (0.3, 0.5)  # mean distance of the two background colours, of 1
+OBJECT_CONTRAST = 0.33  # least distance of the object's colour from both background colours
+NOISE = 0.03  # standard deviation of the grain
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Drawn images with their exact masks and the family of each background, as positions in FAMILIES."""
+
+    images: UInt8[np.ndarray, "image 64 64 3"]
+    masks: UInt8[np.ndarray, "image 64 64"]
+    labels: Int[np.ndarray, " image"]
+    families: Int[np.ndarray, " image"]
+
+    def __call__(self, position: int) -> tuple[Image.Image, Image.Image | None]:
+        """Return one image and its mask: the `read` of the table."""
+        return Image.fromarray(self.images[position]), Image.fromarray(self.masks[position])
+
+    def stamp(self, position: int) -> tuple[bytes, bytes]:
+        """Return the pixels themselves."""
+        return self.images[position].tobytes(), self.masks[position].tobytes()
+
+
+def draw_scenes(seed: int, stream: int, count: int, agreement: float) -> Scenes:
+    """Draw `count` images, the categories in turn; `agreement` is how often category and background agree."""
+    labels = np.arange(count) % len(CLASSES)
+    images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
+    masks = np.empty((count, SIZE, SIZE), dtype=np.uint8)
+    families = np.empty(count, dtype=np.int64)
+    for number in range(count):
+        key = np.random.SeedSequence([seed, stream, number])
+        generator = np.random.Generator(np.random.Philox(key))
+        families[number] = draw_family(generator, int(labels[number]), agreement)
+        images[number], masks[number] = draw_scene(generator, int(labels[number]), int(families[number]))
+    return Scenes(images, masks, labels, families)
+
+
+def draw_family(generator: np.random.Generator, category: int, agreement: float) -> int:
+    """Draw a background family: the category's own with probability `agreement`, else any of the others."""
+    own, other = generator.random(), int(generator.integers(1, len(FAMILIES)))
+    return category if own < agreement else (category + other) % len(FAMILIES)
+
+
+def draw_scene(
+    generator: np.random.Generator, category: int, family: int
+) -> tuple[UInt8[np.ndarray, "64 64 3"], UInt8[np.ndarray, "64 64"]]:
+    """Draw one image and its mask, 255 where the object covers at least half of the pixel."""
+    dark, light, colour = draw_colours(generator)
+    period, turn = generator.uniform(*PERIOD), generator.uniform(0.0, 2.0 * np.pi)
+    phase = generator.uniform(0.0, 64.0, 2)
+    pattern = draw_texture(FAMILIES[family], SIZE, period, turn, (phase[0], phase[1]))
+    background = dark + pattern[..., None] * (light - dark)
+
+    radius = generator.uniform(*RADIUS)
+    centre = generator.uniform(radius, SIZE - radius, 2)
+    turn, flipped = generator.uniform(-TURN, TURN), bool(generator.random() < 0.5)
+    cover = draw_silhouette(CLASSES[category], SIZE, (centre[0], centre[1]), radius, turn, flipped)
+    image = background + (cover[..., None] / 255.0) * (colour - background)
+    image += NOISE * generator.standard_normal((SIZE, SIZE, 1))
+    pixels = np.rint(255.0 * np.clip(image, 0.0, 1.0)).astype(np.uint8)
+    return pixels, np.where(cover >= 128, 255, 0).astype(np.uint8)
+
+
+def draw_colours(generator: np.random.Generator) -> Float[np.ndarray, "3 3"]:
+    """Draw the two colours of the background and that of the object until they differ enough."""
+    while True:
+        dark, light, colour = colours = generator.uniform(0.0, 1.0, (3, 3))
+        spread = np.abs(light - dark).mean()
+        gap = min(np.abs(colour - dark).mean(), np.abs(colour - light).mean())
+        if TEXTURE_CONTRAST[0] <= spread <= TEXTURE_CONTRAST[1] and gap >= OBJECT_CONTRAST:
+            return colours
+
+
+def scenes_table(scenes: Scenes, prefix: str) -> ImageTable:
+    """Return the table of drawn images, named after the split, the number and the background."""
+    names = tuple(
+        f"{prefix}-{number:05d}-{CLASSES[label]}-on-{FAMILIES[family]}"
+        for number, (label, family) in enumerate(zip(scenes.labels, scenes.families, strict=True))
+    )
+    count = len(names)
+    return ImageTable(CLASSES, scenes.labels, names, np.arange(count), scenes, np.ones(count, dtype=bool))
+
+
+def read_scenes(location: str, seed: int, validation_share: float) -> Tables:
+    """Draw the data set; `location` is its seed, 0 if empty. How it is divided belongs to the data set."""
+    if location and not location.isdecimal():
+        raise InputError(f"scenes:{location}: expected a seed (a whole number, 0 or more), as in scenes:0")
+    own_seed = int(location or 0)
+    drawn = draw_scenes(own_seed, TRAINING, TRAINING_IMAGES + VALIDATION_IMAGES, AGREEMENT)
+    table = scenes_table(drawn, "train")
+    rows = np.arange(len(table))
+    tests = {
+        "iid": scenes_table(draw_scenes(own_seed, IID, TEST_IMAGES, AGREEMENT), "iid"),
+        "shifted": scenes_table(draw_scenes(own_seed, SHIFTED, TEST_IMAGES, 1.0 / len(CLASSES)), "shifted"),
+    }
+    train, validation = table.select(rows[:TRAINING_IMAGES]), table.select(rows[TRAINING_IMAGES:])
+    return Tables(CLASSES, train, validation, tests, "shifted", f"scenes:{own_seed}")

@@ -1,0 +1,1 @@
+"""Find which kernels each category depends on, and what caused each error."""

@@ -1,0 +1,307 @@
+"""Say for each error which cause the evidence supports best, with the numbers behind it, or `unknown`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.statistics import out_of_step
+from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
+from torchdoctor.images.batches import Batch, Images, only
+from torchdoctor.network.hooks import measuring
+from torchdoctor.network.outputs import as_logits, unwrap
+from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.types import Progress, silent
+
+Cause = Literal[
+    "background", "rare category", "wrong kernels", "label looks wrong", "ambiguous", "under-fitted",
+    "over-fitted", "unknown",
+]  # fmt: skip
+
+MEANINGS: Mapping[Cause, str] = {
+    "background": "before other backgrounds the same object is classified correctly",
+    "rare category": "far fewer training images than the other categories have",
+    "wrong kernels": "kernels it relies on no longer do what they did in training",
+    "label looks wrong": "nothing speaks for the label, and predictions as sure as this are right",
+    "ambiguous": "the two categories are confused in training too, or all but tied",
+    "under-fitted": "the network has not learned its training images either",
+    "over-fitted": "training images of the category are classified much better",
+    "unknown": "none of these is supported by the evidence",
+}
+DONORS = 16  # backgrounds that an object is tried before, of all categories alike
+GONE, MOSTLY_GONE = 0.25, 0.4  # share of all errors that vanish before other backgrounds
+SELDOM = 0.25  # share of other backgrounds before which a prediction still stands that its own one gave
+RARE = 0.25  # of the median category's training images
+CHANGED = 0.05  # share of a category's evidence on changed kernels that counts
+SAME_ON_TRAINING = 20.0  # points between training and validation that count as the same
+SURE, DENIED = 0.3, 0.1  # confidence in the prediction, and in the label, where a label is doubted
+TRUST_FROM, TRUSTED = 0.5, 0.75  # predictions of the same category from half confidence: right ones
+CONFUSED = 0.1  # share of training images that two categories lose to each other
+BOTH = 0.4  # confidence that the two hold together
+TIED, OF_TIED = 0.15, 0.8  # how near a tie is, and what the two categories hold together
+UNFITTED = 70.0  # points of training accuracy below which a network has not learned its images
+GAP = 15.0  # points lost from training to validation that count as over-fitting
+
+
+@dataclass(frozen=True)
+class ErrorCause:
+    """One wrongly classified image: `numbers` are what the cause was decided by (percent, or 0..1)."""
+
+    id: int
+    label: str
+    prediction: str
+    confidence: float
+    cause: Cause
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Causes:
+    """The causes of all errors on some images, in the order of their ids."""
+
+    errors: tuple[ErrorCause, ...]
+    images: int
+    accuracy: float
+
+    @property
+    def counts(self) -> dict[Cause, int]:
+        """The number of errors by cause, the most frequent first."""
+        return dict(Counter(one.cause for one in self.errors).most_common())
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of the whole network: training accuracy and images by category, and validation's.
+
+    `trust[c]`: of the sure predictions of c, how many there are and how many are right; `changed[c]`: the
+    share of the evidence for c on kernels that are out of step with their batch-norm.
+    """
+
+    training: Float[np.ndarray, " category"]
+    training_images: Int[np.ndarray, " category"]
+    validation: Float[np.ndarray, " category"]
+    overall: tuple[float, float]
+    trust: Int[np.ndarray, "category 2"]
+    changed: Float[np.ndarray, " category"]
+    confusion: Float[np.ndarray, "category category"]
+
+    @property
+    def median(self) -> float:
+        """The training images of the median category, among those that have any."""
+        some = self.training_images[self.training_images > 0]
+        return float(np.median(some)) if len(some) else 1.0
+
+    def of(self, sure: Float[np.ndarray, " category"], label: int, other: int) -> dict[str, float]:
+        """Return what speaks about one error: an image of `label` that was taken for `other`."""
+        confident, right = self.trust[other].tolist()
+        if sure[other] >= TRUST_FROM:
+            confident -= 1  # the image itself, which is wrong, does not vote
+        return {
+            "confidence": float(sure[other]),
+            "label_confidence": float(sure[label]),
+            "training_accuracy": float(self.training[label]),
+            "validation_accuracy": float(self.validation[label]),
+            "overall_training_accuracy": self.overall[0],
+            "overall_validation_accuracy": self.overall[1],
+            "training_images_of_median": float(self.training_images[label] / self.median),
+            "confused_on_training": float(min(self.confusion[label, other], self.confusion[other, label])),
+            "sure_and_right": right / confident if confident >= 5 else float("nan"),
+            "evidence_on_changed_kernels": float(max(self.changed[label], self.changed[other])),
+        }
+
+
+def find_causes(
+    model: nn.Module,
+    images: Images,
+    diagnosis: Diagnosis,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Causes:
+    """Find the cause of every error on images that the network was not trained on (validation).
+
+    The first that holds: `rare category` (fewer than a quarter of the median category's training
+    images). `wrong kernels` (kernels that the category relies on are out of step with their batch-norm,
+    and it fails on training images alike). `ambiguous` (the two categories are taken for each other in
+    training too). `under-fitted` (few training images are learned). `background` (a quarter of all errors
+    vanish before 16 other backgrounds, and this one does; or two fifths do, and here the background alone
+    gives the prediction; needs masks). `over-fitted` (training images are classified much better).
+    `background` (alone it gives the prediction, which seldom stands before others). `label looks wrong`
+    (nothing speaks for the label, and predictions as sure are right). `ambiguous` (all but tied). Else
+    `unknown`. The network is left as it was.
+    """
+    model = unwrap(model)
+    ids, labels, logits = predict_logits(model, images)
+    sure = logits.double().softmax(1)
+    predicted = logits.argmax(1)
+    facts = _facts(diagnosis, labels.numpy(), sure.numpy())
+    wrong = ids[predicted != labels].tolist()
+    prediction = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
+    confidence = dict(zip(ids.tolist(), sure.numpy(), strict=True))
+    donors = _donors(images, labels, ids, seed)
+    found: list[tuple[int, int, int, dict[str, float]]] = []
+    for batch in only(images, wrong):
+        called = torch.tensor([prediction[one] for one in batch.ids.tolist()])
+        tried = _before_backgrounds(model, batch, called, donors)
+        for row, (image, label) in enumerate(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)):
+            other = int(called[row])
+            found.append((image, label, other, {**facts.of(confidence[image], label, other), **tried[row]}))
+        progress("causes", len(found), len(wrong))
+    known = [one[-1]["label_before_others"] for one in found if "label_before_others" in one[-1]]
+    gone = {"errors_gone_before_others": float(np.mean(known))} if known else {}
+    errors = [
+        ErrorCause(
+            image, diagnosis.classes[label], diagnosis.classes[other], numbers["confidence"],
+            decide({**numbers, **gone}), {**numbers, **gone},
+        )
+        for image, label, other, numbers in sorted(found, key=lambda one: one[0])
+    ]  # fmt: skip
+    return Causes(tuple(errors), len(ids), 100.0 * (1 - len(wrong) / len(ids)))
+
+
+def decide(numbers: Mapping[str, float]) -> Cause:
+    """Return the first cause whose conditions the numbers meet; a number that is missing meets none."""
+    n = {**dict.fromkeys(NUMBERS, float("nan")), **numbers}
+    gap = n["training_accuracy"] - n["validation_accuracy"]
+    both, apart = n["confidence"] + n["label_confidence"], n["confidence"] - n["label_confidence"]
+    changed = n["evidence_on_changed_kernels"] >= CHANGED
+    doubted = n["confidence"] >= SURE and n["label_confidence"] <= DENIED
+    gone = n["errors_gone_before_others"]
+    elsewhere = n["label_before_others"] == 1 and gone >= GONE
+    alone = n["background_alone_predicts_it"] == 1
+    overall = n["overall_training_accuracy"]
+    rules: tuple[tuple[Cause, bool], ...] = (
+        ("rare category", n["training_images_of_median"] < RARE),
+        ("wrong kernels", changed and gap <= SAME_ON_TRAINING),
+        ("ambiguous", n["confused_on_training"] >= CONFUSED and both >= BOTH),
+        ("under-fitted", overall < UNFITTED and gap < GAP),
+        ("background", elsewhere or (alone and gone >= MOSTLY_GONE)),
+        ("over-fitted", overall - n["overall_validation_accuracy"] >= GAP and gap >= GAP),
+        ("background", alone and n["prediction_before_others"] <= SELDOM),
+        ("label looks wrong", doubted and n["sure_and_right"] >= TRUSTED),
+        ("ambiguous", both >= OF_TIED and apart <= TIED),
+    )
+    return next((cause for cause, holds in rules if holds), "unknown")
+
+
+NUMBERS = (
+    "confidence", "label_confidence", "training_accuracy", "validation_accuracy",
+    "overall_training_accuracy", "overall_validation_accuracy", "training_images_of_median",
+    "confused_on_training", "sure_and_right", "evidence_on_changed_kernels", "label_before_others",
+    "prediction_before_others", "background_alone_predicts_it", "errors_gone_before_others",
+)  # fmt: skip
+
+
+def _facts(diagnosis: Diagnosis, labels: np.ndarray, sure: np.ndarray) -> _Facts:
+    """Gather what is known of the whole network."""
+    right = sure.argmax(1) == labels
+    categories = len(diagnosis.classes)
+    validation = np.full(categories, np.nan)
+    trust = np.zeros((categories, 2), dtype=np.int64)
+    confident = sure.max(1) >= TRUST_FROM
+    for category in range(categories):
+        if (labels == category).any():
+            validation[category] = 100.0 * right[labels == category].mean()
+        mine = confident & (sure.argmax(1) == category)
+        trust[category] = mine.sum(), (mine & right).sum()
+    trained = diagnosis.confusion.sum(1)
+    overall = 100.0 * np.trace(diagnosis.confusion) / max(int(trained.sum()), 1)
+    return _Facts(
+        training=diagnosis.accuracy,
+        training_images=trained,
+        validation=validation,
+        overall=(float(overall), float(100.0 * right.mean())),
+        trust=trust,
+        changed=_evidence_on_changed(diagnosis),
+        confusion=diagnosis.confusion / np.maximum(trained, 1)[:, None],
+    )
+
+
+def _evidence_on_changed(diagnosis: Diagnosis) -> Float[np.ndarray, " category"]:
+    """Return the largest share of a category's evidence, over layers, on kernels that are out of step."""
+    shares = np.zeros(len(diagnosis.classes))
+    for layer in diagnosis.layers:
+        changed = list(out_of_step(layer.drift))
+        total = layer.correlation.sum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.where(total > 0, layer.correlation[:, changed].sum(1) / total, float(bool(changed)))
+        shares = np.maximum(shares, share)
+    return shares
+
+
+def _donors(images: Images, labels: Tensor, ids: Tensor, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Choose images with masks, as many of each category, whose backgrounds are lent; None without any."""
+    turn: dict[int, int] = {}
+    ranked: list[tuple[int, int, int]] = []
+    for row in torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist():
+        label = int(labels[row])
+        ranked.append((turn.get(label, 0), len(ranked), int(ids[row])))
+        turn[label] = turn.get(label, 0) + 1
+    wanted = [image for _, _, image in sorted(ranked)[: 4 * DONORS]]
+    place = {image: rank for rank, image in enumerate(wanted)}
+    found: list[tuple[int, Tensor, Tensor]] = []
+    for batch in only(images, wanted):
+        for row in usable_masks(batch).nonzero()[:, 0].tolist():
+            assert batch.masks is not None
+            found.append((place[int(batch.ids[row])], batch.images[row], batch.masks[row]))
+    chosen = sorted(found, key=lambda one: one[0])[:DONORS]
+    if not chosen:
+        return None
+    return torch.stack([one[1] for one in chosen]), torch.stack([one[2] for one in chosen])
+
+
+def usable_masks(batch: Batch) -> Bool[Tensor, " batch"]:
+    """Return which images have a mask with some object and some background."""
+    if batch.masks is None:
+        return torch.zeros(len(batch.ids), dtype=torch.bool)
+    share = batch.masks.float().mean((1, 2, 3)).cpu()
+    known = (share > 0.005) & (share < 0.98)
+    return known if batch.annotated is None else known & batch.annotated.cpu()
+
+
+def _before_backgrounds(
+    model: nn.Module,
+    batch: Batch,
+    called: Int[Tensor, " batch"],
+    donors: tuple[Tensor, Tensor] | None,
+) -> list[dict[str, float]]:
+    """Try each object before other backgrounds, and its background without the object."""
+    found: list[dict[str, float]] = [{} for _ in range(len(batch.ids))]
+    usable = usable_masks(batch)
+    if donors is None or not bool(usable.any()):
+        return found
+    assert batch.masks is not None
+    device, dtype = device_of(model), dtype_of(model)
+    for row in usable.nonzero()[:, 0].tolist():
+        image, mask = batch.images[row : row + 1], batch.masks[row : row + 1]
+        others = before_other_backgrounds(image, mask, *donors)[0]
+        shown = torch.cat([others, background_alone(image, mask)]).to(device, dtype)
+        with measuring(model), torch.no_grad():
+            logits = as_logits(model(shown)).double().cpu()
+        mean = logits[:-1].log_softmax(1).mean(0)
+        found[row] = {
+            "label_before_others": float(mean.argmax() == batch.labels[row]),
+            "prediction_before_others": float((logits[:-1].argmax(1) == called[row]).double().mean()),
+            "background_alone_predicts_it": float(logits[-1].argmax() == called[row]),
+        }
+    return found
+
+
+def some_of(causes: Causes, most: int) -> Sequence[ErrorCause]:
+    """Return some errors of every cause in turn, the surest first."""
+    groups = [
+        sorted(
+            (one for one in causes.errors if one.cause == cause), key=lambda one: (-one.confidence, one.id)
+        )
+        for cause in causes.counts
+    ]
+    turns = [group[turn] for turn in range(most) for group in groups if turn < len(group)]
+    return turns[:most]

@@ -1,0 +1,1 @@
+"""Batches of images, object masks, and images put before other backgrounds."""

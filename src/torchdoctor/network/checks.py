@@ -1,0 +1,216 @@
+"""Try a network out: what of a diagnosis and a treatment would not work on it, and why."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchdoctor.network.gradients import score_gradients
+from torchdoctor.network.hooks import keep_in, map_shapes, measuring, run_tapped
+from torchdoctor.network.layers import candidate_layers, default_layers
+from torchdoctor.network.outputs import as_logits, unwrap
+from torchdoctor.types import InputError
+
+Level = Literal["error", "warning"]
+PROBABILITIES = ("SigmoidBackward0", "SoftmaxBackward0", "LogSoftmaxBackward0", "LogSigmoidBackward0")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a trial found: an `error` stands in the way, a `warning` changes what results mean."""
+
+    level: Level
+    check: str
+    message: str
+
+
+def check_model(
+    model: nn.Module,
+    example: Float[Tensor, "batch channel height width"],
+    layers: Sequence[str] | None = None,
+) -> tuple[Finding, ...]:
+    """Try on a few images what diagnosis and treatment do to a network; an empty result means all works.
+
+    `example` are two or more images as the network takes them; `layers` those to be constrained (None:
+    the default ones). The network is left as it was. Nothing is raised: whatever fails becomes a finding.
+
+    >>> flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    >>> check_model(flat, torch.zeros(2, 3, 2, 2))[0].check
+    'layers'
+    """
+    try:
+        plain = copy.deepcopy(unwrap(model)).eval()
+    except Exception as error:  # an odd module can fail in any way, and each is worth reporting
+        return (Finding("error", "kind", _said(error)),)
+    found: list[Finding] = []
+    for name, trial in TRIALS.items():
+        try:
+            found += [Finding(level, name, text) for level, text in trial(plain, example, layers)]
+        except Exception as error:
+            found.append(Finding("error", name, _said(error)))
+        if name in NEEDED and any(one.level == "error" for one in found):
+            break
+    return tuple(found)
+
+
+Said = Iterator[tuple[Level, str]]
+
+
+def _said(error: Exception) -> str:
+    """Return the first line of an error, with its kind where it is not ours."""
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+
+
+def _forward(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+    """Run in evaluation mode: logits, finite, one row per image."""
+    with torch.no_grad():
+        logits = as_logits(model(example))
+    if len(logits) != len(example):
+        yield "error", f"{len(example)} images gave {len(logits)} rows of logits: expected one row per image"
+    if not bool(torch.isfinite(logits).all()):
+        yield "error", "the logits are not finite: the weights or the preprocessing are broken"
+
+
+def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+    """Look for probabilities where logits are expected."""
+    with torch.enable_grad():
+        logits = as_logits(model(example.clone().requires_grad_(True)))
+    last = logits.grad_fn.name() if logits.grad_fn is not None else ""
+    if last in PROBABILITIES:
+        kind = last.removesuffix("Backward0")
+        level: Level = "warning" if kind.startswith("Log") else "error"
+        yield (
+            level,
+            (
+                f"the model ends in {kind}: cross-entropy expects logits, and the derivatives of saturated "
+                "probabilities vanish. Leave the last activation out"
+            ),
+        )
+
+
+def _repeatable(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+    """Run twice, and each image alone: nothing random, and no image acts on another."""
+    with torch.no_grad():
+        both = as_logits(model(example))
+        again = as_logits(model(example))
+        alone = torch.cat([as_logits(model(one[None])) for one in example])
+    scale = both.abs().max() + 1e-6
+    if not bool(torch.isclose(both, again, rtol=1e-4, atol=float(1e-4 * scale)).all()):
+        yield (
+            "error",
+            (
+                "the same images give different logits in evaluation mode (functional dropout without "
+                "training=self.training?): evidence would be noise"
+            ),
+        )
+    elif not bool(torch.isclose(both, alone, rtol=0.02, atol=float(0.02 * scale)).all()):
+        yield (
+            "error",
+            (
+                "an image's logits depend on the others of its batch in evaluation mode (batch-norm without "
+                "running statistics?): evidence could not be attributed to one image"
+            ),
+        )
+
+
+def _layers_found(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Said:
+    """Look for layers to constrain, and check those asked for."""
+    chosen = tuple(layers) if layers else default_layers(model, example)
+    shapes = map_shapes(model, example, chosen)
+    called = _calls(model, example)
+    twice = [name for name, number in called.items() if number > 1]
+    if twice:
+        yield "warning", f"called more than once and therefore no candidates: {', '.join(twice[:5])}"
+    known = {one.name for one in candidate_layers(model, example)}
+    beside = [name for name, number in called.items() if number == 1 and name not in known]
+    if beside:
+        yield "warning", f"do not feed the logits and are no candidates: {', '.join(beside[:5])}"
+    flat = [name for name in chosen if shapes[name][1] * shapes[name][2] == 1]
+    if flat:
+        yield (
+            "warning",
+            f"a map of 1 x 1 has no background, space-wise constraints see nothing: {', '.join(flat)}",
+        )
+
+
+def _calls(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Count the calls of every convolution in one forward pass."""
+    counts = {name: 0 for name, one in model.named_modules() if isinstance(one, nn.Conv2d)}
+
+    def counting(name: str) -> Callable[..., None]:
+        def count(*_call: object) -> None:
+            counts[name] += 1
+
+        return count
+
+    handles = [model.get_submodule(name).register_forward_hook(counting(name)) for name in counts]
+    try:
+        with torch.no_grad():
+            model(example[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Said:
+    """Differentiate once for the diagnosis and twice for the treatment, at every layer."""
+    chosen = tuple(layers) if layers else default_layers(model, example)
+    for name in chosen:
+        maps: dict[str, Tensor] = {}
+        with torch.enable_grad():
+            logits = run_tapped(model, example, {name: keep_in(maps, name)})
+            gradient = score_gradients([logits.max(1).values], maps, create_graph=True)[0][name]
+            if not bool(torch.isfinite(gradient).all()):
+                yield "error", f"the derivatives at {name} are not finite"
+                continue
+            if not bool((gradient != 0).any()):
+                yield "warning", f"the derivatives at {name} are all 0 on the example: dead units?"
+                continue
+            # As in training: `backward` meets what `autograd.grad` would pass over in silence.
+            (maps[name] * gradient).abs().sum().backward()
+        reached = [one.grad for one in model.parameters() if one.grad is not None]
+        model.zero_grad(set_to_none=True)
+        if not any(bool((one != 0).any()) for one in reached):
+            yield "error", f"a constraint at {name} reaches no trainable parameter: unfreeze layers"
+
+
+def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None) -> Said:
+    """Count the trainable parameters."""
+    parameters = list(model.parameters())
+    frozen = sum(not one.requires_grad for one in parameters)
+    if frozen == len(parameters):
+        yield "error", "no parameter is trainable (all are frozen): nothing could change"
+    elif frozen:
+        yield "warning", f"{frozen} of {len(parameters)} parameters are frozen and stay as they are"
+
+
+def _training(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+    """Take one step in training mode, on a copy."""
+    own = copy.deepcopy(model).train()
+    logits = as_logits(own(example))
+    if logits.requires_grad:
+        torch.nn.functional.cross_entropy(logits, logits.argmax(1)).backward()
+    with measuring(model):
+        before = as_logits(model(example)).shape
+    if logits.shape != before:
+        yield "error", f"training mode gives {tuple(logits.shape)}, evaluation mode {tuple(before)}"
+
+
+TRIALS: dict[str, Callable[[nn.Module, Tensor, Sequence[str] | None], Said]] = {
+    "forward": _forward,
+    "output": _output,
+    "repeatable": _repeatable,
+    "layers": _layers_found,
+    "trainable": _trainable,
+    "derivatives": _derivatives,
+    "training": _training,
+}
+NEEDED = ("forward", "layers", "trainable")  # a failure here makes the trials after it meaningless

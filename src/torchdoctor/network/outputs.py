@@ -1,0 +1,141 @@
+"""Take a network as users have it: cut off wrappers, refuse what has no derivatives, read its outputs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchdoctor.types import InputError
+
+LOGIT_NAMES = ("logits", "output", "out", "scores", "predictions", "pred")
+
+
+AUXILIARY_PREFIX = "aux"
+
+
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the plain network inside torch.compile, DataParallel and DistributedDataParallel.
+
+    The parameters are the same objects. InputError for what is no module, and for scripted, traced,
+    quantised and inference-mode networks, which cannot be differentiated twice or trained.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is {type(model).__name__}; expected a torch.nn.Module")
+    while _is_wrapper(model):
+        inner: object = model.module if isinstance(model, PARALLEL) else model._orig_mod
+        assert isinstance(inner, nn.Module)
+        model = inner
+    if model._compiled_call_impl is not None:  # compiled in place by model.compile()
+        model = copy.copy(model)
+        model._compiled_call_impl = None
+    _refuse_unusable(model)
+    return model
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Return whether a module only passes on to another; torch.compile's is known by name, for speed."""
+    return isinstance(module, PARALLEL) or type(module).__name__ == "OptimizedModule"
+
+
+def _refuse_unusable(model: nn.Module) -> None:
+    """Raise InputError for networks that hooks or derivatives cannot reach into."""
+    for name, module in model.named_modules():
+        place = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"the model is scripted or traced at {place}: its layers cannot be reached. Give the Python "
+                "model that it was made from, with its state dict"
+            )
+        kind = type(module).__module__
+        if "quantized" in kind.split(".") or kind.startswith(("bitsandbytes", "torchao")):
+            raise InputError(
+                f"the model is quantised at {place}: it has no derivatives. Give the float model"
+            )
+        if name and _is_wrapper(module):
+            raise InputError(
+                f"the layer {place} is wrapped inside the model: its parts would be renamed. Give the model "
+                "without the wrapper"
+            )
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.is_quantized or type(value).__module__.startswith("torchao"):
+            raise InputError(
+                f"the model is quantised: {name} is {value.dtype}, without derivatives. Give the float model"
+            )
+        if value.is_meta:
+            raise InputError(
+                f"the model has no values: {name} lies on the meta device. Load its weights first"
+            )
+        if value.is_inference():
+            raise InputError(
+                f"{name} was made under torch.inference_mode and cannot be differentiated: build and load "
+                "the model outside of it"
+            )
+
+
+def as_logits(output: object) -> Float[Tensor, "batch category"]:
+    """Return the logits out of what a forward pass returned; InputError says what it was instead.
+
+    A tensor; a dict, dataclass or named tuple with a field such as `logits`; or a tuple or list whose
+    first matrix they are.
+    """
+    if isinstance(output, Tensor):
+        if output.ndim == 2:
+            return output
+        hint = " (one score per image: give a model with one logit per category)" if output.ndim < 2 else ""
+        raise InputError(
+            f"the model returned shape {tuple(output.shape)}{hint}; expected one tensor of logits, shape "
+            "[batch, category]"
+        )
+    named = _fields(output)
+    for name in LOGIT_NAMES:
+        if isinstance(named.get(name), Tensor):
+            return as_logits(named[name])
+    matrices = {name: one for name, one in named.items() if isinstance(one, Tensor) and one.ndim == 2}
+    main = [one for name, one in matrices.items() if not name.startswith(AUXILIARY_PREFIX)]
+    if main and (len(main) == 1 or isinstance(output, tuple | list)):
+        return main[0]
+    found = ", ".join(f"{name}: {_described(one)}" for name, one in named.items()) or "nothing in it"
+    raise InputError(
+        f"the model returned {type(output).__name__} ({found}); expected logits, shape [batch, category], "
+        f"alone, first in a tuple, or in a field called {' or '.join(LOGIT_NAMES[:2])}"
+    )
+
+
+def auxiliary_logits(output: object) -> tuple[Float[Tensor, "batch category"], ...]:
+    """Return the logits of auxiliary heads: the fields of an output whose names begin with `aux`."""
+    if isinstance(output, Tensor):
+        return ()
+    named = _fields(output)
+    return tuple(
+        one
+        for name, one in named.items()
+        if name.startswith(AUXILIARY_PREFIX) and isinstance(one, Tensor) and one.ndim == 2
+    )
+
+
+def _fields(output: object) -> Mapping[str, object]:
+    """Return the parts of an output by name, or by position where they have none."""
+    if isinstance(output, Mapping):
+        return {str(name): value for name, value in output.items()}
+    if hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    if isinstance(output, tuple | list):
+        return {str(place): value for place, value in enumerate(output)}
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return {name: value for name in LOGIT_NAMES if (value := getattr(output, name, None)) is not None}
+
+
+def _described(value: object) -> str:
+    """Name a part of an output by its shape or type."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

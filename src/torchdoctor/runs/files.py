@@ -1,0 +1,115 @@
+"""Write files as a whole, and read them back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from torchdoctor.runs.kill_points import kill_point
+from torchdoctor.types import InputError, ModelDoctorError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment the old or the new content is there, never a part.
+
+    Raises ModelDoctorError, with the path and the reason, where the disk is full or cannot be written.
+    """
+    with _told_where(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+            kill_point(f"before/{path.name}")
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        kill_point(f"after/{path.name}")
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _told_where(path: Path) -> Iterator[None]:
+    """Turn what the operating system says into an error that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelDoctorError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}): what was written before is whole, "
+            "and once this is mended, a run with --resume goes on from it"
+        ) from error
+
+
+def plain(value: object) -> object:
+    """Turn dataclass-free nests into what JSON can say: tuples to lists, NaN and infinity to null."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON."""
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_yaml(path: Path, value: Mapping[str, object]) -> None:
+    """Write a mapping as YAML, in its own order."""
+    text = yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True)
+    write_bytes(path, text.encode())
+
+
+def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state dict as safetensors: the same tensors give the same bytes."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    return save_tensors(tensors, metadata={"format": "pt"})
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors."""
+    write_bytes(path, weights_bytes(state))
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object; InputError names the file and what is wrong with it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{str(path)!r} is not there; expected it in a finished run folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{str(path)!r} holds {type(found).__name__}; expected an object")
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

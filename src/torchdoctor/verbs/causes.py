@@ -1,0 +1,126 @@
+"""Run what follows a diagnosis: causes of errors, pictures, noise curves; and read them back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchdoctor.case.preparation import Case
+from torchdoctor.diagnosis.causes import Causes, ErrorCause, find_causes, some_of
+from torchdoctor.diagnosis.explanation import explain
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.robustness import Robustness
+from torchdoctor.evidence.per_image import clean_evidence, summed_maps
+from torchdoctor.network.hooks import measuring
+from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.report.diagnosis_plots import noise_curves, overlays, sparsity_by_layer
+from torchdoctor.report.error_cards import ExplainedError
+from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS, least_accurate
+from torchdoctor.report.plots import confusion_matrix, correlation_heat_map
+from torchdoctor.runs.files import read_json, write_json
+from torchdoctor.types import Progress
+from torchdoctor.verbs.pictures import mask_of, shown_pixels, write_figure
+
+EXPLAINED = 6  # errors that a report explains
+OVERLAID = 6  # images of the overlay picture
+
+
+def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progress) -> Causes:
+    """Find the cause of each validation error and write causes.json."""
+    causes = Causes((), 0, math.nan)
+    if len(case.data.validation):
+        causes = find_causes(
+            case.model, case.data.validation, diagnosis, seed=case.settings.seed, progress=progress
+        )
+    names = _names(case)
+    record = asdict(causes)
+    for entry in record["errors"]:
+        entry["image"] = names[entry["id"]]
+    write_json(folder / "causes.json", {**record, "split": "validation", "counts": causes.counts})
+    return causes
+
+
+def load_causes(file: Path) -> Causes:
+    """Read causes.json back."""
+    found: dict[str, Any] = read_json(file)
+    errors = tuple(
+        ErrorCause(
+            **{**one, "numbers": {k: float("nan") if v is None else v for k, v in one["numbers"].items()}}
+        )
+        for one in (
+            {name: value for name, value in each.items() if name != "image"} for each in found["errors"]
+        )
+    )
+    return Causes(errors, found["images"], math.nan if found["accuracy"] is None else found["accuracy"])
+
+
+def _names(case: Case) -> dict[int, str]:
+    """Return the names of the validation images by id."""
+    table = case.data.validation.table
+    return dict(zip(table.ids.tolist(), table.names, strict=True))
+
+
+def figures_stage(case: Case, folder: Path, diagnosis: Diagnosis) -> None:
+    """Write the pictures of a diagnosis, each as PNG and SVG."""
+    fewer = least_accurate(diagnosis, MOST_CATEGORIES)
+    for layer in fewer.layers[-MOST_LAYERS:]:
+        write_figure(folder, f"kernels-{layer.name}", correlation_heat_map(fewer, layer.name))
+    write_figure(folder, "sparsity", sparsity_by_layer(diagnosis))
+    if fewer is diagnosis:
+        write_figure(folder, "confusion", confusion_matrix(diagnosis))
+    chosen = [images[0] for images in diagnosis.sifting.high if images][:OVERLAID]
+    if chosen:
+        write_figure(folder, "overlays", _overlays(case, chosen))
+
+
+def _overlays(case: Case, ids: list[int]) -> Any:
+    """Draw the summed derivative maps of some training images at the last layers."""
+    layers = case.layers[-4:]
+    images, maps = [], []
+    for batch in case.data.train.select(ids):
+        with measuring(case.model):
+            pixels = batch.images.to(device_of(case.model), dtype_of(case.model))
+            kind = case.settings.evidence or "gradient"
+            found = clean_evidence(case.model, pixels, batch.labels.to(pixels.device), layers, kind)[0]
+        size = (batch.images.shape[2], batch.images.shape[3])
+        summed = {layer: summed_maps(found[layer], size) for layer in layers}
+        for row, label in enumerate(batch.labels.tolist()):
+            images.append((case.classes[label], shown_pixels(batch.images[row], case.data.preprocessing)))
+            maps.append([(layer, summed[layer][row]) for layer in layers])
+    return overlays(images, maps)
+
+
+def write_robustness(folder: Path, found: Robustness) -> None:
+    """Write robustness.json and the noise curves."""
+    write_json(folder / "robustness.json", asdict(found))
+    write_figure(folder / "figures", "noise-curves", noise_curves(found))
+
+
+def load_robustness(file: Path) -> Robustness:
+    """Read robustness.json back."""
+    found: dict[str, Any] = read_json(file)
+    arrays = {name: np.array(found[name], dtype=float) for name in ("normal", "restored", "fooled")}
+    return Robustness(
+        **{**found, **arrays, "ranges": tuple(found["ranges"]), "layers": tuple(found["layers"])}
+    )
+
+
+def explained_errors(case: Case, diagnosis: Diagnosis, causes: Causes) -> list[ExplainedError]:
+    """Explain a few validation errors, of every cause in turn."""
+    chosen = {one.id: one for one in some_of(causes, EXPLAINED)}
+    names, found = _names(case), []
+    if not chosen:
+        return []
+    for batch in case.data.validation.select(list(chosen)):
+        for row, image in enumerate(batch.ids.tolist()):
+            explanation = explain(
+                case.model, batch.images[row], diagnosis, label=chosen[image].label, image_id=image,
+                mask=mask_of(batch, row), classes=case.classes, seed=case.settings.seed,
+            )  # fmt: skip
+            pixels = shown_pixels(batch.images[row], case.data.preprocessing)
+            found.append(ExplainedError(names[image], chosen[image], explanation, pixels))
+    return found

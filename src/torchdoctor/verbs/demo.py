@@ -1,0 +1,69 @@
+"""Say what the demo trains and how it treats it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torchdoctor.case.identity import start_run
+from torchdoctor.case.outcome import Outcome, out_folder
+from torchdoctor.case.preparation import prepare
+from torchdoctor.case.settings import Settings, filled
+from torchdoctor.runs.folder import RunFolder
+from torchdoctor.runs.history import check_tensorboard
+from torchdoctor.runs.interruption import interruptible
+from torchdoctor.types import Progress, silent
+from torchdoctor.verbs.begin import Watch, _with_facts
+from torchdoctor.verbs.checkup import checkup_stages
+from torchdoctor.verbs.train import train_stage
+
+
+def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
+    """Train a small network on `scenes`, where the background gives the category away, and check it up."""
+    check_tensorboard(settings.tensorboard)
+    base, further = demo_settings(settings)
+    case = prepare(filled(base, "train"), needs_weights=False)
+    prepare(
+        filled(further, "demo"), needs_weights=False, treats=True
+    )  # refuses now what it would refuse after training
+    with RunFolder.create(out_folder(settings, "demo")) as run, interruptible() as stop:
+        trained = train_stage(case, run.path / "base", progress, stop)
+        again = prepare(filled(replace(further, weights=str(trained.record["weights"])), "demo"), treats=True)
+        start_run(run.path, "checkup", again)
+        outcome = checkup_stages(again, run.path, None, Watch(progress, stop))
+        return _with_facts(replace(outcome, record={**outcome.record, "base": trained.record}), again)
+
+
+BASE_EPOCHS = 14
+
+
+# Chosen on the data seeds 11 and 12; the demo runs on seed 0. Later tries on the seeds 13 to 16 were not
+# better on fresh ones (benchmarks/LOG.md holds all of them).
+PRESCRIPTION: dict[str, Any] = {
+    "arms": ("control", "treated"),
+    "layers": ("layer2",),
+    "constraints": ("space",),
+    "weight": ("6.5",),
+    "masks_per_category": 20,
+    "annotated_per_batch": 0.25,
+    "expand_pixels": 2,
+    "learning_rate": 0.05,
+    "epochs": 6,
+}
+
+
+def demo_settings(given: Settings) -> tuple[Settings, Settings]:
+    """Return the settings of the demo's base training and of its checkup.
+
+    The prescription fills what was left at its default, and only for the network and the data it was
+    chosen for.
+    """
+    common = replace(given, data=given.data or "scenes", model=given.model or "small_resnet", weights=None)
+    base = replace(common, epochs=BASE_EPOCHS)
+    if common.model != "small_resnet" or str(common.data).partition(":")[0] != "scenes":
+        return base, common
+    default = Settings()
+    missing = {
+        name: value for name, value in PRESCRIPTION.items() if getattr(common, name) == getattr(default, name)
+    }
+    return base, replace(common, **missing)

@@ -1,0 +1,137 @@
+"""Diagnose a classifier, and find the causes of its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from torchdoctor.case.identity import identity_of, start_run
+from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, check_weights, out_folder
+from torchdoctor.case.preparation import Case, prepare
+from torchdoctor.case.settings import Settings, filled
+from torchdoctor.diagnosis.causes import Causes
+from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.statistics import sparsity
+from torchdoctor.evidence.per_image import diagnosis_cost
+from torchdoctor.network.hooks import measuring
+from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.runs.folder import RunFolder, open_run
+from torchdoctor.runs.parts import PartsFolder
+from torchdoctor.runs.records import load_diagnosis, save_diagnosis
+from torchdoctor.types import Progress, silent
+from torchdoctor.verbs.begin import Say, _is_done, _refuse_without_out, _with_facts, silent_text
+from torchdoctor.verbs.causes import causes_stage, figures_stage, load_causes
+
+
+def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
+    """Make the diagnosis and save it; what an interrupted run had computed is used."""
+    settings = case.settings
+    parts = PartsFolder(folder / "diagnosis" / "parts")
+    assert settings.evidence is not None
+    diagnosis = diagnose(
+        case.model,
+        case.data.train,
+        layers=case.layers,
+        classes=case.classes,
+        evidence=settings.evidence,
+        draws=10 if settings.draws is None else settings.draws,
+        delta=settings.delta,
+        theta=settings.theta,
+        images_per_category=settings.images_per_category,
+        confidence=settings.confidence,
+        annotations_per_category=max(20, settings.masks_per_category or 0),
+        seed=settings.seed,
+        parts=parts,
+        progress=progress,
+    )
+    save_diagnosis(folder / "diagnosis", diagnosis)
+    parts.remove()
+    return diagnosis
+
+
+def cost_of(case: Case) -> str:
+    """Say what a diagnosis will cost, in forward passes, before it is made."""
+    draws = case.settings.draws if case.settings.draws is not None else 10
+    pixels = torch.cat([batch.images for batch in case.data.train.select(case.data.train.table.ids[:2])])
+    pixels = pixels.to(device_of(case.model), dtype_of(case.model))
+    with measuring(case.model):
+        passes = diagnosis_cost(case.model, pixels, case.layers, draws)
+    sifted = min(len(case.data.train), case.settings.images_per_category * len(case.classes))
+    noise = "no noise" if draws == 0 else f"draws: {draws}"
+    return (
+        f"{len(case.layers)} layer(s), {noise}: about {passes:.1f} forward passes for each of at most "
+        f"{sifted:,} sifted images, after one for each of {len(case.data.train):,}"
+    )
+
+
+def diagnosis_record(folder: Path, diagnosis: Diagnosis) -> dict[str, object]:
+    """Return what `diagnose --json` prints."""
+    return {
+        "out": str(folder),
+        "classes": diagnosis.classes,
+        "evidence": diagnosis.evidence,
+        "draws": diagnosis.draws,
+        "images_per_category": diagnosis.counts,
+        "not_diagnosed": [
+            f"{name}: not diagnosed: 0 of {diagnosis.sifting.images_per_category}"
+            for name in diagnosis.not_diagnosed
+        ],
+        "accuracy": diagnosis.accuracy,
+        "layers": [
+            {
+                "name": layer.name,
+                "kernels": layer.correlation.shape[1],
+                "correlated_kernels": layer.correlated.sum(1),
+                "background_share": layer.background_share,
+                "delta": layer.delta,
+                "path": layer.path,
+                "kernels_for_90_percent": sparsity(layer.correlation),
+                "agreement": layer.agreement[len(layer.agreement) // 2],
+                "flags": layer.flags,
+            }
+            for layer in diagnosis.layers
+        ],
+    }
+
+
+def run_diagnose(
+    settings: Settings,
+    progress: Progress = silent,
+    *,
+    resume: bool = False,
+    say: Say = silent_text,
+) -> Outcome:
+    """Diagnose the classifier on its training images, and find the causes of its validation errors.
+
+    `resume` goes on with an unfinished run in the same folder; a finished one is only read. `say` is told
+    the cost before anything is computed.
+    """
+    _refuse_without_out(settings, resume)
+    case = prepare(filled(settings, "diagnose"))
+    folder = out_folder(settings, "diagnose")
+    if resume and _is_done(folder):
+        diagnosis = load_diagnosis(open_run(folder) / "diagnosis")
+        check_weights(case, diagnosis, f"run {str(folder)!r}")
+        return _diagnosed(case, folder, diagnosis, load_causes(folder / "causes.json"))
+    say(cost_of(case))
+    wanted = identity_of(folder, "diagnose", case)
+    with RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder) as run:
+        start_run(run.path, "diagnose", case)
+        diagnosis = diagnose_stage(case, run.path, progress)
+        causes = causes_stage(case, run.path, diagnosis, progress)
+        figures_stage(case, run.path / "figures", diagnosis)
+        return _diagnosed(case, run.path, diagnosis, causes)
+
+
+def _diagnosed(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> Outcome:
+    """Return what a diagnosis ends with."""
+    code = INCONCLUSIVE if diagnosis.inconclusive else DONE
+    record = {
+        **diagnosis_record(folder, diagnosis),
+        "validation_accuracy": causes.accuracy,
+        "causes": causes.counts,
+        "figures": str(folder / "figures"),
+    }
+    return _with_facts(Outcome(code, record, diagnosis), case)

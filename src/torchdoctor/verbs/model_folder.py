@@ -1,0 +1,79 @@
+"""Write RUN/model: the weights to use, with their cards, in a folder that can be pushed to a hub as it is."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from torchdoctor.case.outcome import Outcome
+from torchdoctor.case.preparation import Case
+from torchdoctor.data.pixels import Preprocessing
+from torchdoctor.runs.files import write_bytes, write_json, write_weights
+from torchdoctor.verbs.model_card import WEIGHTS, is_timm, model_card, public_name
+
+FOLDER = "model"
+README = "README.md"
+
+
+def model_stage(case: Case, folder: Path, outcome: Outcome) -> Outcome:
+    """Write the folder of a compared run and name it in the outcome; written again it is the same.
+
+    Its weights are those that the validation split chose, if it did, else those of the first seed of the
+    arm that the verdict speaks of. The card is written last: where it is, the folder is whole.
+    """
+    diagnosis, treatment, comparison = outcome.diagnosis, outcome.treatment, outcome.comparison
+    assert diagnosis is not None and treatment is not None and comparison is not None
+    chosen: Any = outcome.record.get("handed_back") or {"use": comparison.arm, "means": {}}
+    use, home = str(chosen["use"]), folder / FOLDER
+    state = case.model.state_dict() if use == "base" else treatment.arm(use, comparison.seeds[0]).state
+    write_weights(home / WEIGHTS, state)
+    write_json(home / "model.json", {**case.card, "model": public_name(str(case.settings.model))})
+    if is_timm(str(case.settings.model)):
+        configuration = timm_configuration(case.model, case.classes, case.data.preprocessing)
+        write_json(home / "config.json", configuration)
+    card = model_card(case, diagnosis, treatment.prescription, comparison, use, chosen["means"])
+    write_bytes(home / README, card.encode())
+    return with_model(folder, outcome)
+
+
+def with_model(folder: Path, outcome: Outcome) -> Outcome:
+    """Return the outcome with the folder of the handed-back weights, where it is whole."""
+    if not (folder / FOLDER / README).is_file():
+        return outcome
+    return replace(outcome, record={**outcome.record, "model": str(folder / FOLDER)})
+
+
+def timm_configuration(
+    model: nn.Module, classes: tuple[str, ...], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """Return what timm keeps as `config.json` to build the network again, with this run's preprocessing.
+
+    What timm knows of its published weights (tag, licence, origin) is left out: these are other weights.
+    """
+    from timm.models._hub import save_config_for_hf
+
+    published: Any = model.pretrained_cfg
+    size, channels = preprocessing.image_size, preprocessing.channels
+    kept = ("first_conv", "classifier", "fixed_input_size")
+    own = {
+        "custom_load": False,
+        "input_size": [channels, size, size],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "num_classes": len(classes),
+        **{name: published[name] for name in kept if published.get(name) is not None},
+    }
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "config.json"
+        named = {"label_names": list(classes), "pretrained_cfg": dict(own)}
+        save_config_for_hf(model, str(file), named, {"in_chans": channels} if channels != 3 else None)
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return {**found, "pretrained_cfg": own}

@@ -1,0 +1,148 @@
+"""Run any weights on any images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from torchdoctor.case.preparation import device_named, model_of_card
+from torchdoctor.case.settings import Settings
+from torchdoctor.data.load import IMAGENET_MEAN, IMAGENET_STD
+from torchdoctor.data.loader import Loader
+from torchdoctor.data.pixels import Preprocessing
+from torchdoctor.data.readers.folder import FolderImages, is_image_file, mask_beside
+from torchdoctor.data.table import ImageTable
+from torchdoctor.models.loading import load_model
+from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
+from torchdoctor.models.weights import load_into, load_weights, weights_card
+from torchdoctor.network.prediction import predict_logits
+from torchdoctor.types import InputError
+
+
+def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]:
+    """Return {image, category, confidence, runner_up, runner_up_confidence} of every image.
+
+    Folders are searched for images. The model, its categories and its preprocessing come from the
+    card beside the weights (`train` and `treat` write one); without a card, categories are numbers.
+    """
+    files = image_files(paths)
+    model, classes, preprocessing = load_classifier(settings)
+    loader = Loader(table_of_files(files, classes), preprocessing, settings.batch_size)
+    _, _, logits = predict_logits(model, loader)
+    confidence, category = logits.double().softmax(1).topk(min(2, len(classes)), dim=1)
+    return [
+        {
+            "image": str(file),
+            "category": classes[best[0]],
+            "confidence": sure[0],
+            "runner_up": classes[best[1]] if len(best) > 1 else None,
+            "runner_up_confidence": sure[1] if len(sure) > 1 else None,
+        }
+        for file, best, sure in zip(files, category.tolist(), confidence.tolist(), strict=True)
+    ]
+
+
+def load_classifier(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
+    """Return the network with its weights, its categories and its preprocessing; no data are needed.
+
+    Published weights (`pretrained`) bring their own; InputError says what is missing.
+    """
+    if settings.weights is None:
+        raise InputError("--weights is missing: give the classifier's .safetensors or state dict")
+    if settings.weights == PRETRAINED:
+        return _published(settings)
+    card: dict[str, Any] = dict(weights_card(settings.weights) or {})
+    name = settings.model or model_of_card(card, settings.weights)
+    if name is None:
+        raise InputError("--model is missing, and no card lies beside the weights: give torchvision:NAME")
+    state = load_weights(settings.weights)
+    preprocessing = _preprocessing(settings, card, name)
+    classes = card.get("classes") or imagenet_names(_head_size(name, state, preprocessing))
+    model = load_model(name, classes, channels=preprocessing.channels, image_size=preprocessing.image_size)
+    load_into(model, state, settings.weights)
+    return model.to(device_named(settings.device)).eval(), tuple(classes), preprocessing
+
+
+def _published(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
+    """Return a network with the weights that its library publishes, head and all."""
+    if settings.model is None:
+        raise InputError(f"--model is missing: --weights {PRETRAINED} needs torchvision:NAME or timm:NAME")
+    own = own_preprocessing(settings.model, pretrained=True)
+    if not own.get("categories"):
+        raise InputError(
+            f"--weights {PRETRAINED}: {settings.model} has no published weights with a known head"
+        )
+    size = settings.image_size or own["image_size"]
+    preprocessing = Preprocessing(size, tuple(own["mean"]), tuple(own["std"]))
+    classes = imagenet_names(own["categories"])
+    model = load_model(settings.model, classes, PRETRAINED, image_size=size)
+    return model.to(device_named(settings.device)).eval(), classes, preprocessing
+
+
+def imagenet_names(categories: int) -> tuple[str, ...]:
+    """Return the names of ImageNet's 1000 categories; numbers for any other head."""
+    if categories != 1000:
+        return tuple(map(str, range(categories)))
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+def _head_size(name: str, state: dict[str, torch.Tensor], fitted: Preprocessing) -> int:
+    """Return the number of logits in the file: the size of what the model has as its last matrix.
+
+    The order of the file says nothing: safetensors are sorted by name.
+    """
+    model = load_model(name, 2, channels=fitted.channels, image_size=fitted.image_size)
+    for entry, value in reversed(model.state_dict().items()):
+        if value.ndim >= 2 and entry in state:
+            return state[entry].shape[0]
+    raise InputError(f"the weights hold no head of {name}: they belong to another model")
+
+
+def _preprocessing(settings: Settings, card: dict[str, Any], name: str) -> Preprocessing:
+    """Return the card's preprocessing, else the model's own, else 224 px and ImageNet's statistics."""
+    if settings.image_size is None and "preprocessing" in card:
+        return Preprocessing.from_json(card["preprocessing"])
+    kept = card.get("preprocessing") or own_preprocessing(name, pretrained=True)
+    mean, std = kept.get("mean", IMAGENET_MEAN), kept.get("std", IMAGENET_STD)
+    size = settings.image_size or kept.get("image_size") or 224
+    return Preprocessing(size, tuple(mean), tuple(std))
+
+
+def image_files(paths: Sequence[str]) -> list[Path]:
+    """List the images; InputError for what is missing or no image."""
+    files: list[Path] = []
+    for one in map(Path, paths):
+        if one.is_dir():
+            files += sorted(f for f in one.rglob("*") if is_image_file(str(f)) and f.is_file())
+        elif one.is_file():
+            files.append(one)
+        else:
+            raise InputError(f"image {str(one)!r}: no such file or folder")
+    if not files:
+        raise InputError(f"no image in {', '.join(paths) or 'nothing'}: expected files like .jpg or .png")
+    return files
+
+
+def table_of_files(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
+    """Make a table of image files, with the masks beside them; an unknown label is category 0.
+
+    A label is known where the file lies in a folder that is called like a category.
+    """
+    masks = tuple(mask_beside(file) for file in files)
+    names = list(classes)
+    labels = [names.index(file.parent.name) if file.parent.name in names else 0 for file in files]
+    return ImageTable(
+        classes=tuple(classes),
+        labels=np.array(labels, dtype=np.int64),
+        names=tuple(map(str, files)),
+        ids=np.arange(len(files), dtype=np.int64),
+        read=FolderImages(Path(), tuple(files), masks),
+        has_mask=np.array([one is not None for one in masks], dtype=bool),
+    )

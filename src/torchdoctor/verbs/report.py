@@ -1,0 +1,78 @@
+"""Write the HTML report of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from torchdoctor.case.outcome import DONE, Outcome, arm_of, command_of, lines_of, notes_of
+from torchdoctor.case.preparation import Case, environment
+from torchdoctor.case.settings import settings_record, verb_of
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.proof.result import Comparison
+from torchdoctor.report.page import render_report
+from torchdoctor.runs.files import read_json, write_bytes
+from torchdoctor.runs.folder import RunFolder
+from torchdoctor.runs.records import load_comparison, load_treatment
+from torchdoctor.treatment.result import Treatment
+from torchdoctor.types import InputError, Progress, silent
+from torchdoctor.verbs.begin import _reopened
+from torchdoctor.verbs.causes import explained_errors, load_causes, load_robustness
+from torchdoctor.verbs.examples import collect_examples
+from torchdoctor.verbs.search import TRIALS
+
+
+def report_stage(
+    case: Case,
+    folder: Path,
+    target: Path,
+    diagnosis: Diagnosis,
+    treatment: Treatment | None,
+    comparison: Comparison | None,
+    progress: Progress,
+    verb: str,
+) -> None:
+    """Collect the images behind the errors, explain some, and write the page."""
+    progress("report", 0, 1)
+    found = folder / "causes.json"
+    causes = load_causes(found) if found.is_file() else None
+    curves, trials = folder / "robustness.json", folder / TRIALS
+    examples = collect_examples(case, treatment, comparison)
+    page = render_report(
+        title=f"{case.settings.model} on {case.settings.data}",
+        diagnosis=diagnosis,
+        comparison=comparison,
+        examples=examples,
+        prescription=treatment.prescription if treatment else (),
+        settings=settings_record(verb, case.settings),
+        environment=environment(),
+        command=command_of(folder, verb),
+        loading_code=lines_of(case, folder, arm_of(case, comparison)) if treatment else "",
+        notes=notes_of(diagnosis),
+        causes=causes,
+        explained=explained_errors(case, diagnosis, causes) if causes else (),
+        robustness=load_robustness(curves) if curves.is_file() else None,
+        trials=read_json(trials) if trials.is_file() else None,
+        arm=arm_of(case, comparison),
+    )
+    write_bytes(target, page.encode())
+    progress("report", 1, 1)
+
+
+def run_report(
+    run: str, given: Mapping[str, object], file: str | None = None, progress: Progress = silent
+) -> Outcome:
+    """Write the report of a finished run, into the run or to another file."""
+    folder, case, diagnosis = _reopened(run, given)
+    target = Path(file) if file else folder / "report.html"
+    if target.exists():
+        raise InputError(f"{str(target)!r} exists already: give --out another file")
+    treatment = load_treatment(folder / "treatment") if (folder / "treatment").is_dir() else None
+    found = folder / "compare.json"
+    comparison = load_comparison(found) if found.is_file() else None
+    with nullcontext() if file else RunFolder(folder):
+        report_stage(case, folder, target, diagnosis, treatment, comparison, progress, verb_of(folder))
+    record = {"out": str(folder), "report": str(target)}
+    lines = lines_of(case, folder, arm_of(case, comparison)) if treatment else None
+    return Outcome(DONE, record, diagnosis, treatment, comparison, lines)

@@ -1,0 +1,92 @@
+"""Train a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torchdoctor.case.outcome import DONE, Outcome, out_folder, recipe_of
+from torchdoctor.case.preparation import Case, loading_code, prepare
+from torchdoctor.case.settings import Settings, filled
+from torchdoctor.models.weights import load_into, load_weights
+from torchdoctor.runs.checkpoints import CheckpointFolder
+from torchdoctor.runs.files import read_json, write_json, write_weights
+from torchdoctor.runs.folder import open_run
+from torchdoctor.runs.history import check_tensorboard, write_trackers
+from torchdoctor.treatment.result import Arm, Treatment
+from torchdoctor.treatment.training import accuracy, fit
+from torchdoctor.types import Progress, silent
+from torchdoctor.verbs.begin import Say, _going, _is_done, _refuse_without_out, _with_facts, silent_text
+
+
+def train_stage(
+    case: Case,
+    folder: Path,
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Outcome:
+    """Train the case's model in place and write its weights, card and history; go on where it stood."""
+    home = folder / "checkpoints"
+    kept = CheckpointFolder(home, label="train", stop=stop, say=say)
+    trained = fit(
+        case.model,
+        lambda epoch: case.data.train.epoch(epoch, case.settings.seed),
+        recipe_of(case.settings),
+        steps_per_epoch=case.data.train.steps_per_epoch,
+        seed=case.settings.seed,
+        validation=case.data.validation,
+        checkpoints=kept,
+        progress=progress,
+        stage="train",
+    )
+    write_json(
+        folder / "history.json",
+        {
+            "epochs": trained.history,
+            "steps": trained.steps,
+            "seconds": round(trained.seconds, 1),
+            "skipped_batches": trained.skipped,
+        },
+    )
+    arm = Arm("train", case.settings.seed, {}, trained.history, trained.steps, trained.seconds)
+    write_trackers(folder, Treatment((arm,), ()), tensorboard=case.settings.tensorboard)
+    write_json(folder / "model.json", case.card)
+    write_weights(folder / "model.safetensors", case.model.state_dict())
+    kept.remove()
+    return trained_outcome(case, folder)
+
+
+def trained_outcome(case: Case, folder: Path) -> Outcome:
+    """Return what a finished training ends with; the case's model holds its weights."""
+    history: Any = read_json(folder / "history.json")
+    record = {
+        "out": str(folder),
+        "weights": str(folder / "model.safetensors"),
+        "steps": history["steps"],
+        "seconds": history["seconds"],
+        "validation_accuracy": accuracy(case.model, case.data.validation),
+        "skipped_batches": [case.names_of(ids) for ids in history["skipped_batches"]],
+        "images": {"train": len(case.data.train), "validation": len(case.data.validation)},
+    }
+    code = loading_code(case, folder / "model.safetensors")
+    return Outcome(DONE, record, loading_code=code)
+
+
+def run_train(
+    settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
+) -> Outcome:
+    """Train a classifier, so that there is something to treat; the last epoch's weights are kept.
+
+    `resume` goes on with an unfinished run in the same folder; a finished one is only read.
+    """
+    _refuse_without_out(settings, resume)
+    check_tensorboard(settings.tensorboard)
+    case = prepare(filled(settings, "train"), needs_weights=False)
+    folder = out_folder(settings, "train")
+    if resume and _is_done(folder):
+        load_into(case.model, load_weights(open_run(folder) / "model.safetensors"), str(folder))
+        return _with_facts(trained_outcome(case, folder), case)
+    with _going(folder, "train", case, resume, progress, say) as (place, watch):
+        return _with_facts(train_stage(case, place, progress, watch.stop, say), case)
