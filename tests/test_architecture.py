@@ -9,7 +9,7 @@ import torchdoctor
 
 PACKAGE = Path(torchdoctor.__file__).parent
 LINE = (
-    "types", "randomness", "images", "network", "evidence", "diagnosis", "treatment", "proof", "report",
+    "types", "settings", "randomness", "images", "network", "evidence", "diagnosis", "treatment", "proof", "report",
     "data", "models", "runs", "case", "verbs", "cli",
 )  # fmt: skip
 CORE = LINE[: LINE.index("data")]
@@ -89,9 +89,30 @@ def test_files_and_functions_stay_short():
 
 def test_public_names():
     assert sorted(torchdoctor.__all__) == [
-        "Batch", "Comparison", "Constraint", "Course", "Diagnosis", "InputError", "ModelDoctorError",
-        "Recipe", "Treatment", "candidate_layers", "check_model", "classification_terms", "compare",
-        "default_layers", "diagnose", "explain", "find_causes", "load_data", "load_model",
-        "measure_robustness", "survey_layers", "treat",
-    ]  # fmt: skip
+        "Batch",
+        "Comparison",
+        "Constraint",
+        "Course",
+        "DataSettings",
+        "Diagnosis",
+        "DiagnosisSettings",
+        "InputError",
+        "ModelDoctorError",
+        "Recipe",
+        "Treatment",
+        "TreatmentSettings",
+        "candidate_layers",
+        "check_model",
+        "classification_terms",
+        "compare",
+        "default_layers",
+        "diagnose",
+        "explain",
+        "find_causes",
+        "load_data",
+        "load_model",
+        "measure_robustness",
+        "survey_layers",
+        "treat",
+    ]
     assert all(hasattr(torchdoctor, name) for name in torchdoctor.__all__)

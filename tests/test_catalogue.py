@@ -11,11 +11,13 @@ from torch import nn
 
 import torchdoctor
 from torchdoctor import Batch, InputError, check_model, diagnose, load_model, treat
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.models.catalogue import MODELS, ModelEntry
 from torchdoctor.models.stems import halvings_to_drop, set_input_channels
 from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.outputs import as_logits, auxiliary_logits
 from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import fit
 
 PAPER = (
@@ -106,13 +108,26 @@ def test_forward_diagnosis_and_treatment_are_finite_and_live(name, size):
     with torch.no_grad():
         assert torch.isfinite(as_logits(model(batches[0].images))).all()
     layer = MODELS[name].layers[1]
-    diagnosis = diagnose(model, batches, layers=[layer], draws=1, confidence=0.0, images_per_category=1)
+    diagnosis = diagnose(
+        model,
+        batches,
+        layers=[layer],
+        draws=1,
+        confidence=0.0,
+        settings=DiagnosisSettings(images_per_category=1),
+    )
     assert torch.isfinite(torch.from_numpy(diagnosis.layer(layer).correlation)).all()
     for constraint in ("channel", "space"):
         treatment = treat(
-            model, batches, diagnosis, constraints=[constraint], layers=[layer], seeds=1, weight=1.0,
-            expand_pixels=0, annotated_per_batch=0.5, recipe=Recipe(epochs=1, learning_rate=1e-3),
-        )  # fmt: skip
+            model,
+            batches,
+            diagnosis,
+            constraints=[constraint],
+            layers=[layer],
+            seeds=1,
+            settings=TreatmentSettings(weight=1.0, expand_pixels=0, annotated_per_batch=0.5),
+            recipe=Recipe(epochs=1, learning_rate=1e-3),
+        )
         assert treatment.prescription[0]["parameters_reached"] > 0
         arms = {arm.name: arm.state for arm in treatment.arms}
         assert all(torch.isfinite(one).all() for one in arms["treated"].values() if one.is_floating_point())

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from torchdoctor.case.settings import settings_from
+from torchdoctor.case.config import settings_from
 from torchdoctor.data.load import load_data
 from torchdoctor.models.loading import load_model
 from torchdoctor.runs.files import sha256_of

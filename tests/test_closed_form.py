@@ -9,6 +9,7 @@ from torch import nn
 
 from reference import correlation, tiny_net
 from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.evidence.closed_form import ClosedForm, NoClosedFormError, closed_form, gated
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.hooks import measuring
@@ -79,7 +80,14 @@ def test_a_closed_form_equals_the_plain_loop(tail, kind):
     model = Tail(tail)
     batch = some_batch(model)
     found = diagnose(
-        model, [batch], layers=["conv"], draws=4, delta=0.4, confidence=0.0, evidence=kind, seed=7
+        model,
+        [batch],
+        layers=["conv"],
+        draws=4,
+        settings=DiagnosisSettings(delta=0.4),
+        confidence=0.0,
+        evidence=kind,
+        seed=7,
     ).layers[0]
     assert found.path == "closed form"
     wanted = correlation(
@@ -94,7 +102,15 @@ def test_a_closed_form_equals_the_plain_loop(tail, kind):
 def test_other_tails_are_run_again(tail):
     model = Tail(tail)
     batch = some_batch(model)
-    found = diagnose(model, [batch], layers=["conv"], draws=2, delta=0.4, confidence=0.0, seed=7).layers[0]
+    found = diagnose(
+        model,
+        [batch],
+        layers=["conv"],
+        draws=2,
+        settings=DiagnosisSettings(delta=0.4),
+        confidence=0.0,
+        seed=7,
+    ).layers[0]
     assert found.path == "vmap"
     wanted = correlation(
         model, batch.images, batch.ids.tolist(), batch.labels.tolist(), "conv", SHAPE,
@@ -144,7 +160,12 @@ def integral(model, batch, delta, kind, points=2001):
 def test_exact_draws_are_the_integral_and_the_limit_of_many(kind):
     model = Tail("plain")
     batch = some_batch(model)
-    settings = {"layers": ["conv"], "delta": 0.3, "confidence": 0.0, "evidence": kind}
+    settings = {
+        "layers": ["conv"],
+        "confidence": 0.0,
+        "evidence": kind,
+        "settings": DiagnosisSettings(delta=0.3),
+    }
     exact = diagnose(model, [batch], draws="exact", **settings).layers[0].correlation
     np.testing.assert_allclose(exact, integral(model, batch, 0.3, kind), rtol=2e-3)
     errors = [
@@ -158,7 +179,14 @@ def test_exact_draws_without_noise_are_the_plain_gradient():
     model = Tail("relu6")
     batch = some_batch(model)
     one, other = (
-        diagnose(model, [batch], layers=["conv"], draws=draws, delta=0.0, confidence=0.0)
+        diagnose(
+            model,
+            [batch],
+            layers=["conv"],
+            draws=draws,
+            settings=DiagnosisSettings(delta=0.0),
+            confidence=0.0,
+        )
         .layers[0]
         .correlation
         for draws in ("exact", 0)

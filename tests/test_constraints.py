@@ -11,6 +11,7 @@ from torch import nn
 from reference import penalty, tiny_net, total_loss
 from test_diagnosis import LAYERS, batches_of, some_images
 from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.images.batches import Batch
 from torchdoctor.images.masks import background_mask
 from torchdoctor.treatment.constraints import Constraint, constraints_named
@@ -23,7 +24,12 @@ def case(activation=nn.ReLU, layers=("conv2", "conv3")):
     """Return (model, diagnosis, batch with masks on some images)."""
     model, images = tiny_net(activation), some_images()
     diagnosis = diagnose(
-        model, batches_of(model, images, 24), layers=list(layers), draws=2, confidence=0.0, theta=0.4
+        model,
+        batches_of(model, images, 24),
+        layers=list(layers),
+        draws=2,
+        confidence=0.0,
+        settings=DiagnosisSettings(theta=0.4),
     )
     generator = torch.Generator().manual_seed(9)
     masks = torch.zeros(6, 1, 8, 8, dtype=torch.float64)

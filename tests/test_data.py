@@ -11,6 +11,7 @@ from PIL import Image
 from pictures import scene, table_of, write_split
 from torchdoctor.data.annotations import mask_from_png
 from torchdoctor.data.load import load_data, load_tables
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable, carve, limit_per_category
 from torchdoctor.types import InputError
 
@@ -70,7 +71,7 @@ def test_folder_val_is_validation_beside_test(tmp_path):
     write_split(tmp_path / "val", {"cat": 3, "dog": 3})
     write_split(tmp_path / "test", {"cat": 2, "dog": 2})
     write_split(tmp_path / "test_night", {"cat": 2})
-    tables = load_tables(f"folder:{tmp_path}", primary="test_night")
+    tables = load_tables(f"folder:{tmp_path}", settings=DataSettings(primary="test_night"))
     assert (len(tables.train), len(tables.validation)) == (10, 6)
     assert sorted(tables.tests) == ["test", "test_night"] and tables.primary == "test_night"
     assert not set(tables.train.ids) & set(tables.validation.ids)
@@ -196,4 +197,4 @@ def test_spec_errors(spec, text, tmp_path):
 def test_primary_must_be_a_test_split(tmp_path):
     write_split(tmp_path, {"cat": 5, "dog": 5})
     with pytest.raises(InputError, match=r"primary 'shifted': no such test split; .* has test"):
-        load_tables(f"folder:{tmp_path}", primary="shifted")
+        load_tables(f"folder:{tmp_path}", settings=DataSettings(primary="shifted"))

@@ -21,6 +21,7 @@ from pictures import scene, write_split
 from torchdoctor.data.catalogue import DATASETS, DataEntry
 from torchdoctor.data.checking import check_data, without_broken
 from torchdoctor.data.load import load_data, load_tables
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.types import InputError
 
 DATA = os.environ.get("TORCHDOCTOR_DATA")
@@ -170,10 +171,10 @@ def test_download_is_passed_on(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: asked.append(self.root))
     with pytest.raises(InputError, match="not found or corrupted"):
-        load_tables(f"cifar10@{tmp_path}/new", download=True)
+        load_tables(f"cifar10@{tmp_path}/new", settings=DataSettings(download=True))
     assert asked == [tmp_path / "new"]
     with pytest.raises(InputError, match="cannot be downloaded"):
-        load_tables(f"mini_imagenet@{tmp_path}", download=True)
+        load_tables(f"mini_imagenet@{tmp_path}", settings=DataSettings(download=True))
 
 
 def few_shot(root: Path, count: int = 10) -> None:
@@ -266,7 +267,9 @@ LINES = [
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
 def test_table_files(tmp_path, ending):
-    tables = load_tables(f"table:{write_table(tmp_path, LINES, ending)}", validation_share=0.4)
+    tables = load_tables(
+        f"table:{write_table(tmp_path, LINES, ending)}", settings=DataSettings(validation_share=0.4)
+    )
     assert tables.classes == ("cat", "dog") and set(tables.tests) == {"test", "test_night"}
     parts = (tables.train, tables.validation)
     both = {table.names[at]: table.read(at)[1] for table in parts for at in range(len(table))}
@@ -332,22 +335,28 @@ def test_the_share_of_validation_can_be_chosen(tmp_path):
     write_split(tmp_path / "test", {"a": 1, "b": 1})
     sizes = {
         share: np.bincount(
-            load_data(f"folder:{tmp_path}", validation_share=share).train.table.labels
+            load_data(f"folder:{tmp_path}", settings=DataSettings(validation_share=share)).train.table.labels
         ).tolist()
         for share in (0.1, 0.04, 0.4)
     }
     assert sizes == {0.1: [45, 23], 0.04: [48, 24], 0.4: [30, 15]}
     with pytest.raises(InputError, match="between 0 and 1"):
-        load_data(f"folder:{tmp_path}", validation_share=1.0)
+        load_data(f"folder:{tmp_path}", settings=DataSettings(validation_share=1.0))
 
 
 def test_drawn_categories_are_the_same_everywhere(tmp_path):
     for split, count in (("train", 10), ("test", 3)):
         write_split(tmp_path / split, {f"c{n}": count for n in range(8)})
     whole = load_tables(f"folder:{tmp_path}")
-    few = load_tables(f"folder:{tmp_path}", classes=3, classes_seed=3)
-    assert few.classes == load_tables(f"folder:{tmp_path}", classes=3, classes_seed=3).classes
-    draws = {load_tables(f"folder:{tmp_path}", classes=3, classes_seed=seed).classes for seed in range(6)}
+    few = load_tables(f"folder:{tmp_path}", settings=DataSettings(classes=3, classes_seed=3))
+    assert (
+        few.classes
+        == load_tables(f"folder:{tmp_path}", settings=DataSettings(classes=3, classes_seed=3)).classes
+    )
+    draws = {
+        load_tables(f"folder:{tmp_path}", settings=DataSettings(classes=3, classes_seed=seed)).classes
+        for seed in range(6)
+    }
     assert len(draws) > 1 and list(few.classes) == sorted(few.classes)
     for one, other in ((few.train, whole.train), (few.tests["test"], whole.tests["test"])):
         assert set(np.unique(one.labels)) == {0, 1, 2}
@@ -356,7 +365,7 @@ def test_drawn_categories_are_the_same_everywhere(tmp_path):
             assert names[identity] == name and name.startswith(few.classes[label] + "/")
     for number in (1, 9):
         with pytest.raises(InputError, match=f"classes {number}: expected 2 to 8"):
-            load_tables(f"folder:{tmp_path}", classes=number)
+            load_tables(f"folder:{tmp_path}", settings=DataSettings(classes=number))
 
 
 def test_grey_images(tmp_path):
@@ -406,7 +415,7 @@ def broken_set(root: Path) -> Path:
 def test_the_check_counts_and_finds_what_is_wrong(tmp_path):
     with Image.open(broken_set(tmp_path) / "train" / "a" / "late.jpg") as file:
         assert file.size == (200, 200)  # the header alone shows nothing wrong
-    found = check_data(load_tables(f"folder:{tmp_path}", validation_share=0.2))
+    found = check_data(load_tables(f"folder:{tmp_path}", settings=DataSettings(validation_share=0.2)))
     assert found.broken == 2
     reasons = {name: reason for one in found.splits.values() for name, reason in one.broken.items()}
     assert set(reasons) == {"a/late.jpg", "b/lie.png"} and "cannot be decoded" in reasons["b/lie.png"]
@@ -422,7 +431,7 @@ def test_broken_images_are_left_out_on_request(tmp_path):
     tables = load_tables(f"folder:{broken_set(tmp_path)}")
     sound, skipped = without_broken(tables)
     assert len(skipped) == 2 and len(sound.train) + len(sound.validation) == 13
-    splits = load_data(f"folder:{tmp_path}", on_error="skip", image_size=16)
+    splits = load_data(f"folder:{tmp_path}", settings=DataSettings(on_error="skip"), image_size=16)
     assert splits.skipped == skipped
     for loader in (splits.train, splits.validation, *splits.tests.values()):
         loader.check()
@@ -501,7 +510,9 @@ def test_other_classes_of_torchvision(tmp_path):
 def test_real_cifar10_and_the_papers_mini_imagenet_draw():
     cifar = load_data(f"cifar10@{DATA}/cifar10", limit=3)
     assert len(cifar.classes) == 10 and cifar.preprocessing.image_size == 32
-    mini = load_data(f"mini_imagenet@{DATA}/mini_imagenet30", classes=10, classes_seed=3, limit=2)
+    mini = load_data(
+        f"mini_imagenet@{DATA}/mini_imagenet30", classes=10, settings=DataSettings(classes_seed=3), limit=2
+    )
     assert len(mini.classes) == 10 and len(mini.train) == 20
     assert np.bincount(mini.tests["test"].table.labels).tolist() == [100] * 10
     grey = load_data(f"mnist@{DATA}/mnist", channels=1, limit=1)

@@ -11,6 +11,7 @@ from torch import nn
 
 from reference import correlation, tiny_net
 from torchdoctor.diagnosis.diagnose import diagnose, state_sha256
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.diagnosis.statistics import correlated_kernels
 from torchdoctor.images.batches import Batch
 from torchdoctor.types import InputError
@@ -39,7 +40,14 @@ def test_correlation_equals_the_plain_rewrite(activation, kind, draws):
     model, images = tiny_net(activation), some_images()
     batches = batches_of(model, images, 7)
     found = diagnose(
-        model, batches, layers=list(LAYERS), evidence=kind, draws=draws, delta=0.05, confidence=0.0, seed=5
+        model,
+        batches,
+        layers=list(LAYERS),
+        evidence=kind,
+        draws=draws,
+        settings=DiagnosisSettings(delta=0.05),
+        confidence=0.0,
+        seed=5,
     )
     labels = model(images).argmax(1).tolist()
     ids = (torch.arange(len(images)) * 3 + 7).tolist()
@@ -124,7 +132,12 @@ def test_models_that_cannot_be_vmapped_fall_back_to_repeated_images():
     model, images = InPlaceSum().eval(), some_images()
     labels = model(images).argmax(1)
     found = diagnose(
-        model, batches_of(model, images, 24), layers=["inner.conv1"], draws=2, delta=0.1, confidence=0.0
+        model,
+        batches_of(model, images, 24),
+        layers=["inner.conv1"],
+        draws=2,
+        settings=DiagnosisSettings(delta=0.1),
+        confidence=0.0,
     )
     assert found.layers[0].path == "repeat"
     wanted = correlation(
@@ -142,11 +155,16 @@ def test_in_place_activations_equal_their_twin():
     for layer in ("conv1", "bn1", "conv3", "bn3"):
         one, other = (
             diagnose(
-                model, batches_of(model, images, 24), layers=[layer], draws=2, delta=0.1, confidence=0.0,
+                model,
+                batches_of(model, images, 24),
+                layers=[layer],
+                draws=2,
+                settings=DiagnosisSettings(delta=0.1),
+                confidence=0.0,
                 evidence="gradient_x_activation",
             )
             for model in (plain, in_place)
-        )  # fmt: skip
+        )
         np.testing.assert_array_equal(one.layers[0].correlation, other.layers[0].correlation)
 
 

@@ -16,6 +16,7 @@ from torchdoctor.data import pixels as pixels_module
 from torchdoctor.data.load import load_data
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing, fit
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable
 from torchdoctor.images.batches import TrainingImages
 from torchdoctor.types import InputError
@@ -156,7 +157,7 @@ def test_a_worker_error_keeps_its_message(tmp_path, monkeypatch):
     write_split(tmp_path, {"cat": 9, "dog": 9})
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"no image")
-    loader = load_data(f"folder:{tmp_path}", image_size=32, workers=1).train
+    loader = load_data(f"folder:{tmp_path}", image_size=32, settings=DataSettings(workers=1)).train
     with pytest.raises(InputError) as caught:
         list(loader)
     assert "cannot be decoded as an image" in str(caught.value) and "\n" not in str(caught.value)

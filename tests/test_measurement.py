@@ -10,6 +10,7 @@ from scipy import stats
 from reference import tiny_net
 from test_diagnosis import batches_of, some_images
 from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.diagnosis.statistics import correlated_kernels, out_of_step, sparsity, summarise
 from torchdoctor.evidence import per_image as evidence_module
 from torchdoctor.evidence.measurement import measure
@@ -21,6 +22,8 @@ from torchdoctor.types import InputError
 
 DELTAS = {"conv1": 0.1, "conv3": 0.2}
 FIELDS = ("correlation", "variance", "interval", "quantiles", "activation", "level", "agreement", "drift")
+
+DELTA = DiagnosisSettings(delta=0.1)
 
 
 def same(one, other, exact=True):
@@ -84,7 +87,7 @@ def test_a_resumed_diagnosis_equals_an_uninterrupted_one(after, monkeypatch):
 def test_parts_of_other_images_or_settings_are_not_used():
     model, images = tiny_net(), some_images()
     parts = {}
-    settings = {"layers": ["conv1"], "draws": 1, "delta": 0.1, "confidence": 0.0, "parts": parts}
+    settings = {"layers": ["conv1"], "draws": 1, "confidence": 0.0, "parts": parts, "settings": DELTA}
     diagnose(model, batches_of(model, images, 12), **settings)
     known = set(parts)
     changed = images.clone()
@@ -100,7 +103,7 @@ def test_parts_of_other_images_or_settings_are_not_used():
 def test_short_memory_takes_smaller_passes_to_the_same_rows(monkeypatch):
     model, images = tiny_net(torch.nn.SiLU), some_images()
     batches = batches_of(model, images, 24)
-    settings = {"layers": ["conv1", "conv3"], "draws": 6, "delta": 0.1, "confidence": 0.0}
+    settings = {"layers": ["conv1", "conv3"], "draws": 6, "confidence": 0.0, "settings": DELTA}
     wanted = diagnose(model, batches, **settings)
     sizes = []
 

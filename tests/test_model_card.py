@@ -365,11 +365,12 @@ def test_a_network_of_a_local_folder_is_named_without_it(photos, tmp_path):
     assert json.loads((folder / "model.json").read_text())["model"] == "local-dir:mine"
     assert "--weights model.safetensors --model local-dir:.`" in (folder / "README.md").read_text()
     with pytest.raises(InputError, match="names the factory 'local-dir:mine'"):
-        prepare(Settings(weights=str(folder / "model.safetensors"), data=f"folder:{photos}"))
+        prepare(Settings(weights=str(folder / "model.safetensors"), data=f"folder:{photos}"), "checkup")
     again = prepare(
         Settings(
             model=f"local-dir:{folder}", weights=str(folder / "model.safetensors"), data=f"folder:{photos}"
-        )
+        ),
+        "checkup",
     )
     assert again.data.preprocessing.image_size == 32
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchdoctor import Batch, InputError, check_model, diagnose, treat
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.network.double_backward import derived_twice
 from torchdoctor.network.outputs import as_logits, auxiliary_logits, unwrap
 from torchdoctor.treatment.recipe import Recipe
@@ -56,7 +57,9 @@ def batches() -> list[Batch]:
 
 def diagnosed(model: nn.Module, layers: tuple[str, ...] = ("one", "two")):
     """Diagnose on the made-up images."""
-    return diagnose(model, batches(), layers=layers, draws=2, delta=0.1, confidence=0.0)
+    return diagnose(
+        model, batches(), layers=layers, draws=2, settings=DiagnosisSettings(delta=0.1), confidence=0.0
+    )
 
 
 SHAPES = {

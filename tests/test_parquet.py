@@ -17,6 +17,7 @@ from PIL import Image
 from pictures import scene
 from torchdoctor.data.annotations import mask_from_boxes, mask_from_png
 from torchdoctor.data.load import load_data, load_tables
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.types import InputError
 
 
@@ -144,7 +145,7 @@ def test_real_data_with_masks(name, classes, train, test, size):
 
 
 def test_real_data_limited_to_the_papers_setting():
-    tables = load_tables(real("mini_imagenet30"), validation_share=0.04, limit=100)
+    tables = load_tables(real("mini_imagenet30"), settings=DataSettings(validation_share=0.04, limit=100))
     assert set(np.bincount(tables.train.labels)) == {100} and set(np.bincount(tables.validation.labels)) == {
         20
     }

@@ -10,6 +10,7 @@ import torch
 from torchdoctor.data.load import load_data
 from torchdoctor.diagnosis.contrast import contrast
 from torchdoctor.diagnosis.diagnose import diagnose
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.models.loading import load_model
 from torchdoctor.randomness import key
 from torchdoctor.treatment.recipe import Recipe
@@ -30,7 +31,13 @@ def healthy():
         steps_per_epoch=data.train.steps_per_epoch, seed=0,
     )  # fmt: skip
     model.eval()
-    return model, data, diagnose(model, data.train, layers=[LAYER], draws=2, images_per_category=40)
+    return (
+        model,
+        data,
+        diagnose(
+            model, data.train, layers=[LAYER], draws=2, settings=DiagnosisSettings(images_per_category=40)
+        ),
+    )
 
 
 @pytest.mark.slow
@@ -46,7 +53,11 @@ def test_scrambled_kernels_and_their_category_are_found(healthy, category):
             order = torch.randperm(weight[kernel].numel(), generator=generator)
             weight[kernel] = weight[kernel].flatten()[order].view_as(weight[kernel])
     found = contrast(
-        diagnose(hurt, data.train, layers=[LAYER], draws=2, images_per_category=40), reference, LAYER
+        diagnose(
+            hurt, data.train, layers=[LAYER], draws=2, settings=DiagnosisSettings(images_per_category=40)
+        ),
+        reference,
+        LAYER,
     )
     assert len(set(found.kernels[:5]) & set(planted)) >= 4
     assert found.categories[0] == category, found.lost

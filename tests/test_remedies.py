@@ -15,6 +15,7 @@ from torchdoctor.images.batches import Batch, ShuffledBatches
 from torchdoctor.randomness import key
 from torchdoctor.treatment.recipe import Recipe, set_mode
 from torchdoctor.treatment.remedies import REMEDIES, last_linear, swapped_batch
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError
 
 RECIPE = Recipe(epochs=1, learning_rate=0.05)
@@ -131,7 +132,7 @@ def test_time_as_the_budget_gives_the_control_the_same_seconds(patient):  # noqa
     model, batches, diagnosis = patient
     found = td.treat(
         model, batches, diagnosis, arms=["control", "treated"], recipe=Recipe(epochs=4), seeds=1, draws=2,
-        budget_kind="time",
+        settings=TreatmentSettings(budget_kind="time"),
     )  # fmt: skip
     control, treated = found.arm("control", 0), found.arm("treated", 0)
     assert treated.steps == 12 and control.steps > treated.steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +10,17 @@ import torch
 from pictures import RAW, is_red, table_of, write_split
 from torchdoctor.case import splits
 from torchdoctor.case.preparation import Case, prepare
-from torchdoctor.case.settings import Settings
+from torchdoctor.case.settings import Plan, Settings
 from torchdoctor.case.splits import splits_to_compare, swapped_count, swapped_images
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
+from torchdoctor.verbs.search import listed_arms
 
 
 def case_with(tests, primary="test", decides=None):
     one = next(iter(tests.values()))
     data = Splits(one.table.classes, one, one, tests, primary, RAW, has_masks=True)
-    return Case(Settings(primary=decides or primary), torch.nn.Identity(), data, (), {})
+    return Case(Plan.model_construct(primary=decides or primary, seed=0), torch.nn.Identity(), data, {})
 
 
 def test_objects_stay_and_backgrounds_are_of_another_category(monkeypatch):
@@ -69,24 +69,24 @@ def test_with_masks_the_swap_stands_beside_the_constraints(annotated, photos):
     settings = Settings(**annotated)
 
     def treating(**given):
-        return prepare(replace(settings, **given), treats=True).settings
+        return prepare(settings.but(**given), "checkup").plan
 
     found = treating()
     assert found.arms == ("control", "swap", "treated")
     last = found.layers[-1]
-    assert found.constraints == (f"channel scale=none layers={last}", f"space layers={last}")
-    assert treating(auto=True).arms is None and prepare(settings).settings.arms is None
+    assert found.constraints == (f"channel layers={last}", f"space layers={last}") and found.scale == "none"
+    assert listed_arms(treating(auto=True)) == listed_arms(treating()) == ()
     assert treating(arms=("dfr",)).arms == ("dfr",)
     bare = treating(data=f"folder:{photos}")
-    assert (bare.arms, bare.constraints) == (("control", "treated"), (f"channel scale=none layers={last}",))
+    assert (bare.arms, bare.constraints) == (("control", "treated"), (f"channel layers={last}",))
     named = treating(
         constraints=("space layers=layer2.conv2", "channel"), layers=("layer4.conv2", "layer1.conv2")
     )
     assert named.layers == ("layer1.conv2", "layer4.conv2")
     assert named.constraints == ("space layers=layer2.conv2", "channel layers=layer4.conv2")
-    case = prepare(replace(settings, primary="swapped"))
-    assert case.settings.primary == "swapped" and list(splits_to_compare(case)) == ["test", "swapped"]
-    assert swapped_count(case) == 8 and swapped_count(prepare(settings)) == 0
+    case = prepare(settings.but(primary="swapped"), "checkup")
+    assert case.plan.primary == "swapped" and list(splits_to_compare(case)) == ["test", "swapped"]
+    assert swapped_count(case) == 8 and swapped_count(prepare(settings, "checkup")) == 0
 
 
 @pytest.mark.slow

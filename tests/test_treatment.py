@@ -17,6 +17,7 @@ from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named
 from torchdoctor.treatment.masked_images import drawn_per_batch, masked_ids
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import _schedule, fit
 from torchdoctor.treatment.treat import treat
 from torchdoctor.treatment.weighting import Prescription
@@ -79,7 +80,9 @@ def same(one, other):
 def test_weight_zero_is_the_control_arm_bit_for_bit(patient, norm, draws):
     model, batches, diagnosis = patient
     recipe = Recipe(epochs=2, learning_rate=0.05, norm=norm)
-    found = treat(model, batches, diagnosis, weight=0.0, draws=draws, recipe=recipe, seeds=2)
+    found = treat(
+        model, batches, diagnosis, settings=TreatmentSettings(weight=0.0), draws=draws, recipe=recipe, seeds=2
+    )
     for seed in (0, 1):
         assert same(found.arm("control", seed).state, found.arm("treated", seed).state)
     assert not same(found.arm("control", 0).state, found.arm("control", 1).state)
@@ -88,11 +91,15 @@ def test_weight_zero_is_the_control_arm_bit_for_bit(patient, norm, draws):
 def test_weights_change_the_treated_arm_and_never_the_model(patient):
     model, batches, diagnosis = patient
     before = state_sha256(model)
-    found = treat(model, batches, diagnosis, weight=1.0, recipe=Recipe(epochs=1), seeds=1)
+    found = treat(
+        model, batches, diagnosis, settings=TreatmentSettings(weight=1.0), recipe=Recipe(epochs=1), seeds=1
+    )
     assert state_sha256(model) == before
     assert not same(found.arm("control", 0).state, found.arm("treated", 0).state)
     assert found.arm("control", 0).steps == found.arm("treated", 0).steps == 3
-    again = treat(model, batches, diagnosis, weight=1.0, recipe=Recipe(epochs=1), seeds=1)
+    again = treat(
+        model, batches, diagnosis, settings=TreatmentSettings(weight=1.0), recipe=Recipe(epochs=1), seeds=1
+    )
     assert same(found.arm("treated", 0).state, again.arm("treated", 0).state)
 
 
@@ -100,16 +107,24 @@ def test_a_large_weight_lowers_the_penalty(patient):
     model, batches, diagnosis = patient
     recipe = Recipe(epochs=6, learning_rate=0.05)
     found = treat(
-        model, batches, diagnosis, constraints=["space"], layers=["conv1"], weight=20.0, recipe=recipe,
-        seeds=1, expand_pixels=0,
-    )  # fmt: skip
+        model,
+        batches,
+        diagnosis,
+        constraints=["space"],
+        layers=["conv1"],
+        settings=TreatmentSettings(weight=20.0, expand_pixels=0),
+        recipe=recipe,
+        seeds=1,
+    )
     history = found.arm("treated", 0).history
     assert history[-1]["space"] < 0.8 * history[0]["space"]
 
 
 def test_auto_weight_balances_the_gradient_norms(patient):
     model, batches, diagnosis = patient
-    found = treat(model, batches, diagnosis, tau=0.5, recipe=Recipe(epochs=0), seeds=1)
+    found = treat(
+        model, batches, diagnosis, settings=TreatmentSettings(tau=0.5), recipe=Recipe(epochs=0), seeds=1
+    )
     for one in found.prescription:
         balance = one["weight"] * one["penalty_gradient_norm"] / one["loss_gradient_norm"]
         assert balance == pytest.approx(0.5) and one["weight_chosen"] == "auto"
@@ -121,9 +136,15 @@ def test_a_penalty_that_reaches_nothing_is_refused(patient):
     frozen.fc.requires_grad_(False)
     with pytest.raises(InputError, match=r"'channel' on conv2 with evidence 'gradient' reaches no trainable"):
         treat(
-            frozen, batches, diagnosis, constraints=["channel"], layers=["conv2"], evidence="gradient",
-            recipe=Recipe(epochs=1), seeds=1,
-        )  # fmt: skip
+            frozen,
+            batches,
+            diagnosis,
+            constraints=["channel"],
+            layers=["conv2"],
+            settings=TreatmentSettings(evidence="gradient"),
+            recipe=Recipe(epochs=1),
+            seeds=1,
+        )
 
 
 def test_space_without_masks_is_refused(patient):
@@ -136,7 +157,7 @@ def test_space_without_masks_is_refused(patient):
 
 def test_constraints_without_layers_act_at_the_last_that_was_diagnosed(patient):
     model, batches, diagnosis = patient
-    settings = {"weight": 1.0, "recipe": Recipe(epochs=1), "seeds": 1}
+    settings = {"settings": TreatmentSettings(weight=1.0), "recipe": Recipe(epochs=1), "seeds": 1}
     found = treat(model, batches, diagnosis, **settings)
     assert [one["layers"] for one in found.prescription] == [["conv2"], ["conv2"]]
     turned = diagnose(model, batches, layers=["conv2", "conv1"], draws=0, confidence=0.3)
@@ -202,7 +223,7 @@ def test_names_that_the_history_could_not_tell_apart_are_refused(patient):
         with pytest.raises(InputError, match=message):
             treat(model, batches, diagnosis, constraints=constraints, seeds=1)
     with pytest.raises(InputError, match="weight of 'spice': no such constraint"):
-        treat(model, batches, diagnosis, weight={"spice": 1.0}, seeds=1)
+        treat(model, batches, diagnosis, settings=TreatmentSettings(weight={"spice": 1.0}), seeds=1)
 
 
 def test_choices_of_words_are_checked():
@@ -215,7 +236,16 @@ def test_the_seed_reaches_the_arms(patient):
     model, batches, diagnosis = patient
     recipe = Recipe(epochs=1, learning_rate=0.05)
     zero, again, one = (
-        treat(model, batches, diagnosis, weight=1.0, recipe=recipe, seeds=1, seed=seed) for seed in (0, 0, 1)
+        treat(
+            model,
+            batches,
+            diagnosis,
+            settings=TreatmentSettings(weight=1.0),
+            recipe=recipe,
+            seeds=1,
+            seed=seed,
+        )
+        for seed in (0, 0, 1)
     )
     for arm in ("control", "treated"):
         assert same(zero.arm(arm, 0).state, again.arm(arm, 0).state)
@@ -259,10 +289,13 @@ def test_lazy_constraints_act_at_every_kth_step_with_k_times_their_weight(patien
 def test_lazy_treatment_has_the_same_control_and_refuses_nonsense(patient):
     model, batches, diagnosis = patient
     settings = {"constraints": ["channel"], "layers": ["conv1"], "seeds": 1, "recipe": Recipe(epochs=2)}
-    every, second = (treat(model, batches, diagnosis, lazy=lazy, **settings) for lazy in (1, 2))
+    every, second = (
+        treat(model, batches, diagnosis, settings=TreatmentSettings(penalty_every=lazy), **settings)
+        for lazy in (1, 2)
+    )
     assert same(every.arm("control", 0).state, second.arm("control", 0).state)
     assert not same(every.arm("treated", 0).state, second.arm("treated", 0).state)
     assert every.prescription == second.prescription
     assert second.arm("treated", 0).history[0]["channel"] > 0
-    with pytest.raises(InputError, match="lazy is 0; expected 1"):
-        treat(model, batches, diagnosis, lazy=0, **settings)
+    with pytest.raises(InputError, match="--penalty-every 0: expected a whole number of at least 1"):
+        treat(model, batches, diagnosis, settings=TreatmentSettings(penalty_every=0), **settings)

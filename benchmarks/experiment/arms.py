@@ -22,14 +22,14 @@ TAU = 0.3
 
 @dataclass(frozen=True)
 class Reading:
-    """How the equations are read: what the constraints' names end in, and the noise draws of a step."""
+    """How the equations are read: how the constraints' texts go on, and the noise draws of a step."""
 
     name: str
     suffix: str
     draws: int
 
 
-LITERAL, OURS = Reading("literal", "_paper", 10), Reading("ours", "", 1)
+LITERAL, OURS = Reading("literal", "_paper", 10), Reading("ours", " scale=share", 1)
 READINGS = (LITERAL, OURS)
 COMBINED = {"channel": ("channel",), "space": ("space",), "all": ("channel", "space")}
 

@@ -27,17 +27,21 @@ from benchmarks.experiment.resident import ResidentImages, resident
 from benchmarks.experiment.unfinished import Unfinished
 from benchmarks.ledger.lines import Key, Ledger, device_words, revision_here
 from benchmarks.ledger.protocols import Protocol, Size
-from torchdoctor import Diagnosis, diagnose, treat
+from torchdoctor import Diagnosis, diagnose
 from torchdoctor.data.load import load_tables
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import Tables, limit_per_category
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.images.backgrounds import across_categories
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.treatment.remedies import Remedy
 from torchdoctor.treatment.search import Candidate, remedy_of
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import accuracy, fit
+from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import Evidence
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -114,9 +118,9 @@ class Cell:
         spec = SPECS.get(self.dataset, "parquet:{root}/" + self.dataset)
         tables = load_tables(
             spec.format(root=self.bench.root, seed=self.classes_seed),
-            limit=size.limit,
-            classes=size.classes,
-            classes_seed=self.classes_seed,
+            settings=DataSettings(
+                limit=size.limit or "all", classes=size.classes or "all", classes_seed=self.classes_seed
+            ),
         )
         if self.dataset in ("mnist", "fashion_mnist"):
             tables = by_pixel(tables)
@@ -219,7 +223,7 @@ class Cell:
             evidence=evidence,
             seed=self.seed,
             confidence=self.protocol.confidence,
-            annotations_per_category=annotations,
+            settings=DiagnosisSettings(annotations_per_category=annotations),
         )
 
     def tested(self, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
@@ -256,7 +260,7 @@ def remedy(
         cell.layers,
         cell.protocol.recipe(cell.architecture, treating=True),
         draws=draws,
-        lazy=lazy,
+        every=lazy,
         expand_pixels=default_expansion(size) if expand_pixels is None else expand_pixels,
     )
 
@@ -300,18 +304,17 @@ def measure(
         return True
     recipe = cell.protocol.recipe(cell.architecture, treating=True)
     unfinished = bench.unfinished(keys["control"].text, recipe, masks_per_category, settings)
-    found = treat(
+    trial = trial_of(
         cell.base,
         cell.train,
         diagnosis() if diagnosis is not None else cell.diagnosis(),
         # A control alone would not see the annotated images that its arms saw: one of them runs beside it.
         arms=wanted if len(wanted) > 1 else ["control", next(iter(arms.values()))],
-        masks_per_category=masks_per_category,
+        settings=TreatmentSettings(masks_per_category=masks_per_category or "all"),
         recipe=recipe,
-        seeds=1,
         seed=cell.seed,
-        store=unfinished and unfinished.arms(),
     )
+    found = trial.run(seeds=1, store=unfinished and unfinished.arms())
     for arm in found.arms:
         if arm.name in missing:
             values = {**cell.tested(arm.state), **words, "seconds": round(arm.seconds, 1), "steps": arm.steps,

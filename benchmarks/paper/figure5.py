@@ -40,6 +40,7 @@ from torchdoctor.evidence.measurement import first_images
 from torchdoctor.images.masks import background_mask
 from torchdoctor.network.hooks import map_shapes
 from torchdoctor.proof.compare import background_share
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import Evidence
 
 MASKS = 20  # per category, as in Table 1
@@ -82,7 +83,7 @@ def _states(cell: Cell) -> dict[str, tuple[Mapping[str, Tensor], dict[str, Any]]
         cell.train,
         cell.diagnosis([layer]),
         arms=["control", *remedies.values()],
-        masks_per_category=MASKS,
+        settings=TreatmentSettings(masks_per_category=MASKS),
         recipe=cell.protocol.recipe(cell.architecture, treating=True),
         seeds=1,
         seed=cell.seed,

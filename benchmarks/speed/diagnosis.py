@@ -29,6 +29,7 @@ from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
 from torchdoctor import Batch, candidate_layers, diagnose
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.evidence.per_image import NoiseSource, clean_evidence, probe
 from torchdoctor.network.hooks import map_shapes, measuring
 from torchdoctor.network.layers import compute_before
@@ -279,9 +280,13 @@ def memory(number: int) -> None:
                 yield Batch(batch.images, own, batch.ids)
 
     found = diagnose(
-        case.model, Labelled(number, 64), layers=QUICK, draws=4, delta=DELTA, confidence=0.0,
-        images_per_category=20,
-    )  # fmt: skip
+        case.model,
+        Labelled(number, 64),
+        layers=QUICK,
+        draws=4,
+        settings=DiagnosisSettings(delta=DELTA, images_per_category=20),
+        confidence=0.0,
+    )
     print(json.dumps({"images": int(found.counts.sum()), "peak_mib": round(peak(torch.device("cpu")))}))
 
 

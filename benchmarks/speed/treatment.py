@@ -87,7 +87,7 @@ class Case:
 
     def ours(self, layer: str, diagnosis: Diagnosis, draws: int, lazy: int) -> Course:
         """Return our treated course."""
-        constraints = constraints_named(list(WEIGHTS), layers=[layer], weights=WEIGHTS)
+        constraints = constraints_named(list(WEIGHTS), layers=[layer], scale="share", weights=WEIGHTS)
         plan = Prescription(constraints, diagnosis, Noise(draws=draws), PIXELS, lazy)
         return Course(plan.terms(self.model, self.batch.images, SEED))
 

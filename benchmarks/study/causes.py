@@ -27,6 +27,7 @@ from benchmarks.study import planted_faults as planted
 from torchdoctor import Batch, diagnose
 from torchdoctor.diagnosis.causes import Causes, find_causes
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.randomness import key
 
@@ -47,7 +48,14 @@ def diagnosed(model: nn.Module, architecture: str, fault: str, seed: int) -> Dia
     """Diagnose a network on its own training images, as a user would."""
     images = planted.training_images(fault, seed)
     layers = planted.ARCHITECTURES[architecture][1]
-    return diagnose(model, images, layers=layers, draws=0, images_per_category=60, confidence=0.5)
+    return diagnose(
+        model,
+        images,
+        layers=layers,
+        draws=0,
+        settings=DiagnosisSettings(images_per_category=60),
+        confidence=0.5,
+    )
 
 
 def scrambled(model: nn.Module, diagnosis: Diagnosis, seed: int) -> nn.Module:

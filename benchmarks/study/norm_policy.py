@@ -28,11 +28,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.study.planted_faults import keep
-from torchdoctor import InputError, ModelDoctorError, Recipe, diagnose, load_data, load_model, treat
+from torchdoctor import InputError, ModelDoctorError, Recipe, diagnose, load_data, load_model
 from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.treatment.result import Arm
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import accuracy, fit
+from torchdoctor.treatment.treat import trial_of
 
 SETS = {  # name: what load_data is given beside the limit, {root} filled in
     "scenes": {"spec": "scenes"},
@@ -92,10 +94,15 @@ def trained_further(
     store, broken = Kept(), {}
     while len(store.arms) < len(ARMS):
         try:
-            treat(
-                model, data.train, diagnosis, masks_per_category=MASKS, recipe=recipe, seeds=1, seed=seed,
-                store=store,
-            )  # fmt: skip
+            trial = trial_of(
+                model,
+                data.train,
+                diagnosis,
+                settings=TreatmentSettings(masks_per_category=MASKS),
+                recipe=recipe,
+                seed=seed,
+            )
+            trial.run(seeds=1, store=store)
         except InputError:
             raise
         except ModelDoctorError as error:

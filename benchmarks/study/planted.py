@@ -42,6 +42,7 @@ from torchdoctor.proof.statistics import LEVEL, bootstrap_error
 from torchdoctor.treatment.constraints import constraints_named
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.remedies import Remedy
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import accuracy
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 
@@ -60,7 +61,7 @@ def aimed_at(layer: str, recipe: Recipe) -> Remedy:
 
     def aimed(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
         example = example_of(model, images)
-        constraints = constraints_named(["channel"], layers=[layer])
+        constraints = constraints_named(["channel scale=share"], layers=[layer])
         plan = Prescription(constraints, diagnosis, Noise(draws=1), default_expansion(example.shape[-1]))
         plan, facts = prescribe(model, images, plan, recipe, TAU)
         return Course(plan.terms(model, example, seed), facts=facts)
@@ -105,9 +106,8 @@ def measure(architecture: str, fault: str, seed: int, given: argparse.Namespace)
             images,
             diagnosis,
             arms=arms,
-            masks_per_category=MASKS,
+            settings=TreatmentSettings(masks_per_category=MASKS, tau=TAU),
             recipe=recipe,
-            tau=TAU,
             seeds=1,
             seed=seed,
         )

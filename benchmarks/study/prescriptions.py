@@ -34,35 +34,35 @@ def at(cell: Cell, place: str) -> str:
 
 # What is varied, as (variant, text of the constraint, place, tau); a text's name says which family it is of.
 CHANNEL = (
-    ("centre", "channel", "last", 0.3),
-    ("gradient", "channel evidence=gradient", "last", 0.3),
-    ("positive", "channel evidence=positive_gradient", "last", 0.3),
+    ("centre", "channel scale=share", "last", 0.3),
+    ("gradient", "channel evidence=gradient scale=share", "last", 0.3),
+    ("positive", "channel evidence=positive_gradient scale=share", "last", 0.3),
     ("unscaled", "channel scale=none", "last", 0.3),
     ("unscaled.tau1", "channel scale=none", "last", 1.0),
     ("unscaled.tau3", "channel scale=none", "last", 3.0),
-    ("label", "channel targets=label", "last", 0.3),
+    ("label", "channel targets=label scale=share", "last", 0.3),
     ("paper", "channel_paper", "last", 0.3),
     ("authors", "channel_authors", "last", 0.3),
-    ("tau0.1", "channel", "last", 0.1),
-    ("tau1", "channel", "last", 1.0),
-    ("tau3", "channel", "last", 3.0),
-    ("third", "channel", "third", 0.3),
-    ("middle", "channel", "middle", 0.3),
-    ("early", "channel", "early", 0.3),
-    ("several", "channel", "several", 0.3),
+    ("tau0.1", "channel scale=share", "last", 0.1),
+    ("tau1", "channel scale=share", "last", 1.0),
+    ("tau3", "channel scale=share", "last", 3.0),
+    ("third", "channel scale=share", "third", 0.3),
+    ("middle", "channel scale=share", "middle", 0.3),
+    ("early", "channel scale=share", "early", 0.3),
+    ("several", "channel scale=share", "several", 0.3),
 )
 SPACE = (
-    ("centre", "space", "last", 0.3),
-    ("gradient", "space evidence=gradient", "last", 0.3),
+    ("centre", "space scale=share", "last", 0.3),
+    ("gradient", "space evidence=gradient scale=share", "last", 0.3),
     ("unscaled", "space scale=none", "last", 0.3),
     ("paper", "space_paper", "last", 0.3),
-    ("tau1", "space", "last", 1.0),
-    ("tau3", "space", "last", 3.0),
-    ("third.tau1", "space", "third", 1.0),
-    ("middle.tau1", "space", "middle", 1.0),
-    ("middle.tau3", "space", "middle", 3.0),
-    ("early.tau1", "space", "early", 1.0),
-    ("several.tau1", "space", "several", 1.0),
+    ("tau1", "space scale=share", "last", 1.0),
+    ("tau3", "space scale=share", "last", 3.0),
+    ("third.tau1", "space scale=share", "third", 1.0),
+    ("middle.tau1", "space scale=share", "middle", 1.0),
+    ("middle.tau3", "space scale=share", "middle", 3.0),
+    ("early.tau1", "space scale=share", "early", 1.0),
+    ("several.tau1", "space scale=share", "several", 1.0),
 )
 OTHERS = ("swap", "smoothing", "averaging", "rrr")
 
@@ -83,10 +83,10 @@ def objects(cell: Cell) -> dict[str, Remedy]:
     """Return the channel-wise arms whose penalty has no name: one term alone, and the authors' second."""
     layers = (at(cell, "last"),)
     own = {
-        "first": Constraint("channel", channel_wise, layers, uses_runner_up=False),
-        "own_runner_up": Constraint("channel", channel_wise_authors, layers),
+        "first": Constraint("channel", channel_wise, layers, scale="share", uses_runner_up=False),
+        "own_runner_up": Constraint("channel", channel_wise_authors, layers, scale="share"),
     }
-    shared = {"tau": 0.3, "draws": 1, "lazy": 1, "expand_pixels": default_expansion(cell.size.image_size)}
+    shared = {"tau": 0.3, "draws": 1, "every": 1, "expand_pixels": default_expansion(cell.size.image_size)}
     recipe = cell.protocol.recipe(cell.architecture, treating=True)
     return {
         f"channel.{name}": constrained(f"channel.{name}", (one,), recipe, **shared)
@@ -133,8 +133,10 @@ def both(cell: Cell) -> dict[str, Remedy]:
     if not cell.has_masks:
         return {}
     last = at(cell, "last")
-    pair = remedy("all.centre", [f"channel layers={last}", f"space layers={last}"], cell)
-    space = remedy("space", [f"space layers={last}"], cell, tau=1.0)
+    pair = remedy(
+        "all.centre", [f"channel scale=share layers={last}", f"space scale=share layers={last}"], cell
+    )
+    space = remedy("space", [f"space scale=share layers={last}"], cell, tau=1.0)
     return {"all.centre": pair, "swap.space": on_swapped("swap.space", space)}
 
 

@@ -1,11 +1,13 @@
 """Model Doctor: diagnose, treat and re-examine convolutional image classifiers."""
 
 from torchdoctor.data.load import load_data
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.causes import find_causes
 from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.explanation import explain
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness import measure_robustness
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.images.batches import Batch
 from torchdoctor.models.loading import load_model
 from torchdoctor.network.checks import check_model
@@ -15,6 +17,7 @@ from torchdoctor.proof.result import Comparison
 from torchdoctor.treatment.constraints import Constraint
 from torchdoctor.treatment.recipe import Course, Recipe, classification_terms
 from torchdoctor.treatment.result import Treatment
+from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.treat import treat
 from torchdoctor.types import InputError, ModelDoctorError
 
@@ -25,11 +28,14 @@ __all__ = [
     "Comparison",
     "Constraint",
     "Course",
+    "DataSettings",
     "Diagnosis",
+    "DiagnosisSettings",
     "InputError",
     "ModelDoctorError",
     "Recipe",
     "Treatment",
+    "TreatmentSettings",
     "candidate_layers",
     "check_model",
     "classification_terms",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import numpy as np
 
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
+from torchdoctor.treatment.arms import default_arms, remedies_named
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints, on_layers
 from torchdoctor.treatment.remedies import NEED_MASKS
-from torchdoctor.treatment.treat import default_arms, remedies_named
+from torchdoctor.treatment.search import Select
 from torchdoctor.types import InputError
 
 
 def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits) -> None:
     """Refuse unknown arms and constraints, and those that need masks where the training data has none."""
-    arms = remedies_named(settings.arms or default_arms(masked_count(data)))
-    names = settings.constraints or ()
+    arms = remedies_named(default_arms(masked_count(data)) if settings.arms == "auto" else settings.arms)
+    names = () if settings.constraints == "auto" else settings.constraints
     for text, one in zip(names, constraints_named(names, layers=layers), strict=True):
         if one.needs_masks and not data.has_masks:
             raise InputError(
@@ -35,14 +36,39 @@ def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits)
             raise InputError(f"--weight {name!r} names no constraint of this run")
 
 
-def prescribed(settings: Settings, layers: tuple[str, ...], data: Splits) -> Settings:
-    """Fill in arms and constraints; each constraint names its layers, so that the record says all."""
-    names = settings.constraints or default_constraints(data.has_masks)
-    return replace(
-        settings,
-        arms=settings.arms or default_arms(masked_count(data)),
-        constraints=tuple(on_layers(one, layers[-1:]) for one in names),
-    )
+def prescribed(settings: Settings, layers: tuple[str, ...], data: Splits) -> dict[str, tuple[str, ...]]:
+    """Return arms and constraints; each constraint names its layers, so that the record says all.
+
+    Args:
+        settings: What was asked for.
+        layers: The diagnosed layers, from first to last.
+        data: The images.
+
+    Returns:
+        The names of the arms, and the texts of the constraints.
+    """
+    masked = masked_count(data)
+    names = default_constraints(masked > 0) if settings.constraints == "auto" else settings.constraints
+    return {
+        "arms": default_arms(masked) if settings.arms == "auto" else settings.arms,
+        "constraints": tuple(on_layers(name, layers[-1:]) for name in names),
+    }
+
+
+def best_select(settings: Settings, data: Splits) -> Select:
+    """Return what a search compares: what was asked for, else the mean where validation images have masks.
+
+    Args:
+        settings: What was asked for.
+        data: The images.
+
+    Returns:
+        A way to score candidates.
+    """
+    if settings.select != "auto":
+        return settings.select
+    table = data.validation.table
+    return "mean" if len(np.unique(table.labels[table.has_mask])) > 1 else "iid"
 
 
 def masked_count(data: Splits) -> int:

@@ -2,44 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import yaml
+
+from torchdoctor.case.config import former_names, settings_record
 from torchdoctor.case.preparation import Case, environment
-from torchdoctor.case.settings import settings_record
+from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.runs.files import sha256_of, write_json, write_yaml
 from torchdoctor.runs.folder import ENVIRONMENT
 
+CONFIG = "config.yaml"
+
 
 def start_run(folder: Path, verb: str, case: Case) -> None:
-    """Write what the run is and where it runs."""
-    for name, record in identity_of(folder, verb, case).items():
+    """Write what the run is and where it runs.
+
+    Args:
+        folder: The run's folder.
+        verb: The command that runs.
+        case: The prepared case.
+    """
+    for name, record in identity_of(verb, case).items():
         (write_yaml if name.endswith(".yaml") else write_json)(folder / name, record)
     write_json(folder / ENVIRONMENT, environment())
 
 
-def identity_of(folder: Path, verb: str, case: Case) -> dict[str, dict[str, object]]:
-    """Return what makes a run the same run, by the file that holds it: `RunFolder.resume` compares them."""
+def identity_of(verb: str, case: Case) -> dict[str, dict[str, object]]:
+    """Return what makes a run the same run.
+
+    Args:
+        verb: The command that runs.
+        case: The prepared case.
+
+    Returns:
+        By file name what the file holds: the settings, how images are prepared, and fingerprints of weights,
+        diagnosis and data. `RunFolder.resume` compares them.
+    """
     return {
-        "config.yaml": run_record(folder, verb, case),
+        CONFIG: settings_record(verb, case.plan),
         "data.json": case.facts,
         "inputs.json": {
             "weights": {"model_sha256": state_sha256(case.model)},
-            "diagnosis": _files_of(case.settings.diagnosis),
+            "diagnosis": _files_of(case.plan.diagnosis),
             "data": case.data.fingerprints,
         },
     }
+
+
+def comparable(folder: Path, identity: Mapping[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """Put the settings of a run into the words of the version that began the run.
+
+    An earlier version may have recorded a setting under another name, or not at all where it was left to the
+    model or the data; and it recorded settings that the command does not use.
+
+    Args:
+        folder: The folder of a run that is to be resumed.
+        identity: What `identity_of` returns.
+
+    Returns:
+        The same, with a `config.yaml` that equals the recorded one where the settings are the same.
+    """
+    recorded: object = None
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        recorded = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    now = identity[CONFIG]
+    if not isinstance(recorded, dict) or set(recorded) == set(now):
+        return dict(identity)
+    today = {str(name): former_names().get(str(name), str(name)) for name in recorded}
+    settings = {name: now.get(today[name], value) for name, value in recorded.items()}
+    defaults = dict(Settings())
+    for name, value in now.items():
+        if name not in today.values() and name not in DECIDED and value != defaults.get(name):
+            settings[name] = value
+    return {**identity, CONFIG: settings}
+
+
+DECIDED = frozenset({"image_size", "channels", "expand_pixels", "select", "arms", "constraints", "weights"})
+"""Settings that earlier versions recorded only where they were asked for."""
 
 
 def _files_of(run: str | None) -> dict[str, str] | None:
     """Return the sha256 of the files of the diagnosis in another run."""
     if run is None:
         return None
-    files = sorted(one for one in (Path(run) / "diagnosis").glob("diagnosis.*") if one.is_file())
-    return {one.name: sha256_of(one) for one in files}
-
-
-def run_record(folder: Path, verb: str, case: Case) -> dict[str, object]:
-    """Return what config.yaml holds of a run."""
-    return settings_record(verb, replace(case.settings, out=str(folder)))
+    files = sorted(file for file in (Path(run) / "diagnosis").glob("diagnosis.*") if file.is_file())
+    return {file.name: sha256_of(file) for file in files}

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchdoctor.case.preparation import Case, loading_code
-from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.proof.result import Comparison
-from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError
 
@@ -37,30 +34,12 @@ def arm_weights(folder: Path, arm: str = "treated") -> Path:
     return folder / "treatment" / arm / "seed0" / "model.safetensors"
 
 
-def out_folder(settings: Settings, verb: str) -> Path:
-    """Return where the run goes: `--out`, or runs/<verb>-<time>."""
-    return Path(settings.out or f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-
-def recipe_of(settings: Settings) -> Recipe:
-    """Return the training recipe of filled settings."""
-    assert settings.epochs is not None and settings.learning_rate is not None and settings.norm is not None
-    return Recipe(
-        epochs=settings.epochs,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        norm=settings.norm,
-        precision=settings.precision,
-    )
-
-
 def check_weights(case: Case, diagnosis: Diagnosis, source: str) -> None:
     """Raise InputError unless the case's weights are those that were diagnosed."""
     found = state_sha256(case.model)
     if found != diagnosis.model_sha256:
         raise InputError(
-            f"{source} was made of other weights than {case.settings.weights!r} holds now (sha256 "
+            f"{source} was made of other weights than {case.plan.weights!r} holds now (sha256 "
             f"{diagnosis.model_sha256[:12]}..., found {found[:12]}...): give the weights that were diagnosed"
         )
 
@@ -69,7 +48,7 @@ def arm_of(case: Case, comparison: Comparison | None = None) -> str:
     """Return the arm that verdicts speak of: the one compared first, or the first that was named."""
     if comparison is not None:
         return comparison.arm
-    return next((arm for arm in case.settings.arms or () if arm != "control"), "treated")
+    return next((arm for arm in case.plan.arms if arm != "control"), "treated")
 
 
 def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:

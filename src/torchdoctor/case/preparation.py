@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchdoctor.case.defaults import check_constraints, prescribed
-from torchdoctor.case.settings import Settings
+from torchdoctor.case.defaults import best_select, check_constraints, prescribed
+from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
 from torchdoctor.data.load import EXPECTED, Splits, load_data
+from torchdoctor.data.settings import DataSettings
+from torchdoctor.images.masks import default_expansion
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import TIMM_SOURCES, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
@@ -33,24 +36,47 @@ SWAPPED = "swapped"  # the test split that is made of another by its masks
 
 @dataclass(frozen=True)
 class Case:
-    """One classifier with its data and the layers to look at, checked against each other."""
+    """A classifier with its data and the plan of a run, checked against each other.
 
-    settings: Settings
+    Attributes:
+        plan: Every setting of the run, decided.
+        model: The network with its weights, on its device, in evaluation mode.
+        data: The images, by split.
+        card: What is written beside saved weights: model, categories, preprocessing.
+    """
+
+    plan: Plan
     model: nn.Module
     data: Splits
-    layers: tuple[str, ...]
     card: Mapping[str, object]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers that are diagnosed, from first to last."""
+        return self.plan.layers
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the categories."""
         return self.data.classes
 
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.plan.out)
+
     def names_of(self, ids: Sequence[int]) -> list[str]:
-        """Return the names of training images, so that a person can look at them."""
+        """Return the names of training images, so that a person can look at them.
+
+        Args:
+            ids: Numbers of training images.
+
+        Returns:
+            Their names, such as paths of files.
+        """
         table = self.data.train.table
         known = dict(zip(table.ids.tolist(), table.names, strict=True))
-        return [str(known[one]) for one in ids]
+        return [str(known[number]) for number in ids]
 
     @property
     def facts(self) -> dict[str, object]:
@@ -61,37 +87,46 @@ class Case:
         }
 
 
-def prepare(settings: Settings, *, needs_weights: bool = True, treats: bool = False) -> Case:
-    """Build the model, read the data, load the weights and check that they fit one another.
+def prepare(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> Case:
+    """Build the model, read the data, load the weights, check that they fit, and decide every setting.
 
-    With `treats` the settings say what will be compared and constrained, where nothing was asked for.
-    Raises InputError for a missing flag, unknown names or layers, weights or class counts that do not
-    fit, and constraints that the data cannot serve.
+    Args:
+        settings: What was asked for.
+        verb: The command that runs.
+        needs_weights: Whether trained weights must be given; `train` does without.
+
+    Returns:
+        The prepared case. Nothing has been written.
+
+    Raises:
+        InputError: A flag is missing, a name or layer is unknown, weights or numbers of categories do not
+            fit, or the data cannot serve the constraints.
     """
+    check_verb(settings, verb)
     if needs_weights and settings.weights is None:
         raise InputError(
             "--weights is missing: give the trained classifier's .safetensors or state dict (train makes one)"
         )
     pretrained = settings.weights == PRETRAINED
-    file = None if pretrained else settings.weights
+    file = None if pretrained or settings.weights == RANDOM else settings.weights
     state = load_weights(file) if file is not None else None
     card = weights_card(file) if file is not None else None
-    settings = _from_card(settings, card)
-    if settings.model is None:
+    name = settings.model or model_of_card(card, str(settings.weights))
+    if name is None:
         raise InputError(
             "--model is missing: give a name of `torchdoctor models`, torchvision:NAME, timm:NAME or "
             "package.module:factory"
         )
     if settings.data is None:
         raise InputError(f"--data is missing: give {EXPECTED}")
-    data = _data(settings, card)
+    data = _data(settings, name, card)
     primary = _primary(settings, data)
     _check_classes(settings, data, card)
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
     if pretrained and needs_weights:
-        _check_pretrained_head(settings.model, data)
+        _check_pretrained_head(name, data)
     model = load_model(
-        settings.model,
+        name,
         data.classes,
         PRETRAINED if pretrained else None,
         channels=data.preprocessing.channels,
@@ -100,17 +135,44 @@ def prepare(settings: Settings, *, needs_weights: bool = True, treats: bool = Fa
     if state is not None:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()
-    layers = _layers(settings, model, data)
+    layers = _layers(settings, name, model, data)
     check_constraints(settings, layers, data)
-    if treats and not settings.auto:  # a search settles its own
-        settings = prescribed(settings, layers, data)
-    settings = replace(settings, primary=primary, layers=layers)
-    return Case(settings, model, data, layers, card_of(settings, data))
+    plan = _decided(settings, verb, name, data, layers, primary)
+    return Case(plan, model, data, card_of(plan, data))
 
 
-def _from_card(settings: Settings, card: Mapping[str, object] | None) -> Settings:
-    """Take the model's name from the card beside the weights where the user gives none."""
-    return replace(settings, model=settings.model or model_of_card(card, str(settings.weights)))
+def _decided(
+    settings: Settings, verb: Verb, name: str, data: Splits, layers: tuple[str, ...], primary: str
+) -> Plan:
+    """Return the settings with everything decided that was left to the model, the data or the command."""
+    fitted = data.preprocessing
+    growth = settings.expand_pixels
+    decided = {
+        **decided_by_verb(settings, verb),
+        **prescribed(settings, layers, data),
+        "model": name,
+        "weights": settings.weights or RANDOM,
+        "out": settings.out or new_folder(verb),
+        "image_size": fitted.image_size,
+        "channels": fitted.channels,
+        "primary": primary,
+        "layers": layers,
+        "expand_pixels": default_expansion(fitted.image_size) if growth == "auto" else growth,
+        "select": best_select(settings, data),
+    }
+    return Plan(**{**dict(settings), **decided})
+
+
+def new_folder(verb: str) -> str:
+    """Return where a run goes that was given no folder.
+
+    Args:
+        verb: The command that runs.
+
+    Returns:
+        `runs/<command>-<time>`.
+    """
+    return f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None:
@@ -126,34 +188,31 @@ def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None
     )
 
 
-def _data(settings: Settings, card: Mapping[str, object] | None) -> Splits:
+def _data(settings: Settings, name: str, card: Mapping[str, object] | None) -> Splits:
     """Load the data with the preprocessing that the weights were trained with, where it is known."""
-    published = own_preprocessing(str(settings.model), pretrained=settings.weights == PRETRAINED)
-    kept: Any = (card or {}).get("preprocessing") or published
+    published = own_preprocessing(name, pretrained=settings.weights == PRETRAINED)
+    trained: Any = (card or {}).get("preprocessing") or published
+    asked = settings.part(DataSettings)
+    if asked.image_size == "auto" and trained.get("image_size"):
+        asked = asked.but(image_size=trained["image_size"])
+    if asked.channels == "auto" and card and "mean" in trained:
+        asked = asked.but(channels=len(trained["mean"]))
+    if asked.primary == SWAPPED:
+        asked = asked.but(primary="auto")
     return load_data(
         str(settings.data),
-        image_size=settings.image_size or kept.get("image_size"),
-        channels=settings.channels or (len(kept["mean"]) if card and "mean" in kept else 3),
-        mean=tuple(kept["mean"]) if "mean" in kept else None,
-        std=tuple(kept["std"]) if "std" in kept else None,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        limit=settings.limit,
+        mean=tuple(trained["mean"]) if "mean" in trained else None,
+        std=tuple(trained["std"]) if "std" in trained else None,
         seed=settings.seed,
-        primary=None if settings.primary == SWAPPED else settings.primary,
         augment=settings.augment,
-        classes=settings.classes,
-        classes_seed=settings.classes_seed,
-        validation_share=settings.validation_share,
-        download=settings.download,
-        on_error=settings.on_error,
+        settings=asked,
     )
 
 
 def _primary(settings: Settings, data: Splits) -> str:
     """Return the test split that decides; InputError where it is to be made of masks that are not there."""
     if settings.primary != SWAPPED or SWAPPED in data.tests:
-        return settings.primary or data.primary
+        return data.primary if settings.primary == "auto" else settings.primary
     table = data.tests[data.primary].table
     masked = len(np.unique(table.labels[table.has_mask]))
     if masked < 2:
@@ -193,26 +252,25 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _layers(settings: Settings, model: nn.Module, data: Splits) -> tuple[str, ...]:
+def _layers(settings: Settings, name: str, model: nn.Module, data: Splits) -> tuple[str, ...]:
     """Return the layers asked for, or the default ones."""
     example = example_of(model, data)
-    found = _logits_of(settings, model, example)
+    found = _logits_of(name, model, example)
     if found != len(data.classes):
         raise InputError(
-            f"--model {settings.model!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
+            f"--model {name!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
             "categories: give a model with one logit per category"
         )
-    if settings.layers is not None:
+    if settings.layers != "auto":
         chosen = chosen_layers(model, example, settings.layers)
         chosen = tuple(map_shapes(model, example, chosen))  # first to last
     else:
-        known = settings.model in MODELS
-        chosen = MODELS[str(settings.model)].layers if known else default_layers(model, example)
-    _try_out(settings, model, data, chosen)
+        chosen = MODELS[name].layers if name in MODELS else default_layers(model, example)
+    _try_out(name, model, data, chosen)
     return chosen
 
 
-def _logits_of(settings: Settings, model: nn.Module, example: Tensor) -> int:
+def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
     """Return the number of logits; InputError where the model cannot run on the data's images at all."""
     try:
         with measuring(model), torch.no_grad():
@@ -222,12 +280,12 @@ def _logits_of(settings: Settings, model: nn.Module, example: Tensor) -> int:
     except Exception as error:  # a model of the user's own can fail in any way
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"--model {settings.model!r} fails on an image of shape {list(example.shape[1:])} [channel, "
+            f"--model {name!r} fails on an image of shape {list(example.shape[1:])} [channel, "
             f"height, width] ({said}): check --channels and --image-size"
         ) from error
 
 
-def _try_out(settings: Settings, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
+def _try_out(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
     """Refuse networks on which diagnosis or treatment would fail or mean nothing.
 
     Frozen parameters are left to the treatment: a diagnosis does without them.
@@ -237,7 +295,7 @@ def _try_out(settings: Settings, model: nn.Module, data: Splits, layers: tuple[s
     wrong = [one for one in check_model(model, images, layers) if one.level == "error"]
     serious = [one.message for one in wrong if one.check != "trainable"]
     if serious:
-        raise InputError(f"--model {settings.model!r}: {'; '.join(serious)}")
+        raise InputError(f"--model {name!r}: {'; '.join(serious)}")
 
 
 def _check_pretrained_head(name: str, data: Splits) -> None:
@@ -256,10 +314,10 @@ def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel heigh
     return first.images.to(device_of(model))
 
 
-def card_of(settings: Settings, data: Splits) -> dict[str, object]:
+def card_of(plan: Plan, data: Splits) -> dict[str, object]:
     """Return what lies beside saved weights: the model's name, the categories, the preprocessing."""
     return {
-        "model": settings.model,
+        "model": plan.model,
         "classes": list(data.classes),
         "preprocessing": data.preprocessing.to_json(),
     }
@@ -286,7 +344,7 @@ def environment() -> dict[str, object]:
 
 def loading_code(case: Case, weights: Path) -> str:
     """Return the lines that load treated weights in plain PyTorch."""
-    full, classes = str(case.settings.model), len(case.classes)
+    full, classes = case.plan.model, len(case.classes)
     channels, size = case.data.preprocessing.channels, case.data.preprocessing.image_size
     source, _, name = full.partition(":")
     colour = "" if channels == 3 else f", in_chans={channels}"

@@ -29,7 +29,7 @@ def splits_to_compare(case: Case) -> dict[str, Images]:
     tests = dict[str, Images](case.data.tests)
     if not swapped_count(case):
         return tests
-    return {**tests, SWAPPED: swapped_images(case.data.tests[case.data.primary], case.settings.seed)}
+    return {**tests, SWAPPED: swapped_images(case.data.tests[case.data.primary], case.plan.seed)}
 
 
 def swapped_count(case: Case) -> int:
@@ -37,7 +37,7 @@ def swapped_count(case: Case) -> int:
 
     Data with several test splits bring a shifted one of their own: there it is made only if it decides.
     """
-    data, decides = case.data, case.settings.primary == SWAPPED
+    data, decides = case.data, case.plan.primary == SWAPPED
     table = data.tests[data.primary].table
     masked = int(table.has_mask.sum()) if len(np.unique(table.labels[table.has_mask])) > 1 else 0
     wanted = decides or (len(data.tests) == 1 and masked >= LEAST)

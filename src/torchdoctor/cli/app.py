@@ -1,268 +1,201 @@
-"""The command line: a verb parses, calls one function of the engine, and prints what came out."""
+"""The command line: a command parses, calls one function of the verbs, and prints what came out."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from torchdoctor import __version__
-from torchdoctor.cli import data as cli_data
-from torchdoctor.cli import diagnosis as cli_diagnosis
-from torchdoctor.cli import models as cli_models
+from torchdoctor.case.config import schema, settings_from, template
+from torchdoctor.case.settings import USED_BY, Settings, Verb
+from torchdoctor.cli import closer, data, models
 from torchdoctor.cli.options import (
-    Arms,
-    Augment,
-    Auto,
-    BatchSize,
-    Budget,
-    BudgetKind,
-    Channels,
-    Classes,
-    ClassesSeed,
-    Confidence,
-    Config,
-    Constraints,
-    Data,
-    Delta,
-    Device,
-    DiagnosisRun,
-    Download,
-    Draws,
-    DryRun,
-    Epochs,
-    Evidence,
-    Expand,
-    ImageSize,
-    ImagesPerCategory,
-    Layers,
-    Lazy,
-    LearningRate,
-    Limit,
-    Masks,
-    MaxLoss,
-    MinGain,
-    Model,
-    Norm,
-    OnError,
-    Optimizer,
-    Out,
-    Precision,
-    Primary,
-    Resume,
-    Scale,
-    Seed,
-    Seeds,
-    Select,
-    Targets,
-    Tau,
-    Tensorboard,
-    Text,
-    Theta,
-    ValidationShare,
-    Weight,
-    WeightDecay,
-    Weights,
-    Workers,
+    AS_JSON,
+    CONFIG,
+    DRY_RUN,
+    RESUME,
+    Groups,
+    add_command,
+    parameters_of,
+    tell,
 )
-from torchdoctor.cli.terminal import AsJson, ProgressBar, show
-from torchdoctor.types import InputError, Interrupted, ModelDoctorError
+from torchdoctor.cli.terminal import ProgressBar, show
+from torchdoctor.types import InputError, Interrupted, ModelDoctorError, check_choice
 
-app = typer.Typer(
-    name="torchdoctor",
-    help="Diagnose which kernels and which background pixels make an image classifier err, treat it beside "
-    "a control arm, and prove whether that helped.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+HELP = (
+    "Diagnose which kernels and which background pixels make an image classifier err, treat it beside a "
+    "control arm, and prove whether that helped."
 )
+SENTENCES: Mapping[Verb, str] = {
+    "train": "Train a classifier, from random or published weights.",
+    "diagnose": "Find which kernels each category depends on, where its evidence lies, and what causes each "
+    "error.",
+    "treat": "Train a classifier further under constraints, beside a control arm without them.",
+    "checkup": "Diagnose, treat, compare and report in one go.",
+    "demo": "Train a small network on drawn images whose backgrounds give the category away, and check it "
+    "up.",
+}
+RESUMABLE: tuple[Verb, ...] = ("train", "diagnose", "treat", "checkup")
+DEMO = (
+    "out", "data", "model", "seeds", "epochs", "limit", "batch_size", "workers", "device", "seed", "primary",
+    "max_loss",
+)  # fmt: skip
+COMPARE = ("primary", "min_gain", "max_loss", "device", "workers", "batch_size")
+REPORT = ("device", "workers")
+PREDICT = ("weights", "model", "device", "batch_size", "image_size")
 
 
-def _settings(given: dict[str, Any]) -> Any:
-    """Merge defaults, file and command line."""
-    from torchdoctor.case.settings import settings_from
+def build_app(used_by: Mapping[Verb, Groups] = USED_BY, kind: type[Settings] = Settings) -> typer.Typer:
+    """Build the command line from the groups of settings that each command uses.
 
-    rest = {name: value for name, value in given.items() if name not in ("config", "json_", "dry_run")}
-    return settings_from(rest, given.get("config"))
+    Args:
+        used_by: The groups of each command that runs on settings.
+        kind: The class that holds all of them.
+
+    Returns:
+        The command line, ready to be called.
+    """
+    app = typer.Typer(
+        name="torchdoctor",
+        help=HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    for verb, sentence in SENTENCES.items():
+        only = DEMO if verb == "demo" else None
+        flags = [DRY_RUN, CONFIG, AS_JSON] + ([RESUME] if verb in RESUMABLE else [])
+        parameters = [*parameters_of(used_by[verb], only), *(flag.parameter for flag in flags)]
+        add_command(app, verb, _body_of(verb, kind), parameters, sentence)
+    every = list(dict.fromkeys(group for groups in used_by.values() for group in groups))
+    run = closer.argument("run", str, "A finished run of treat.")
+    add_command(
+        app, "compare", compare, [run, *parameters_of(every, COMPARE), AS_JSON.parameter],
+        "Compare base, control and the other arms of a treat run on the test splits, once.",
+    )  # fmt: skip
+    run = closer.argument("run", str, "A finished run of diagnose, treat or checkup.")
+    page = closer.option("out", str | None, None, "The page's file. [RUN/report.html]")
+    add_command(
+        app, "report", report, [run, page, *parameters_of(every, REPORT), AS_JSON.parameter],
+        "Write the HTML report of a finished run.",
+    )  # fmt: skip
+    images = closer.argument("images", list[str], "Images, or folders of them.")
+    add_command(
+        app, "predict", predict,
+        [images, *parameters_of(every, PREDICT), CONFIG.parameter, AS_JSON.parameter],
+        "Say what trained weights make of images.",
+    )  # fmt: skip
+    closer.add_commands(app, every)
+    app.command()(models.models)
+    app.command()(models.layers)
+    app.command()(data.datasets)
+    app.add_typer(data.data)
+    app.command(name="config")(config)
+    return app
 
 
-def _run(verb: str, given: dict[str, Any], **more: Any) -> None:
-    """Run one verb on its parsed options, or only plan it."""
-    from torchdoctor import verbs as engine
-    from torchdoctor.cli import tables as summary
+def _body_of(verb: Verb, kind: type[Settings]) -> Any:
+    """Return what a command that runs on settings does with its parsed flags."""
 
-    settings = _settings(given)
-    if given["dry_run"]:
-        show(engine.plan(settings, verb), given["json_"], summary.print_plan)  # type: ignore[arg-type]
-        return
-    run = getattr(engine, f"run_{verb}")
-    with ProgressBar(given["json_"]) as progress:
-        outcome = run(settings, progress, **more)
-    _finish(outcome, given["json_"])
+    def body(
+        *, config: str | None, as_json: bool, dry_run: bool, resume: bool | None = None, **given: Any
+    ) -> None:
+        from torchdoctor import verbs
+        from torchdoctor.cli import tables
+
+        settings = settings_from(given, config, kind=kind)
+        if dry_run:
+            show(verbs.plan(settings, verb), as_json, tables.print_plan)
+            return
+        run = getattr(verbs, f"run_{verb}")
+        more = {} if resume is None else {"resume": resume, "say": tell}
+        with ProgressBar(as_json) as progress:
+            outcome = run(settings, progress, **more)
+        finish(outcome, as_json)
+
+    return body
 
 
-def _run_on(verb: str, given: dict[str, Any]) -> None:
-    """Run a verb that can go on with an unfinished run, and says on stderr what it found there."""
-    resume = given.pop("resume")
-    _run(verb, given, resume=resume, say=lambda text: print(f"torchdoctor: {text}", file=sys.stderr))
+def finish(outcome: Any, as_json: bool) -> None:
+    """Print an outcome and end with its exit code.
 
+    Args:
+        outcome: What a command ended with.
+        as_json: Whether its record is printed as JSON.
 
-def _finish(outcome: Any, as_json: bool) -> None:
-    """Print the outcome and end with its exit code."""
-    from torchdoctor.cli import tables as summary
+    Raises:
+        typer.Exit: Always, with the exit code of the outcome.
+    """
+    from torchdoctor.cli import tables
 
-    show(outcome if not as_json else outcome.record, as_json, summary.print_outcome)
+    show(outcome if not as_json else outcome.record, as_json, tables.print_outcome)
     raise typer.Exit(outcome.exit_code)
 
 
-@app.command()
-def train(
-    model: Model = None, data: Data = None, out: Out = None, config: Config = None, weights: Weights = None,
-    epochs: Epochs = None, limit: Limit = None, batch_size: BatchSize = None, workers: Workers = None,
-    device: Device = None, seed: Seed = None, seeds: Seeds = None, primary: Primary = None,
-    image_size: ImageSize = None, optimizer: Optimizer = None, learning_rate: LearningRate = None,
-    weight_decay: WeightDecay = None, norm: Norm = None, augment: Augment = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, validation_share: ValidationShare = None,
-    download: Download = None,
-    on_error: OnError = None, precision: Precision = None, tensorboard: Tensorboard = None,
-    resume: Resume = False,
-    json_: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:  # fmt: skip
-    """Train a classifier, so that there is something to treat."""
-    _run_on("train", dict(locals()))
+def compare(*, run: str, as_json: bool, **given: Any) -> None:
+    """Compare the arms of a finished run.
+
+    Args:
+        run: The run's folder.
+        as_json: Whether the result is printed as JSON.
+        **given: Settings that differ from those of the run.
+    """
+    from torchdoctor.verbs import run_compare
+
+    with ProgressBar(as_json) as progress:
+        outcome = run_compare(run, given, progress)
+    finish(outcome, as_json)
 
 
-@app.command()
-def diagnose(
-    model: Model = None, weights: Weights = None, data: Data = None, out: Out = None, config: Config = None,
-    layers: Layers = None, evidence: Evidence = None, scale: Scale = None, draws: Draws = None,
-    delta: Delta = None, theta: Theta = None, images_per_category: ImagesPerCategory = None,
-    confidence: Confidence = None, limit: Limit = None, batch_size: BatchSize = None,
-    workers: Workers = None, device: Device = None, seed: Seed = None, seeds: Seeds = None,
-    epochs: Epochs = None, primary: Primary = None, image_size: ImageSize = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, validation_share: ValidationShare = None,
-    download: Download = None,
-    on_error: OnError = None,
-    resume: Resume = False,
-    json_: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:  # fmt: skip
-    """Find which kernels each category depends on, where its evidence lies, and why images are mistaken."""
-    _run_on("diagnose", dict(locals()))
+def report(*, run: str, out: str | None, as_json: bool, **given: Any) -> None:
+    """Write the report of a finished run.
+
+    Args:
+        run: The run's folder.
+        out: The page's file.
+        as_json: Whether the result is printed as JSON.
+        **given: Settings that differ from those of the run.
+    """
+    from torchdoctor.verbs import run_report
+
+    with ProgressBar(as_json) as progress:
+        outcome = run_report(run, given, out, progress)
+    finish(outcome, as_json)
 
 
-@app.command()
-def treat(
-    model: Model = None, weights: Weights = None, data: Data = None, out: Out = None, config: Config = None,
-    diagnosis: DiagnosisRun = None, constraints: Constraints = None, weight: Weight = None, tau: Tau = None,
-    targets: Targets = None, masks_per_category: Masks = None, expand_pixels: Expand = None,
-    max_loss: MaxLoss = None, layers: Layers = None, evidence: Evidence = None, scale: Scale = None,
-    draws: Draws = None, lazy: Lazy = None, delta: Delta = None, theta: Theta = None,
-    images_per_category: ImagesPerCategory = None, confidence: Confidence = None, seeds: Seeds = None,
-    epochs: Epochs = None, limit: Limit = None, batch_size: BatchSize = None, workers: Workers = None,
-    device: Device = None, seed: Seed = None, primary: Primary = None, image_size: ImageSize = None,
-    optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
-    norm: Norm = None, augment: Augment = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, validation_share: ValidationShare = None,
-    download: Download = None,
-    on_error: OnError = None, arms: Arms = None, budget_kind: BudgetKind = None,
-    precision: Precision = None, min_gain: MinGain = None, tensorboard: Tensorboard = None,
-    resume: Resume = False,
-    json_: AsJson = False, dry_run: DryRun = False,
-) -> None:  # fmt: skip
-    """Train further under constraints, beside a control arm without them."""
-    _run_on("treat", dict(locals()))
+def predict(*, images: list[str], config: str | None, as_json: bool, **given: Any) -> None:
+    """Run weights on images.
+
+    Args:
+        images: Files and folders.
+        config: A YAML file of settings.
+        as_json: Whether the result is printed as JSON.
+        **given: Settings.
+    """
+    from torchdoctor import verbs
+    from torchdoctor.cli import tables
+
+    show(verbs.predict(settings_from(given, config), images), as_json, tables.print_predictions)
 
 
-@app.command()
-def checkup(
-    model: Model = None, weights: Weights = None, data: Data = None, out: Out = None, config: Config = None,
-    diagnosis: DiagnosisRun = None, constraints: Constraints = None, weight: Weight = None, tau: Tau = None,
-    targets: Targets = None, masks_per_category: Masks = None, expand_pixels: Expand = None,
-    max_loss: MaxLoss = None, layers: Layers = None, evidence: Evidence = None, scale: Scale = None,
-    draws: Draws = None, lazy: Lazy = None, delta: Delta = None, theta: Theta = None,
-    images_per_category: ImagesPerCategory = None, confidence: Confidence = None, seeds: Seeds = None,
-    epochs: Epochs = None, limit: Limit = None, batch_size: BatchSize = None, workers: Workers = None,
-    device: Device = None, seed: Seed = None, primary: Primary = None, image_size: ImageSize = None,
-    optimizer: Optimizer = None, learning_rate: LearningRate = None, weight_decay: WeightDecay = None,
-    norm: Norm = None, augment: Augment = None, channels: Channels = None,
-    classes: Classes = None, classes_seed: ClassesSeed = None, validation_share: ValidationShare = None,
-    download: Download = None,
-    on_error: OnError = None, arms: Arms = None, budget_kind: BudgetKind = None,
-    precision: Precision = None, min_gain: MinGain = None, auto: Auto = None, budget: Budget = None,
-    select: Select = None, tensorboard: Tensorboard = None, resume: Resume = False,
-    json_: AsJson = False, dry_run: DryRun = False,
-) -> None:  # fmt: skip
-    """Diagnose, treat, compare and report in one go."""
-    _run_on("checkup", dict(locals()))
-
-
-@app.command()
-def demo(
-    out: Out = None, config: Config = None, data: Data = None, model: Model = None, seeds: Seeds = None,
-    epochs: Epochs = None, limit: Limit = None, batch_size: BatchSize = None, workers: Workers = None,
-    device: Device = None, seed: Seed = None, primary: Primary = None, max_loss: MaxLoss = None,
-    json_: AsJson = False, dry_run: DryRun = False,
-) -> None:  # fmt: skip
-    """Train a small network on `scenes`, where backgrounds give categories away, and check it up."""
-    _run("demo", dict(locals()))
-
-
-@app.command()
-def compare(
-    run: Annotated[str, typer.Argument(help="A finished treat run.")],
-    primary: Primary = None, max_loss: MaxLoss = None, device: Device = None, workers: Workers = None,
-    batch_size: BatchSize = None, json_: AsJson = False,
-) -> None:  # fmt: skip
-    """Compare base, control and treated on the test splits, once."""
-    from torchdoctor.verbs.compare import run_compare
-
-    given = {"primary": primary, "max_loss": max_loss, "device": device, "workers": workers}
-    with ProgressBar(json_) as progress:
-        outcome = run_compare(run, {**given, "batch_size": batch_size}, progress)
-    _finish(outcome, json_)
-
-
-@app.command()
-def report(
-    run: Annotated[str, typer.Argument(help="A finished run.")],
-    out: Annotated[Text, typer.Option("--out", help="The page's file. [RUN/report.html]")] = None,
-    device: Device = None, workers: Workers = None, json_: AsJson = False,
-) -> None:  # fmt: skip
-    """Write the HTML report of a finished run."""
-    from torchdoctor.verbs.report import run_report
-
-    with ProgressBar(json_) as progress:
-        outcome = run_report(run, {"device": device, "workers": workers}, out, progress)
-    _finish(outcome, json_)
-
-
-@app.command()
-def predict(
-    images: Annotated[list[str], typer.Argument(help="Images, or folders of them.")],
-    weights: Weights = None, model: Model = None, config: Config = None, device: Device = None,
-    batch_size: BatchSize = None, image_size: ImageSize = None, json_: AsJson = False,
-) -> None:  # fmt: skip
-    """Run weights on images."""
-    from torchdoctor import verbs as engine
-    from torchdoctor.cli import tables as summary
-
-    given = dict(locals())
-    settings = _settings({name: given[name] for name in ("weights", "model", "config", "device",
-                                                         "batch_size", "image_size")})  # fmt: skip
-    found = engine.predict(settings, images)
-    show(found, json_, summary.print_predictions)
-
-
-app.command()(cli_diagnosis.explain)
-app.command()(cli_diagnosis.robustness)
-app.command()(cli_models.models)
-app.command()(cli_models.layers)
-app.command()(cli_data.datasets)
-app.add_typer(cli_data.data)
+def config(
+    verb: Annotated[str, typer.Argument(help="The command whose settings are printed.")] = "checkup",
+    as_schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a settings file instead.")
+    ] = False,
+) -> None:
+    """Print a settings file with every setting at its default, explained; for --config."""
+    if as_schema:
+        sys.stdout.write(json.dumps(schema(), indent=2) + "\n")
+        return
+    check_choice("command", verb, Verb)
+    sys.stdout.write(template(verb))  # type: ignore[arg-type]
 
 
 def _version(wanted: bool | None) -> None:
@@ -271,7 +204,6 @@ def _version(wanted: bool | None) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool | None, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
@@ -280,21 +212,24 @@ def _root(
     del version
 
 
+app = build_app()
+
+
 def main() -> None:
     """Run the command line; a known failure is one clear line on stderr and its exit code."""
     try:
         app()
     except InputError as error:
-        print(f"torchdoctor: {error}", file=sys.stderr)
+        tell(str(error))
         sys.exit(error.exit_code)
     except Interrupted as error:
-        print(f"torchdoctor: {error}: go on with --resume", file=sys.stderr)
+        tell(f"{error}: go on with --resume")
         sys.exit(error.exit_code)
     except ModelDoctorError as error:
-        print(f"torchdoctor: the run failed: {error}", file=sys.stderr)
+        tell(f"the run failed: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("torchdoctor: interrupted", file=sys.stderr)
+        tell("interrupted")
         sys.exit(130)
 
 

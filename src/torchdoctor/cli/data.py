@@ -44,12 +44,13 @@ def check(
     """Decode every image once: counts, sizes, duplicates across splits, broken files."""
     from torchdoctor.data.checking import check_data
     from torchdoctor.data.load import load_tables
+    from torchdoctor.data.settings import DataSettings
 
     if on_error not in ("fail", "skip"):
         raise InputError(f"--on-error {on_error!r}: expected fail or skip")
     if workers < 0:
         raise InputError(f"--workers {workers}: expected 0 or more")
-    tables = load_tables(spec, seed=seed, download=download)
+    tables = load_tables(spec, seed=seed, settings=DataSettings(download=download))
     with ProgressBar(json_) as progress:
         found = check_data(tables, workers, progress)
     show(found.to_json(), json_, _print_check)

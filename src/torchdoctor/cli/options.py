@@ -1,116 +1,182 @@
-"""The options that several verbs of the command line share."""
+"""Flags of the command line, made from the settings: name, kind, help text and panel come from each field."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from rich.markup import escape
 
-Text = str | None
-Whole = int | None
-Number = float | None
-Many = list[str] | None
+from torchdoctor.case.settings import GROUPS
+from torchdoctor.settings import SettingsGroup, extra_of, flag_of, kinds_of
+
+Groups = Sequence[type[SettingsGroup]]
+START = "Start here"
+METAVARS: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
-def flag(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, show_default=False)
+@dataclass(frozen=True)
+class Flag:
+    """A flag that is no setting: it says how the command runs, not what.
+
+    Attributes:
+        name: The name of the parameter.
+        flags: How it is written, such as `--json`.
+        sentence: The help text.
+        kind: `bool` or `str`.
+        panel: The panel of the help text.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    sentence: str
+    kind: type = bool
+    panel: str = "Run"
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """The parameter of a command."""
+        option = typer.Option(
+            *self.flags,
+            help=escape(self.sentence),
+            show_default=False,
+            rich_help_panel=self.panel,
+            metavar="" if self.kind is bool else "TEXT",
+        )
+        default = False if self.kind is bool else None
+        kind: Any = bool if self.kind is bool else str | None
+        return _parameter(self.name, Annotated[kind, option], default)
 
 
-Model = Annotated[
-    Text,
-    flag(
-        "--model",
-        "A name of `models`, torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, "
-        "package.module:factory.",
-    ),
-]
-Weights = Annotated[
-    Text, flag("--weights", "Trained weights: .safetensors, a state dict of torch.save, or pretrained.")
-]
-Data = Annotated[
-    Text, flag("--data", "NAME@ROOT, torchvision:CLASS@ROOT, folder:PATH, parquet:PATH, table:FILE, scenes.")
-]
-Out = Annotated[Text, flag("--out", "The run's folder; must not exist yet. [runs/<verb>-<time>]")]
-Config = Annotated[Text, flag("--config", "A YAML file of settings; the command line goes before it.")]
-Seeds = Annotated[Whole, flag("--seeds", "How many times treatment and control are repeated. [3]")]
-Seed = Annotated[Whole, flag("--seed", "The number all randomness starts from. [0]")]
-Epochs = Annotated[Whole, flag("--epochs", "Passes over the training images. [train: 20; treat: 10]")]
-Limit = Annotated[Whole, flag("--limit", "Training images per category at most.")]
-BatchSize = Annotated[Whole, flag("--batch-size", "Images per step. [64]")]
-Workers = Annotated[Whole, flag("--workers", "Loading processes for data too large for memory. [0]")]
-Device = Annotated[Text, flag("--device", "auto, cpu or cuda. [auto]")]
-Primary = Annotated[
-    Text,
-    flag("--primary", "The test split that decides; swapped: other backgrounds, by masks. [scenes: shifted]"),
-]
-ImageSize = Annotated[
-    Whole, flag("--image-size", "Side of the images in pixels. [the weights', or the data's]")
-]
-Channels = Annotated[Whole, flag("--channels", "3, or 1: images made grey. [the weights', or 3]")]
-Classes = Annotated[Whole, flag("--classes", "Draw that many categories at random.")]
-ClassesSeed = Annotated[Whole, flag("--classes-seed", "What the drawn categories depend on. [0]")]
-ValidationShare = Annotated[
-    Number,
-    flag("--validation-share", "What validation takes of the training images, where it has none. [0.1]"),
-]
-Download = Annotated[bool | None, flag("--download", "Let torchvision fetch the data.")]
-OnError = Annotated[Text, flag("--on-error", "Images that do not decode: fail or skip. [fail]")]
-Optimizer = Annotated[Text, flag("--optimizer", "sgd or adamw. [sgd]")]
-LearningRate = Annotated[Number, flag("--learning-rate", "Highest learning rate. [train: 0.1; treat: 0.01]")]
-WeightDecay = Annotated[Number, flag("--weight-decay", "Weight decay of matrices. [0.0005]")]
-Norm = Annotated[Text, flag("--norm", "Batch-norm statistics: frozen or train. [train]")]
-Augment = Annotated[Text, flag("--augment", "none, crop or crop_flip. [crop_flip]")]
-Layers = Annotated[
-    Many,
-    flag("--layers", "Names, patterns, all, last:N to diagnose; a constraint acts at the last unless it "
-         "names its own. [last convolution and two earlier]"),
-]  # fmt: skip
-Evidence = Annotated[
-    Text,
-    flag("--evidence", "gradient (diagnose) or gradient_x_activation (treat, checkup)."),
-]
-Scale = Annotated[
-    Text, flag("--scale", "none (the paper's) or share of the evidence, of constraints you name. [share]")
-]
-Draws = Annotated[
-    Text, flag("--draws", "Noise draws J; 0: none; exact: their limit. [diagnosis: 10; treatment steps: 1]")
-]
-Lazy = Annotated[Whole, flag("--lazy", "Compute the constraints at every k-th step, k times as strong. [1]")]
-Delta = Annotated[Number, flag("--delta", "Noise range, in units of the map. [0.1 x the layer's deviation]")]
-Theta = Annotated[Number, flag("--theta", "Relative height from which a kernel is correlated. [0.2]")]
-ImagesPerCategory = Annotated[Whole, flag("--images-per-category", "Sifted images per category, T. [100]")]
-Confidence = Annotated[Number, flag("--confidence", "Confidence from which an image is sifted. [0.9]")]
-DiagnosisRun = Annotated[Text, flag("--diagnosis", "A run whose diagnosis is used. [made first]")]
-Constraints = Annotated[
-    Many,
-    flag("--constraints", "channel, space, channel_paper, ..., each alone or with options of its own: "
-         "'space layers=conv3 weight=2 schedule=ramp'. ['channel scale=none', and space where masks exist]"),
-]  # fmt: skip
-Arms = Annotated[
-    Many,
-    flag("--arms", "control, treated, swap, dfr, smoothing, averaging, rrr; verdicts speak of the one after "
-         "the control. [control,treated; where masks exist control,swap,treated]"),
-]  # fmt: skip
-BudgetKind = Annotated[Text, flag("--budget-kind", "What all arms share: steps or time. [steps]")]
-Precision = Annotated[Text, flag("--precision", "Of the forward pass: fp32, bf16 or fp16. [fp32]")]
-MinGain = Annotated[Number, flag("--min-gain", "Points that the treatment must gain, else exit code 3. [0]")]
-Auto = Annotated[bool | None, flag("--auto", "Let the validation split choose remedy, layers and weight.")]
-Budget = Annotated[Text, flag("--budget", "Of --auto: minutes, or steps such as 2000steps. [no limit]")]
-Select = Annotated[
-    Text, flag("--select", "What --auto scores: iid, swapped (backgrounds) or mean. [mean where masks exist]")
-]
-Tensorboard = Annotated[
-    bool | None, flag("--tensorboard", "Also write the history as TensorBoard event files.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")]
-Weight = Annotated[Many, flag("--weight", "auto, a number, or constraint=number. [auto]")]
-Tau = Annotated[Number, flag("--tau", "auto: the penalty's gradient norm, relative to the loss's. [0.3]")]
-Targets = Annotated[
-    Text, flag("--targets", "n and s of Eq. 5: prediction (the paper's) or label. [prediction]")
-]
-Masks = Annotated[
-    Whole, flag("--masks-per-category", "Masks used per category; the paper takes 20. [all there are]")
-]
-Expand = Annotated[Whole, flag("--expand-pixels", "Growth of the object, in input pixels. [30 at 224 px]")]
-MaxLoss = Annotated[Number, flag("--max-loss", "Points that no other split may lose. [5]")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long; write nothing.")]
+CONFIG = Flag("config", ("--config",), "A YAML file of settings; flags go before it.", str)
+AS_JSON = Flag("as_json", ("--json",), "Print the result as JSON on stdout.")
+RESUME = Flag("resume", ("--resume",), "Go on with the unfinished run in --out.")
+DRY_RUN = Flag(
+    "dry_run", ("--dry-run",), "Say what would run and how long it takes; write nothing.", panel=START
+)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """Return a keyword parameter."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def help_of(field: FieldInfo) -> str:
+    """Return the help text of a setting: its sentence, and what holds where it is not given.
+
+    Args:
+        field: A field of a settings group.
+
+    Returns:
+        For instance `The optimiser. [sgd]`.
+    """
+    left_out = extra_of(field).get("left_out")
+    if left_out is None and field.default is not None and field.default is not False:
+        default = field.default
+        left_out = ",".join(default) if isinstance(default, tuple) else str(default)
+    return f"{field.description}" + (f" [{left_out}]" if left_out else "")
+
+
+def metavar_of(field: FieldInfo) -> str:
+    """Return what stands behind a flag in the help text.
+
+    Args:
+        field: A field of a settings group.
+
+    Returns:
+        For instance `INTEGER|all`, `sgd|adamw` or `TEXT,...`.
+    """
+    parts: list[str] = []
+    for kind in kinds_of(field):
+        if get_origin(kind) is Literal:
+            parts += [str(word) for word in get_args(kind)]
+        elif get_origin(kind) is tuple:
+            parts.append("TEXT,...")
+        elif kind in METAVARS:
+            parts.append(METAVARS[kind])
+    return "|".join(parts)
+
+
+def parameters_of(
+    groups: Iterable[type[SettingsGroup]], only: Sequence[str] | None = None
+) -> Iterator[inspect.Parameter]:
+    """Yield the parameters of a command for the settings in some groups.
+
+    Args:
+        groups: The groups that the command uses.
+        only: The settings to offer; None: all of them.
+
+    Yields:
+        A parameter for each setting, and a hidden one for each of its earlier names; None means not given.
+    """
+    titles = {group: title for title, members in GROUPS.items() for group in members}
+    order, seen = list(titles), set[str]()
+    for group in sorted(groups, key=lambda group: order.index(group) if group in titles else len(order)):
+        panel = titles.get(group, "Further")
+        for name, field in group.model_fields.items():
+            if name in seen or (only is not None and name not in only):
+                continue  # some settings belong to two groups
+            seen.add(name)
+            extra = extra_of(field)
+            for written in (name, *extra.get("former", ())):
+                yield _setting_parameter(
+                    written, field, START if extra.get("newcomer") else panel, hidden=written != name
+                )
+
+
+def _setting_parameter(name: str, field: FieldInfo, panel: str, *, hidden: bool) -> inspect.Parameter:
+    """Return the parameter of a setting."""
+    kinds = kinds_of(field)
+    kind: Any = str | None
+    metavar: str | None = metavar_of(field)
+    if bool in kinds:
+        kind, metavar = bool | None, ""
+    elif any(get_origin(part) is tuple for part in kinds):
+        kind = list[str] | None
+    option = typer.Option(
+        flag_of(name), help=escape(help_of(field)), show_default=False, metavar=metavar,
+        rich_help_panel=panel, hidden=hidden,
+    )  # fmt: skip
+    return _parameter(name, Annotated[kind, option], None)
+
+
+def add_command(
+    app: typer.Typer,
+    name: str,
+    body: Callable[..., None],
+    parameters: Iterable[inspect.Parameter],
+    sentence: str,
+) -> None:
+    """Add a command whose flags are made from settings.
+
+    Args:
+        app: The command line.
+        name: The command's name.
+        body: What runs; it gets every parameter by keyword.
+        parameters: The parameters; those of the first panel are shown first.
+        sentence: What the command does.
+    """
+    ordered = {parameter.name: parameter for parameter in parameters}
+
+    def command(**given: Any) -> None:
+        body(**given)
+
+    command.__doc__ = sentence
+    command.__name__ = name
+    command.__signature__ = inspect.Signature(list(ordered.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {key: parameter.annotation for key, parameter in ordered.items()}
+    app.command(name)(command)
+
+
+def tell(text: str) -> None:
+    """Print a line for a person on stderr.
+
+    Args:
+        text: The line.
+    """
+    print(f"torchdoctor: {text}", file=sys.stderr)

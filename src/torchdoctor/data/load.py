@@ -15,12 +15,13 @@ from torchdoctor.data.catalogue import DATASETS, read_named
 from torchdoctor.data.checking import without_broken
 from torchdoctor.data.fingerprints import fingerprint
 from torchdoctor.data.loader import Loader
-from torchdoctor.data.pixels import Augment, Preprocessing
+from torchdoctor.data.pixels import AUGMENT, Augment, Preprocessing
 from torchdoctor.data.readers.folder import read_folder
 from torchdoctor.data.readers.parquet import read_parquet
 from torchdoctor.data.readers.table_file import read_table_file
 from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.scenes.scenes import read_scenes
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category
 from torchdoctor.types import InputError
 
@@ -37,7 +38,7 @@ EXPECTED = (
 )
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-OnError = Literal["fail", "skip"]
+DEFAULTS = DataSettings()
 SAMPLED_SIZES = 24  # images looked at to find out whether all are of one size
 
 
@@ -64,35 +65,32 @@ class Splits:
         return {name: fingerprint(one.table) for name, one in splits.items()}
 
 
-def load_tables(
-    spec: str,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    validation_share: float = 0.1,
-    primary: str | None = None,
-    classes: int | None = None,
-    classes_seed: int = 0,
-    download: bool = False,
-) -> Tables:
-    """Read the tables of `spec`: `folder:PATH`, `parquet:PATH`, `table:FILE`, `cifar10@ROOT`, `scenes`, ...
+def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) -> Tables:
+    """Read the tables of a data set: which images it has, with labels, masks and splits; decode nothing.
 
-    `seed` divides what comes undivided; `classes` draws that many categories at random, by `classes_seed`;
-    `validation_share` of every category is split off for validation where the source has no such split;
-    `limit` keeps that many training images per category, after validation has been split off;
-    `download` lets torchvision fetch what is missing. InputError says what was given and what is expected.
+    Args:
+        spec: `folder:PATH`, `parquet:PATH`, `table:FILE`, `NAME@ROOT`, `torchvision:CLASS@ROOT` or `scenes`.
+        seed: What a division into splits depends on, where the data comes undivided; 0 or more.
+        settings: Categories, limits and splits; `batch_size`, `image_size` and so on are not used.
+
+    Returns:
+        The tables of the training, validation and test splits.
+
+    Raises:
+        InputError: Nothing is found there, or a split or number does not fit.
 
     >>> load_tables("scenes").primary
     'shifted'
     """
-    if seed < 0 or classes_seed < 0:
-        raise InputError(f"seed {min(seed, classes_seed)}: expected 0 or more")
-    tables = _read(spec, seed, validation_share, download)
-    if classes is not None:
-        tables = choose_classes(tables, classes, classes_seed)
-    if limit is not None:
-        tables = replace(tables, train=limit_per_category(tables.train, limit, seed))
-    if primary is None:
+    if seed < 0:
+        raise InputError(f"seed {seed}: expected 0 or more")
+    tables = _read(spec, seed, settings.validation_share, settings.download)
+    if settings.classes != "all":
+        tables = choose_classes(tables, settings.classes, settings.classes_seed)
+    if settings.limit != "all":
+        tables = replace(tables, train=limit_per_category(tables.train, settings.limit, seed))
+    primary = settings.primary
+    if primary == "auto":
         return tables
     if primary not in tables.tests:
         raise InputError(
@@ -106,47 +104,61 @@ def load_data(
     spec: str,
     *,
     image_size: int | None = None,
-    channels: int = 3,
+    channels: Literal[1, 3] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
+    batch_size: int | None = None,
     limit: int | None = None,
+    classes: int | None = None,
     seed: int = 0,
     primary: str | None = None,
-    augment: Augment = "crop_flip",
-    classes: int | None = None,
-    classes_seed: int = 0,
-    validation_share: float = 0.1,
-    download: bool = False,
-    on_error: OnError = "fail",
+    augment: Augment = AUGMENT,
+    settings: DataSettings = DEFAULTS,
 ) -> Splits:
-    """Read `spec` as `load_tables` does and make loaders for it.
+    """Read a data set and make loaders for its splits.
 
-    Without `image_size` (pixels) images keep their size if they are square and all alike, else 224.
-    `channels` 1 makes them grey. `on_error="skip"` decodes everything once and leaves out what fails.
+    Args:
+        spec: As in `load_tables`.
+        image_size: Side in pixels that images are brought to; None as in `settings`, and there `auto` keeps
+            images that are square and all alike, and makes others 224 pixels.
+        channels: 3, or 1 to make images grey; None as in `settings`.
+        mean: Mean of each channel, 0..1, that is subtracted; None: that of ImageNet.
+        std: Standard deviation of each channel that is divided by; None: that of ImageNet.
+        batch_size: Images of a batch; None as in `settings`.
+        limit: Training images of each category at most; None as in `settings`.
+        classes: How many categories to draw at random; None as in `settings`.
+        seed: What a division into splits depends on.
+        primary: The test split that decides; None as in `settings`.
+        augment: How training images are changed at random.
+        settings: Everything else, and the values of what is None above.
+
+    Returns:
+        A loader for each split, and how images are prepared.
+
+    Raises:
+        InputError: Nothing is found there, or a value does not fit.
 
     >>> load_data("scenes").preprocessing.image_size
     64
     """
-    if channels not in (1, 3):
-        raise InputError(f"channels {channels}: expected 3, or 1 for grey images")
-    tables = load_tables(
-        spec, seed=seed, limit=limit, primary=primary, classes=classes, classes_seed=classes_seed,
-        validation_share=validation_share, download=download,
+    settings = settings.given(
+        image_size=image_size, channels=channels, batch_size=batch_size, limit=limit, classes=classes,
+        primary=primary,
     )  # fmt: skip
+    tables = load_tables(spec, seed=seed, settings=settings)
     skipped: tuple[str, ...] = ()
-    if on_error == "skip":
+    if settings.on_error == "skip":
         tables, skipped = without_broken(tables)
-    size = image_size or own_size(tables.train) or 224
+    size = own_size(tables.train) or 224 if settings.image_size == "auto" else settings.image_size
+    colours = 3 if settings.channels == "auto" else settings.channels
     preprocessing = Preprocessing(
-        size,
-        _per_channel(mean or IMAGENET_MEAN, channels),
-        _per_channel(std or IMAGENET_STD, channels),
+        size, _per_channel(mean or IMAGENET_MEAN, colours), _per_channel(std or IMAGENET_STD, colours)
     )
 
     def loader(table: ImageTable) -> Loader:
-        return Loader(table, preprocessing, batch_size, workers, augment, classes=tables.classes)
+        return Loader(
+            table, preprocessing, settings.batch_size, settings.workers, augment, classes=tables.classes
+        )
 
     return Splits(
         classes=tables.classes,

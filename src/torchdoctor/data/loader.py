@@ -12,7 +12,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchdoctor.data.pixels import Augment, Mask, Pixels, PixelStore, Preprocessing, augmentation, augmented
+from torchdoctor.data.pixels import (
+    AUGMENT,
+    Augment,
+    Mask,
+    Pixels,
+    PixelStore,
+    Preprocessing,
+    augmentation,
+    augmented,
+)
 from torchdoctor.data.table import ImageTable
 from torchdoctor.images.batches import Batch
 from torchdoctor.types import InputError
@@ -60,7 +69,7 @@ class Loader:
     preprocessing: Preprocessing
     batch_size: int = 64
     workers: int = 0
-    augment: Augment = "crop_flip"
+    augment: Augment = AUGMENT
     annotated: frozenset[int] | None = None
     annotated_per_batch: int = 0
     classes: tuple[str, ...] | None = None  # names of the labels, where they are known

@@ -22,6 +22,7 @@ from torchdoctor.data.table import ImageTable
 from torchdoctor.types import InputError
 
 Augment = Literal["none", "crop", "crop_flip"]
+AUGMENT: Augment = "crop_flip"  # where nothing else is asked for
 Pixels = UInt8[Tensor, "channel size size"]
 Mask = UInt8[Tensor, "1 size size"]
 

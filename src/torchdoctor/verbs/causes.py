@@ -34,7 +34,7 @@ def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progr
     causes = Causes((), 0, math.nan)
     if len(case.data.validation):
         causes = find_causes(
-            case.model, case.data.validation, diagnosis, seed=case.settings.seed, progress=progress
+            case.model, case.data.validation, diagnosis, seed=case.plan.seed, progress=progress
         )
     names = _names(case)
     record = asdict(causes)
@@ -84,7 +84,7 @@ def _overlays(case: Case, ids: list[int]) -> Any:
     for batch in case.data.train.select(ids):
         with measuring(case.model):
             pixels = batch.images.to(device_of(case.model), dtype_of(case.model))
-            kind = case.settings.evidence or "gradient"
+            kind = case.plan.evidence
             found = clean_evidence(case.model, pixels, batch.labels.to(pixels.device), layers, kind)[0]
         size = (batch.images.shape[2], batch.images.shape[3])
         summed = {layer: summed_maps(found[layer], size) for layer in layers}
@@ -119,7 +119,7 @@ def explained_errors(case: Case, diagnosis: Diagnosis, causes: Causes) -> list[E
         for row, image in enumerate(batch.ids.tolist()):
             explanation = explain(
                 case.model, batch.images[row], diagnosis, label=chosen[image].label, image_id=image,
-                mask=mask_of(batch, row), classes=case.classes, seed=case.settings.seed,
+                mask=mask_of(batch, row), classes=case.classes, seed=case.plan.seed,
             )  # fmt: skip
             pixels = shown_pixels(batch.images[row], case.data.preprocessing)
             found.append(ExplainedError(names[image], chosen[image], explanation, pixels))

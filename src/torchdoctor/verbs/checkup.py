@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from torchdoctor.case.outcome import Outcome, arm_of, out_folder
+from torchdoctor.case.outcome import Outcome, arm_of
 from torchdoctor.case.preparation import Case, prepare
-from torchdoctor.case.settings import Settings, filled
+from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard
@@ -15,11 +15,11 @@ from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import (
     Say,
     Watch,
-    _going,
-    _is_done,
-    _refuse_without_out,
-    _with_facts,
+    is_done,
+    open_locked_run,
+    refuse_without_out,
     silent_text,
+    with_facts,
 )
 from torchdoctor.verbs.causes import causes_stage
 from torchdoctor.verbs.compare import _handed_back, compare_stage, read_checkup
@@ -31,11 +31,11 @@ from torchdoctor.verbs.treat import diagnosis_of, taken_over, treat_stage
 
 def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Watch) -> Outcome:
     """Run the stages of a checkup in a folder; what an earlier process finished is read."""
-    judge = judge_of(case) if case.settings.auto else None
+    judge = judge_of(case) if case.plan.auto else None
     if judge is not None:
         given = diagnosis_of(case, folder, given, watch)
         choice = choose_stage(case, folder, given, judge, watch)
-        case = replace(case, settings=settled(case.settings, choice))
+        case = replace(case, plan=settled(case.plan, choice))
     diagnosis, treatment = treat_stage(case, folder, given, watch)
     if not (folder / "causes.json").is_file():
         causes_stage(case, folder, diagnosis, watch.progress)
@@ -55,14 +55,14 @@ def run_checkup(
     settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
 ) -> Outcome:
     """Diagnose, treat, compare and report in one go; `resume` goes on where an earlier process stopped."""
-    _refuse_without_out(settings, resume)
+    refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
-    case = prepare(filled(settings, "checkup"), treats=True)
+    case = prepare(settings, "checkup")
     given = taken_over(case)
-    folder = out_folder(settings, "checkup")
-    if resume and _is_done(folder):
-        return _with_facts(read_checkup(case, open_run(folder)), case)
-    with _going(folder, "checkup", case, resume, progress, say) as (place, watch):
+    folder = case.folder
+    if resume and is_done(folder):
+        return with_facts(read_checkup(case, open_run(folder)), case)
+    with open_locked_run(case, "checkup", resume, progress, say) as (place, watch):
         for tests in case.data.tests.values():
             tests.check()
-        return _with_facts(checkup_stages(case, place, given, watch), case)
+        return with_facts(checkup_stages(case, place, given, watch), case)

@@ -17,7 +17,7 @@ from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.records import comparison_record, load_comparison, load_diagnosis, load_treatment
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.begin import _reopened
+from torchdoctor.verbs.begin import reopened
 from torchdoctor.verbs.model_folder import model_stage, with_model
 from torchdoctor.verbs.search import TRIALS
 
@@ -26,7 +26,7 @@ def compare_stage(
     case: Case, folder: Path, diagnosis: Diagnosis, treatment: Treatment, progress: Progress
 ) -> Outcome:
     """Compare, write compare.json, and turn the verdict into an exit code."""
-    settings = case.settings
+    settings = case.plan
     comparison = compare(
         case.model,
         treatment,
@@ -34,7 +34,7 @@ def compare_stage(
         primary=settings.primary,
         classes=case.classes,
         layers=case.layers,
-        evidence=settings.evidence or "gradient_x_activation",
+        evidence=settings.evidence,
         min_gain=settings.min_gain,
         max_loss=settings.max_loss,
         seed=settings.seed,
@@ -54,9 +54,7 @@ def _handed_back(case: Case, folder: Path, outcome: Outcome, found: Mapping[str,
     if use != found["arm"] and code == DONE:
         code = INCONCLUSIVE
     record = {**outcome.record, "exit_code": code, "handed_back": found}
-    lines = (
-        loading_code(case, Path(str(case.settings.weights))) if use == "base" else lines_of(case, folder, use)
-    )
+    lines = loading_code(case, Path(case.plan.weights)) if use == "base" else lines_of(case, folder, use)
     return replace(outcome, exit_code=code, record=record, loading_code=lines)
 
 
@@ -77,7 +75,7 @@ def read_checkup(case: Case, folder: Path) -> Outcome:
 
 def run_compare(run: str, given: Mapping[str, object], progress: Progress = silent) -> Outcome:
     """Compare the arms of a finished treat run on the test splits: once."""
-    folder, case, diagnosis = _reopened(run, given)
+    folder, case, diagnosis = reopened(run, given)
     with RunFolder(folder):
         if (folder / "compare.json").exists():
             outcome = read_checkup(case, folder)

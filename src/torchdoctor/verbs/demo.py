@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from torchdoctor.case.identity import start_run
-from torchdoctor.case.outcome import Outcome, out_folder
+from torchdoctor.case.outcome import Outcome
 from torchdoctor.case.preparation import prepare
-from torchdoctor.case.settings import Settings, filled
+from torchdoctor.case.settings import Settings
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_tensorboard
 from torchdoctor.runs.interruption import interruptible
 from torchdoctor.types import Progress, silent
-from torchdoctor.verbs.begin import Watch, _with_facts
+from torchdoctor.verbs.begin import Watch, with_facts
 from torchdoctor.verbs.checkup import checkup_stages
 from torchdoctor.verbs.train import train_stage
 
@@ -22,16 +22,14 @@ def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
     """Train a small network on `scenes`, where the background gives the category away, and check it up."""
     check_tensorboard(settings.tensorboard)
     base, further = demo_settings(settings)
-    case = prepare(filled(base, "train"), needs_weights=False)
-    prepare(
-        filled(further, "demo"), needs_weights=False, treats=True
-    )  # refuses now what it would refuse after training
-    with RunFolder.create(out_folder(settings, "demo")) as run, interruptible() as stop:
+    case = prepare(base, "train", needs_weights=False)
+    folder = prepare(further, "demo", needs_weights=False).folder  # refuses now what it would refuse later
+    with RunFolder.create(folder) as run, interruptible() as stop:
         trained = train_stage(case, run.path / "base", progress, stop)
-        again = prepare(filled(replace(further, weights=str(trained.record["weights"])), "demo"), treats=True)
+        again = prepare(further.but(weights=str(trained.record["weights"]), out=str(folder)), "demo")
         start_run(run.path, "checkup", again)
         outcome = checkup_stages(again, run.path, None, Watch(progress, stop))
-        return _with_facts(replace(outcome, record={**outcome.record, "base": trained.record}), again)
+        return with_facts(replace(outcome, record={**outcome.record, "base": trained.record}), again)
 
 
 BASE_EPOCHS = 14
@@ -43,6 +41,7 @@ PRESCRIPTION: dict[str, Any] = {
     "arms": ("control", "treated"),
     "layers": ("layer2",),
     "constraints": ("space",),
+    "scale": "share",
     "weight": ("6.5",),
     "masks_per_category": 20,
     "annotated_per_batch": 0.25,
@@ -58,12 +57,12 @@ def demo_settings(given: Settings) -> tuple[Settings, Settings]:
     The prescription fills what was left at its default, and only for the network and the data it was
     chosen for.
     """
-    common = replace(given, data=given.data or "scenes", model=given.model or "small_resnet", weights=None)
-    base = replace(common, epochs=BASE_EPOCHS)
+    common = given.but(data=given.data or "scenes", model=given.model or "small_resnet", weights=None)
+    base = common.but(epochs=BASE_EPOCHS)
     if common.model != "small_resnet" or str(common.data).partition(":")[0] != "scenes":
         return base, common
     default = Settings()
     missing = {
         name: value for name, value in PRESCRIPTION.items() if getattr(common, name) == getattr(default, name)
     }
-    return base, replace(common, **missing)
+    return base, common.but(**missing)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from torchdoctor.case.identity import identity_of, start_run
-from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, check_weights, out_folder
+from torchdoctor.case.identity import comparable, identity_of, start_run
+from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, check_weights
 from torchdoctor.case.preparation import Case, prepare
-from torchdoctor.case.settings import Settings, filled
+from torchdoctor.case.settings import Plan, Settings
 from torchdoctor.diagnosis.causes import Causes
 from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.diagnosis.statistics import sparsity
 from torchdoctor.evidence.per_image import diagnosis_cost
 from torchdoctor.network.hooks import measuring
@@ -21,28 +22,21 @@ from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.runs.parts import PartsFolder
 from torchdoctor.runs.records import load_diagnosis, save_diagnosis
 from torchdoctor.types import Progress, silent
-from torchdoctor.verbs.begin import Say, _is_done, _refuse_without_out, _with_facts, silent_text
+from torchdoctor.verbs.begin import Say, is_done, refuse_without_out, silent_text, with_facts
 from torchdoctor.verbs.causes import causes_stage, figures_stage, load_causes
 
 
 def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
     """Make the diagnosis and save it; what an interrupted run had computed is used."""
-    settings = case.settings
+    settings = case.plan
     parts = PartsFolder(folder / "diagnosis" / "parts")
-    assert settings.evidence is not None
     diagnosis = diagnose(
         case.model,
         case.data.train,
         layers=case.layers,
         classes=case.classes,
-        evidence=settings.evidence,
-        draws=10 if settings.draws is None else settings.draws,
-        delta=settings.delta,
-        theta=settings.theta,
-        images_per_category=settings.images_per_category,
-        confidence=settings.confidence,
-        annotations_per_category=max(20, settings.masks_per_category or 0),
         seed=settings.seed,
+        settings=_diagnosis_settings(settings),
         parts=parts,
         progress=progress,
     )
@@ -51,14 +45,22 @@ def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
     return diagnosis
 
 
+def _diagnosis_settings(plan: Plan) -> DiagnosisSettings:
+    """Return the settings of the diagnosis; it proposes at least as many masks as a treatment would use."""
+    masks = 0 if plan.masks_per_category == "all" else plan.masks_per_category
+    return plan.part(DiagnosisSettings).but(
+        annotations_per_category=max(plan.annotations_per_category, masks)
+    )
+
+
 def cost_of(case: Case) -> str:
     """Say what a diagnosis will cost, in forward passes, before it is made."""
-    draws = case.settings.draws if case.settings.draws is not None else 10
+    draws = case.plan.diagnosis_draws
     pixels = torch.cat([batch.images for batch in case.data.train.select(case.data.train.table.ids[:2])])
     pixels = pixels.to(device_of(case.model), dtype_of(case.model))
     with measuring(case.model):
         passes = diagnosis_cost(case.model, pixels, case.layers, draws)
-    sifted = min(len(case.data.train), case.settings.images_per_category * len(case.classes))
+    sifted = min(len(case.data.train), case.plan.images_per_category * len(case.classes))
     noise = "no noise" if draws == 0 else f"draws: {draws}"
     return (
         f"{len(case.layers)} layer(s), {noise}: about {passes:.1f} forward passes for each of at most "
@@ -108,15 +110,15 @@ def run_diagnose(
     `resume` goes on with an unfinished run in the same folder; a finished one is only read. `say` is told
     the cost before anything is computed.
     """
-    _refuse_without_out(settings, resume)
-    case = prepare(filled(settings, "diagnose"))
-    folder = out_folder(settings, "diagnose")
-    if resume and _is_done(folder):
+    refuse_without_out(settings, resume)
+    case = prepare(settings, "diagnose")
+    folder = case.folder
+    if resume and is_done(folder):
         diagnosis = load_diagnosis(open_run(folder) / "diagnosis")
         check_weights(case, diagnosis, f"run {str(folder)!r}")
         return _diagnosed(case, folder, diagnosis, load_causes(folder / "causes.json"))
     say(cost_of(case))
-    wanted = identity_of(folder, "diagnose", case)
+    wanted = comparable(folder, identity_of("diagnose", case))
     with RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder) as run:
         start_run(run.path, "diagnose", case)
         diagnosis = diagnose_stage(case, run.path, progress)
@@ -134,4 +136,4 @@ def _diagnosed(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -
         "causes": causes.counts,
         "figures": str(folder / "figures"),
     }
-    return _with_facts(Outcome(code, record, diagnosis), case)
+    return with_facts(Outcome(code, record, diagnosis), case)

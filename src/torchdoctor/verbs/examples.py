@@ -88,7 +88,7 @@ def _examples(
     views = []
     for model in (case.model, treated):
         _, _, logits = predict_logits(model, [batch])
-        evidence = case.settings.evidence or "gradient"
+        evidence = case.plan.evidence
         with measuring(model):
             inputs = batch.images.to(device_of(model), dtype_of(model))
             maps = clean_evidence(model, inputs, None, [layer], evidence)[0][layer]

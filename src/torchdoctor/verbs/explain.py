@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from torchdoctor.case.outcome import check_weights, out_folder
-from torchdoctor.case.preparation import prepare
-from torchdoctor.case.settings import Settings, filled, read_config, settings_from
+from torchdoctor.case.config import read_config, settings_from
+from torchdoctor.case.outcome import check_weights
+from torchdoctor.case.preparation import new_folder, prepare
+from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
@@ -69,13 +70,14 @@ def run_explain(
         raise InputError(
             f"--label {label!r} is none of the categories: {', '.join(classifier.classes[:8])}, ..."
         )
+    layers = None if settings.layers == "auto" else settings.layers
     found: list[dict[str, object]] = []
-    with RunFolder.create(out_folder(settings, "explain")) as run:
+    with RunFolder.create(Path(settings.out or new_folder("explain"))) as run:
         for number, subject in enumerate(subjects_of(images, classifier, settings)):
             subject = replace(subject, label=label or subject.label)
             explanation = explain(
                 classifier.model, subject.image, classifier.diagnosis, label=subject.label, mask=subject.mask,
-                classes=classifier.classes, layers=settings.layers, image_id=subject.id, seed=settings.seed,
+                classes=classifier.classes, layers=layers, image_id=subject.id, seed=settings.seed,
             )  # fmt: skip
             drawn = None
             if cam:
@@ -95,15 +97,19 @@ def classifier_of(settings: Settings) -> Classifier:
         model, classes, preprocessing = load_classifier(settings)
         return Classifier(model, classes, preprocessing, None, None)
     if settings.diagnosis is None:
-        case = prepare(filled(settings, "diagnose"))
+        case = prepare(settings, "diagnose")
         return Classifier(case.model, case.classes, case.data.preprocessing, case.data, None)
     folder = open_run(Path(settings.diagnosis))
     diagnosis = load_diagnosis(folder / "diagnosis")
     kept = {name: value for name, value in read_config(folder / "config.yaml").items() if name in SHARED}
-    given = {name: getattr(settings, name) for name in ("weights", "model", "data", "device")}
-    changed = {name: value for name, value in given.items() if value not in (None, getattr(Settings(), name))}
-    base = settings_from({**kept, **changed})
-    case = prepare(filled(replace(base, layers=tuple(one.name for one in diagnosis.layers)), "diagnose"))
+    default = Settings()
+    changed = {
+        name: getattr(settings, name)
+        for name in ("weights", "model", "data", "device")
+        if getattr(settings, name) != getattr(default, name)
+    }
+    layers = tuple(layer.name for layer in diagnosis.layers)
+    case = prepare(settings_from({**kept, **changed, "layers": layers}), "diagnose")
     check_weights(case, diagnosis, f"--diagnosis {settings.diagnosis!r}")
     return Classifier(case.model, case.classes, case.data.preprocessing, case.data, diagnosis)
 

@@ -64,7 +64,7 @@ def model_card(
     fitted = case.data.preprocessing
     card = surroundings.from_string(template.read_text(encoding="utf-8")).render(
         front_matter=front_matter(case, comparison, use),
-        name=public_name(str(case.settings.model)),
+        name=public_name(case.plan.model),
         version=__version__,
         colour="RGB" if fitted.channels == 3 else "grey",
         mode="RGB" if fitted.channels == 3 else "L",
@@ -81,10 +81,10 @@ def model_card(
         comparison=comparison,
         arms={arm: _meaning(arm) for arm in comparison.worst_group if arm != "base"},
         prescription=prescription,
-        weights=Path(str(case.settings.weights)).name,
+        weights=Path(case.plan.weights).name,
         model_sha256=diagnosis.model_sha256,
-        data=data_name(str(case.settings.data))[1],
-        settings=case.settings,
+        data=data_name(case.plan.data)[1],
+        settings=case.plan,
         train_images=len(case.data.train),
         loading=loading_lines(case),
         command=f"torchdoctor predict photo.jpg --weights {WEIGHTS}{_model_flag(case)}",
@@ -96,7 +96,7 @@ def front_matter(case: Case, comparison: Comparison, use: str) -> str:
     """Return the card's YAML: the measured accuracies (0 to 1) are those of the weights in the folder."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    kind, data = map(plain, data_name(str(case.settings.data)))
+    kind, data = map(plain, data_name(case.plan.data))
     weights = "base weights" if use == "base" else f"{use}, seed {comparison.seeds[0]}"
     results = [
         EvalResult(
@@ -115,7 +115,7 @@ def front_matter(case: Case, comparison: Comparison, use: str) -> str:
         pipeline_tag="image-classification",
         tags=["image-classification", "torchdoctor", "model-doctor"],
         metrics=["accuracy"],
-        model_name=plain(f"{public_name(str(case.settings.model))} ({use})"),
+        model_name=plain(f"{public_name(case.plan.model)} ({use})"),
         eval_results=results,
     )
     return str(card.to_yaml())
@@ -123,7 +123,7 @@ def front_matter(case: Case, comparison: Comparison, use: str) -> str:
 
 def loading_lines(case: Case) -> list[str]:
     """Return the ways to load the weights from within their folder, without Model Doctor where possible."""
-    name = str(case.settings.model)
+    name = case.plan.model
     own = f"{loading_code(case, Path(WEIGHTS))}\nmodel.eval()"
     if not is_timm(name):
         return [own]
@@ -133,7 +133,7 @@ def loading_lines(case: Case) -> list[str]:
 
 def _model_flag(case: Case) -> str:
     """Return the flag that a network needs which the card beside the weights may not choose."""
-    name = str(case.settings.model)
+    name = case.plan.model
     if ":" not in name or name.startswith(("torchvision:", "timm:")):
         return ""
     return f" --model {'local-dir:.' if is_timm(name) else name}"
@@ -141,7 +141,7 @@ def _model_flag(case: Case) -> str:
 
 def library_of(case: Case) -> str:
     """Return the library that builds the network as it is."""
-    name = str(case.settings.model)
+    name = case.plan.model
     if name.startswith("torchvision:") and case.data.preprocessing.channels == 3:
         return "torchvision"
     return "timm" if is_timm(name) else "torchdoctor"

@@ -32,8 +32,8 @@ def model_stage(case: Case, folder: Path, outcome: Outcome) -> Outcome:
     use, home = str(chosen["use"]), folder / FOLDER
     state = case.model.state_dict() if use == "base" else treatment.arm(use, comparison.seeds[0]).state
     write_weights(home / WEIGHTS, state)
-    write_json(home / "model.json", {**case.card, "model": public_name(str(case.settings.model))})
-    if is_timm(str(case.settings.model)):
+    write_json(home / "model.json", {**case.card, "model": public_name(case.plan.model)})
+    if is_timm(case.plan.model):
         configuration = timm_configuration(case.model, case.classes, case.data.preprocessing)
         write_json(home / "config.json", configuration)
     card = model_card(case, diagnosis, treatment.prescription, comparison, use, chosen["means"])

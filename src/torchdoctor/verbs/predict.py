@@ -77,7 +77,7 @@ def _published(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preproce
         raise InputError(
             f"--weights {PRETRAINED}: {settings.model} has no published weights with a known head"
         )
-    size = settings.image_size or own["image_size"]
+    size = own["image_size"] if settings.image_size == "auto" else settings.image_size
     preprocessing = Preprocessing(size, tuple(own["mean"]), tuple(own["std"]))
     classes = imagenet_names(own["categories"])
     model = load_model(settings.model, classes, PRETRAINED, image_size=size)
@@ -107,11 +107,11 @@ def _head_size(name: str, state: dict[str, torch.Tensor], fitted: Preprocessing)
 
 def _preprocessing(settings: Settings, card: dict[str, Any], name: str) -> Preprocessing:
     """Return the card's preprocessing, else the model's own, else 224 px and ImageNet's statistics."""
-    if settings.image_size is None and "preprocessing" in card:
+    if settings.image_size == "auto" and "preprocessing" in card:
         return Preprocessing.from_json(card["preprocessing"])
     kept = card.get("preprocessing") or own_preprocessing(name, pretrained=True)
     mean, std = kept.get("mean", IMAGENET_MEAN), kept.get("std", IMAGENET_STD)
-    size = settings.image_size or kept.get("image_size") or 224
+    size = kept.get("image_size") or 224 if settings.image_size == "auto" else settings.image_size
     return Preprocessing(size, tuple(mean), tuple(std))
 
 

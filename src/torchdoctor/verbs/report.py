@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
+from torchdoctor.case.config import settings_record, verb_of
 from torchdoctor.case.outcome import DONE, Outcome, arm_of, command_of, lines_of, notes_of
 from torchdoctor.case.preparation import Case, environment
-from torchdoctor.case.settings import settings_record, verb_of
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.page import render_report
@@ -17,7 +17,7 @@ from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.records import load_comparison, load_treatment
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.begin import _reopened
+from torchdoctor.verbs.begin import reopened
 from torchdoctor.verbs.causes import explained_errors, load_causes, load_robustness
 from torchdoctor.verbs.examples import collect_examples
 from torchdoctor.verbs.search import TRIALS
@@ -40,12 +40,12 @@ def report_stage(
     curves, trials = folder / "robustness.json", folder / TRIALS
     examples = collect_examples(case, treatment, comparison)
     page = render_report(
-        title=f"{case.settings.model} on {case.settings.data}",
+        title=f"{case.plan.model} on {case.plan.data}",
         diagnosis=diagnosis,
         comparison=comparison,
         examples=examples,
         prescription=treatment.prescription if treatment else (),
-        settings=settings_record(verb, case.settings),
+        settings=settings_record(verb, case.plan),
         environment=environment(),
         command=command_of(folder, verb),
         loading_code=lines_of(case, folder, arm_of(case, comparison)) if treatment else "",
@@ -64,7 +64,7 @@ def run_report(
     run: str, given: Mapping[str, object], file: str | None = None, progress: Progress = silent
 ) -> Outcome:
     """Write the report of a finished run, into the run or to another file."""
-    folder, case, diagnosis = _reopened(run, given)
+    folder, case, diagnosis = reopened(run, given)
     target = Path(file) if file else folder / "report.html"
     if target.exists():
         raise InputError(f"{str(target)!r} exists already: give --out another file")

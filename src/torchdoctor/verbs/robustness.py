@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from torchdoctor.case.identity import start_run
-from torchdoctor.case.outcome import DONE, Outcome, out_folder
+from torchdoctor.case.outcome import DONE, Outcome
 from torchdoctor.case.preparation import prepare
-from torchdoctor.case.settings import Settings, filled
+from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.robustness import RANDOM_LAYER, RANGES, Units, measure_robustness
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.begin import _reopened, _with_facts
+from torchdoctor.verbs.begin import reopened, with_facts
 from torchdoctor.verbs.causes import write_robustness
 
 
@@ -30,20 +30,20 @@ def run_robustness(
 ) -> Outcome:
     """Measure the noise curves on validation images, into a new run or into a finished one (`run`)."""
     if run is not None:
-        folder, case, _ = _reopened(run, {"device": settings.device, "workers": settings.workers})
+        folder, case, _ = reopened(run, {"device": settings.device, "workers": settings.workers})
         if (folder / "robustness.json").exists():
             raise InputError(f"run {run!r} holds {folder / 'robustness.json'} already: give --out instead")
     else:
-        case = prepare(filled(settings, "robustness"))
-        folder = out_folder(settings, "robustness")
+        case = prepare(settings, "robustness")
+        folder = case.folder
     fitted = case.data.preprocessing
     with RunFolder(folder) if run is not None else RunFolder.create(folder) as place:
         found = measure_robustness(
             case.model, case.data.validation, mean=fitted.mean, std=fitted.std, layer=layer, ranges=ranges,
-            units=units, number=number, repeats=repeats, epsilon=epsilon, seed=case.settings.seed,
+            units=units, number=number, repeats=repeats, epsilon=epsilon, seed=case.plan.seed,
             progress=progress,
         )  # fmt: skip
         if run is None:
             start_run(place.path, "robustness", case)
         write_robustness(place.path, found)
-    return _with_facts(Outcome(DONE, {"out": str(folder), **asdict(found)}), case)
+    return with_facts(Outcome(DONE, {"out": str(folder), **asdict(found)}), case)

@@ -8,28 +8,29 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from torchdoctor.case.outcome import recipe_of
 from torchdoctor.case.preparation import Case, example_of
 from torchdoctor.case.settings import Settings
 from torchdoctor.case.splits import swapped_images
 from torchdoctor.case.timing import seconds_per_step
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Batch
-from torchdoctor.images.masks import default_expansion
 from torchdoctor.runs.files import read_json, write_json
+from torchdoctor.treatment.arms import LEAST_MASKS, default_arms
 from torchdoctor.treatment.remedies import last_linear
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.search import Candidate, Select, candidates, halve, ladder, remedy_of, score_of
-from torchdoctor.treatment.treat import LEAST_MASKS, default_arms, treat
+from torchdoctor.treatment.settings import TreatmentSettings
+from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import InputError
 from torchdoctor.verbs.begin import Watch
 from torchdoctor.verbs.treat import ArmFolder
 
+Chosen = TypeVar("Chosen", bound=Settings)
 TRIALS = "trials.json"
 SCORED_BY: Mapping[Select, str] = {
     "iid": "validation accuracy",
@@ -64,9 +65,9 @@ class Choice:
 
 def judge_of(case: Case) -> Judge:
     """Return the judge that the settings ask for; InputError for no budget, or masks that are not there."""
-    budget_steps(case.settings.budget, lambda: 1.0)  # refuses now what it would refuse after the diagnosis
-    swapped = swapped_images(case.data.validation, case.settings.seed)
-    select: Select = case.settings.select or ("mean" if swapped else "iid")
+    budget_steps(case.plan.budget, lambda: 1.0)  # refuses now what it would refuse after the diagnosis
+    swapped = swapped_images(case.data.validation, case.plan.seed)
+    select = case.plan.select
     if select != "iid" and not swapped:
         raise InputError(
             f"--select {select!r} swaps the backgrounds of validation images by their masks, and there are "
@@ -96,12 +97,12 @@ def _in_steps(budget: str) -> bool:
 
 def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tuple[int, int]]:
     """Return the rungs that fit the budget; in minutes, what each candidate's steps take is measured."""
-    budget, one_step, prices = case.settings.budget, 1.0, [1.0] * len(pool)
+    budget, one_step, prices = case.plan.budget, 1.0, [1.0] * len(pool)
     if budget is not None and not _in_steps(budget):
         one_step = seconds_per_step(case, batch, treated=False)
         prices = _prices(case, pool, batch, one_step)
     steps = budget_steps(budget, lambda: one_step)
-    return ladder(prices, recipe_of(case.settings).epochs, case.data.train.steps_per_epoch, steps)
+    return ladder(prices, case.plan.recipe.epochs, case.data.train.steps_per_epoch, steps)
 
 
 def search_forecast(case: Case) -> dict[str, object]:
@@ -125,7 +126,7 @@ def _prices(case: Case, pool: Sequence[Candidate], batch: Batch, plain: float) -
     known: dict[tuple[str, ...], float] = {(): 1.0}
     for one in pool:
         if one.constraints not in known:
-            own = replace(case, settings=replace(case.settings, constraints=one.constraints))
+            own = replace(case, plan=case.plan.but(constraints=one.constraints))
             known[one.constraints] = seconds_per_step(own, batch, treated=True) / plain
     return [max(known[one.constraints], DEARER.get(one.name, 1.0)) for one in pool]
 
@@ -171,25 +172,27 @@ def _try(
     watch: Watch,
 ) -> Treatment:
     """Train one rung's candidates and the control for some epochs, with one seed of its own."""
-    settings = case.settings
-    recipe = replace(recipe_of(settings), epochs=epochs)
-    expansion = settings.expand_pixels
-    if expansion is None:
-        expansion = default_expansion(case.data.preprocessing.image_size)
-    shared = {"draws": settings.draws_per_step, "lazy": settings.lazy, "expand_pixels": expansion}
+    settings = case.plan
+    recipe = replace(settings.recipe, epochs=epochs)
+    shared = {
+        "draws": settings.draws_per_step,
+        "every": settings.penalty_every,
+        "expand_pixels": settings.expand_pixels,
+    }
     remedies = [
         remedy_of(one, case.layers, recipe, **shared) if one.constraints else one.name for one in tried
     ]
-    return treat(
+    trial = trial_of(
         case.model,
         case.data.train,
         diagnosis,
         arms=remedies,
-        masks_per_category=settings.masks_per_category,
-        annotated_per_batch=settings.annotated_per_batch,
         recipe=recipe,
-        seeds=1,
+        settings=settings.part(TreatmentSettings).but(budget_kind="steps"),
         seed=settings.seed + 1_000 + number,
+    )
+    return trial.run(
+        seeds=1,
         store=ArmFolder(folder, case.card, watch),
         progress=lambda stage, done, total: watch.progress(f"trial {stage}", done, total),
     )
@@ -204,21 +207,27 @@ def _ends_linear(case: Case) -> bool:
     return True
 
 
-def settled(settings: Settings, choice: Choice) -> Settings:
+def listed_arms(settings: Settings) -> tuple[str, ...]:
+    """Return the arms that were asked for by name, beside which a search compares; none by default."""
+    if settings.arms == "auto" or settings.arms in (default_arms(0), default_arms(LEAST_MASKS)):
+        return ()
+    return settings.arms
+
+
+def settled(settings: Chosen, choice: Choice) -> Chosen:
     """Return the settings with the chosen remedy first, beside the arms that were asked for.
 
     Where `treated` is among arms that were listed and another remedy won, it stands for the best constraints
     that were tried.
     """
-    listed = settings.arms not in (None, default_arms(0), default_arms(LEAST_MASKS))
-    best, asked = choice.best, list(settings.arms or ()) if listed else []
+    best, asked = choice.best, list(listed_arms(settings))
     treatment = best if best.constraints else choice.constrained
     if treatment is None:
         asked = [arm for arm in asked if arm != "treated"]
     arms = tuple(dict.fromkeys(["control", best.arm, *asked]))
-    settings = replace(settings, arms=arms)
+    settings = settings.but(arms=arms)
     if treatment is not None and "treated" in arms:
-        settings = replace(settings, constraints=treatment.constraints, tau=treatment.tau)
+        settings = settings.but(constraints=treatment.constraints, tau=treatment.tau)
     return settings
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torchdoctor.case.outcome import DONE, Outcome, out_folder, recipe_of
+from torchdoctor.case.outcome import DONE, Outcome
 from torchdoctor.case.preparation import Case, loading_code, prepare
-from torchdoctor.case.settings import Settings, filled
+from torchdoctor.case.settings import Settings
 from torchdoctor.models.weights import load_into, load_weights
 from torchdoctor.runs.checkpoints import CheckpointFolder
 from torchdoctor.runs.files import read_json, write_json, write_weights
@@ -17,7 +17,7 @@ from torchdoctor.runs.history import check_tensorboard, write_trackers
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.training import accuracy, fit
 from torchdoctor.types import Progress, silent
-from torchdoctor.verbs.begin import Say, _going, _is_done, _refuse_without_out, _with_facts, silent_text
+from torchdoctor.verbs.begin import Say, is_done, open_locked_run, refuse_without_out, silent_text, with_facts
 
 
 def train_stage(
@@ -32,10 +32,10 @@ def train_stage(
     kept = CheckpointFolder(home, label="train", stop=stop, say=say)
     trained = fit(
         case.model,
-        lambda epoch: case.data.train.epoch(epoch, case.settings.seed),
-        recipe_of(case.settings),
+        lambda epoch: case.data.train.epoch(epoch, case.plan.seed),
+        case.plan.recipe,
         steps_per_epoch=case.data.train.steps_per_epoch,
-        seed=case.settings.seed,
+        seed=case.plan.seed,
         validation=case.data.validation,
         checkpoints=kept,
         progress=progress,
@@ -50,8 +50,8 @@ def train_stage(
             "skipped_batches": trained.skipped,
         },
     )
-    arm = Arm("train", case.settings.seed, {}, trained.history, trained.steps, trained.seconds)
-    write_trackers(folder, Treatment((arm,), ()), tensorboard=case.settings.tensorboard)
+    arm = Arm("train", case.plan.seed, {}, trained.history, trained.steps, trained.seconds)
+    write_trackers(folder, Treatment((arm,), ()), tensorboard=case.plan.tensorboard)
     write_json(folder / "model.json", case.card)
     write_weights(folder / "model.safetensors", case.model.state_dict())
     kept.remove()
@@ -81,12 +81,12 @@ def run_train(
 
     `resume` goes on with an unfinished run in the same folder; a finished one is only read.
     """
-    _refuse_without_out(settings, resume)
+    refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
-    case = prepare(filled(settings, "train"), needs_weights=False)
-    folder = out_folder(settings, "train")
-    if resume and _is_done(folder):
+    case = prepare(settings, "train", needs_weights=False)
+    folder = case.folder
+    if resume and is_done(folder):
         load_into(case.model, load_weights(open_run(folder) / "model.safetensors"), str(folder))
-        return _with_facts(trained_outcome(case, folder), case)
-    with _going(folder, "train", case, resume, progress, say) as (place, watch):
-        return _with_facts(train_stage(case, place, progress, watch.stop, say), case)
+        return with_facts(trained_outcome(case, folder), case)
+    with open_locked_run(case, "train", resume, progress, say) as (place, watch):
+        return with_facts(train_stage(case, place, progress, watch.stop, say), case)

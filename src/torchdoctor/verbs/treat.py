@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from torchdoctor.case.config import read_config
 from torchdoctor.case.outcome import (
     DONE,
     INCONCLUSIVE,
     Outcome,
     check_weights,
     lines_of,
-    out_folder,
-    recipe_of,
 )
 from torchdoctor.case.preparation import Case, prepare
-from torchdoctor.case.settings import Settings, filled, read_config
+from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.runs.checkpoints import CheckpointFolder
 from torchdoctor.runs.folder import open_run
@@ -32,16 +31,17 @@ from torchdoctor.runs.records import (
 )
 from torchdoctor.treatment.recipe import Checkpoints
 from torchdoctor.treatment.result import Arm, Treatment
-from torchdoctor.treatment.treat import treat
+from torchdoctor.treatment.settings import TreatmentSettings
+from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import (
     Say,
     Watch,
-    _going,
-    _is_done,
-    _refuse_without_out,
-    _with_facts,
+    is_done,
+    open_locked_run,
+    refuse_without_out,
     silent_text,
+    with_facts,
 )
 from torchdoctor.verbs.diagnose import cost_of, diagnose_stage
 
@@ -53,15 +53,15 @@ def run_treat(
 
     `resume` goes on where an earlier process stopped, and ends with the same weights, bit for bit.
     """
-    _refuse_without_out(settings, resume)
+    refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
     # Where a checkup's config.yaml is taken over: a search ends in a comparison, which this verb leaves out.
-    case = prepare(filled(replace(settings, auto=False), "treat"), treats=True)
+    case = prepare(settings.but(auto=False), "treat")
     given = taken_over(case)
-    folder = out_folder(settings, "treat")
-    if resume and _is_done(folder):
+    folder = case.folder
+    if resume and is_done(folder):
         return _treated(case, open_run(folder), load_diagnosis(folder / "diagnosis"))
-    with _going(folder, "treat", case, resume, progress, say) as (place, watch):
+    with open_locked_run(case, "treat", resume, progress, say) as (place, watch):
         diagnosis, treatment = treat_stage(case, place, given, watch)
         return _treated(case, place, diagnosis, treatment)
 
@@ -79,7 +79,7 @@ def _treated(case: Case, folder: Path, diagnosis: Diagnosis, treatment: Treatmen
     code = INCONCLUSIVE if diagnosis.inconclusive else DONE
     arm = next(name for name in treatment.names() if name != "control")
     outcome = Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, folder, arm))
-    return _with_facts(outcome, case)
+    return with_facts(outcome, case)
 
 
 @dataclass(frozen=True)
@@ -129,30 +129,22 @@ def treat_stage(
     case: Case, folder: Path, given: Diagnosis | None, watch: Watch
 ) -> tuple[Diagnosis, Treatment]:
     """Diagnose (unless a diagnosis is given or was made), treat, and keep each arm as it ends."""
-    settings = case.settings
+    settings = case.plan
     diagnosis = diagnosis_of(case, folder, given, watch)
-    assert settings.evidence is not None and settings.arms is not None
-    treatment = treat(
+    trial = trial_of(
         case.model,
         case.data.train,
         diagnosis,
         arms=settings.arms,
         constraints=settings.constraints,
         layers=case.layers[-1:],
-        evidence=settings.evidence,
-        scale=settings.scale,
-        weight=settings.weights_by_constraint,  # type: ignore[arg-type]
-        tau=settings.tau,
         draws=settings.draws_per_step,
-        lazy=settings.lazy,
-        targets=settings.targets,
-        masks_per_category=settings.masks_per_category,
-        annotated_per_batch=settings.annotated_per_batch,
-        expand_pixels=settings.expand_pixels,
-        recipe=recipe_of(settings),
-        budget_kind=settings.budget_kind,
-        seeds=settings.seeds,
+        recipe=settings.recipe,
+        settings=settings.part(TreatmentSettings),
         seed=settings.seed,
+    )
+    treatment = trial.run(
+        seeds=settings.seeds,
         validation=case.data.validation,
         store=ArmFolder(folder / "treatment", case.card, watch),
         progress=watch.progress,
@@ -186,7 +178,7 @@ def taken_over(case: Case) -> Diagnosis | None:
     It must be of the same weights, data, categories and layers, and what only a new diagnosis could
     follow must not be asked for.
     """
-    settings = case.settings
+    settings = case.plan
     _ = settings.draws_per_step  # refuses what only a diagnosis can do
     if settings.diagnosis is None:
         return None

@@ -1,0 +1,51 @@
+"""The settings of the data: which images, how many of them, how they are loaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from torchdoctor.settings import Count, SettingsGroup, Share, Whole, setting
+
+OnError = Literal["fail", "skip"]
+
+
+class DataSettings(SettingsGroup):
+    """Which images, how many of them, how they are loaded."""
+
+    data: str | None = setting(
+        None,
+        "The images: folder:PATH, parquet:PATH, table:FILE, NAME@ROOT for a name of `torchdoctor datasets`, "
+        "torchvision:CLASS@ROOT, or scenes (drawn by code).",
+        left_out="it must be given",
+        newcomer=True,
+    )
+    image_size: Annotated[int, Field(ge=8)] | Literal["auto"] = setting(
+        "auto", "Side of the images in pixels.", left_out="that of the weights, else of the data"
+    )
+    channels: Literal[1, 3, "auto"] = setting(
+        "auto", "Colour channels: 3, or 1 to make the images grey.", left_out="those of the weights, else 3"
+    )
+    batch_size: Annotated[int, Field(ge=2)] = setting(64, "Images that are processed together.")
+    workers: Whole = setting(
+        0, "Processes that load images, for data too large for memory; 0 loads in the main process."
+    )
+    limit: Count | Literal["all"] = setting("all", "Use at most this many training images of each category.")
+    classes: Annotated[int, Field(ge=2)] | Literal["all"] = setting(
+        "all", "Use this many categories, drawn at random."
+    )
+    classes_seed: Whole = setting(0, "The random seed that `--classes` draws categories by.")
+    validation_share: Share = setting(
+        0.1, "Share of the training images that becomes the validation split, where the data has none."
+    )
+    primary: str = setting(
+        "auto",
+        "The test split that decides the verdict; swapped makes one in which objects with masks stand before "
+        "backgrounds of other categories.",
+        left_out="the data's own: test, or shifted for scenes",
+    )
+    download: bool = setting(False, "Let torchvision download the data where it is missing.")
+    on_error: OnError = setting(
+        "fail", "What to do with images that cannot be decoded: fail, or skip them and name them."
+    )

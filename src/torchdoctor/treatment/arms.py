@@ -1,0 +1,121 @@
+"""Which arms and constraints a treatment has: by default, by name, or as functions of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.treatment.constraints import Constraint, constraints_named, default_constraints
+from torchdoctor.treatment.remedies import REMEDIES, USE_MASKS, Remedy
+from torchdoctor.treatment.settings import TreatmentSettings
+from torchdoctor.types import InputError
+
+LEAST_MASKS = 20  # below, a batch would show the same few objects again and again
+
+
+def default_arms(masked: int) -> tuple[str, ...]:
+    """Return the arms that are compared where none are asked for; verdicts speak of the second.
+
+    Where training images have masks, 20 or more, swapped backgrounds did what no constraint did
+    (docs/when-it-helps.md).
+    """
+    return ("control", "swap", "treated") if masked >= LEAST_MASKS else ("control", "treated")
+
+
+def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
+    """Return the remedy of every arm, None for `treated`; the control comes first, asked for or not."""
+    found: dict[str, Remedy | None] = {"control": REMEDIES["control"]}
+    for arm in arms:
+        name = arm if isinstance(arm, str) else str(getattr(arm, "__name__", type(arm).__name__))
+        if not isinstance(arm, str):
+            if name in found or name in REMEDIES or name in ("treated", "base"):
+                raise InputError(f"arm {name!r}: the name is taken; give your function another")
+            found[name] = arm
+        elif name == "treated":
+            found[name] = None
+        elif name in REMEDIES:
+            found[name] = REMEDIES[name]
+        else:
+            known = ", ".join(["control", "treated", *list(REMEDIES)[1:]])
+            raise InputError(f"arm {name!r} is unknown; there are: {known}")
+    if len(found) == 1:
+        raise InputError("no arm but the control: name at least one to compare it with, such as treated")
+    return found
+
+
+def chosen_constraints(
+    constraints: Sequence[str | Constraint] | None,
+    layers: Sequence[str] | None,
+    diagnosis: Diagnosis,
+    settings: TreatmentSettings,
+    *,
+    has_masks: bool,
+) -> tuple[Constraint, ...]:
+    """Build the constraints of the arm `treated`, each with its layers.
+
+    Args:
+        constraints: Texts or constraints; None as in `settings`.
+        layers: The layers of those that name none of their own; None: the last diagnosed one.
+        diagnosis: What says which layers may be named.
+        settings: Evidence, scale, targets and weights of those that name none of their own.
+        has_masks: Whether training images have object masks.
+
+    Returns:
+        The constraints.
+
+    Raises:
+        InputError: Masks are missing, a layer was not diagnosed, or a name is taken or given twice.
+    """
+    if constraints is None:
+        asked = settings.constraints
+        constraints = default_constraints(has_masks) if asked == "auto" else asked
+    weight = settings.weights_by_constraint
+    names = [one.partition(" ")[0] for one in constraints if isinstance(one, str)]
+    weights = weight if isinstance(weight, dict) else dict.fromkeys(names, weight)
+    known = [layer.name for layer in diagnosis.layers]
+    chosen: tuple[Constraint, ...] = ()
+    for one in constraints:
+        if isinstance(one, str):
+            chosen += constraints_named(
+                [one], layers=layers or known[-1:], evidence=settings.penalised_evidence,
+                scale=settings.scale, targets=settings.targets, weights=weights,
+            )  # fmt: skip
+        else:
+            chosen += (one,)
+    _check_names([one.name for one in chosen], weights if isinstance(weight, dict) else {})
+    for one in chosen:
+        if one.needs_masks and not has_masks:
+            raise InputError(
+                f"constraint {one.name!r} needs object masks and the training data has none: give data with "
+                "masks or boxes, or leave the constraint out"
+            )
+        for layer in one.layers:
+            if layer not in known:
+                raise InputError(
+                    f"constraint {one.name!r} is on layer {layer!r}, which was not diagnosed; diagnosed: "
+                    f"{', '.join(known)}"
+                )
+    return chosen
+
+
+RESERVED = ("loss", "auxiliary", "epoch", "validation_accuracy")
+
+
+def _check_names(names: Sequence[str], weights: Mapping[str, object]) -> None:
+    """Refuse constraints that the history could not tell apart, and weights of constraints not there."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"constraint {name!r} is given twice: give each a name of its own")
+        if name in RESERVED:
+            raise InputError(
+                f"constraint {name!r}: this name is taken by the training history; choose another"
+            )
+    for name in weights:
+        if name not in names:
+            raise InputError(f"weight of {name!r}: no such constraint here; there are: {', '.join(names)}")
+
+
+def uses_masks(arm: tuple[str, Remedy | None]) -> bool:
+    """Whether an arm may look at masks: a function of the user's own may."""
+    name, remedy = arm
+    return name in USE_MASKS or (remedy is not None and remedy not in REMEDIES.values())
