@@ -9,8 +9,8 @@ import torchdoctor
 
 PACKAGE = Path(torchdoctor.__file__).parent
 LINE = (
-    "types", "settings", "randomness", "images", "network", "evidence", "diagnosis", "treatment", "proof", "report",
-    "data", "models", "runs", "case", "verbs", "cli",
+    "types", "settings", "randomness", "images", "network", "evidence", "diagnosis", "treatment", "proof",
+    "report", "data", "models", "runs", "case", "verbs", "cli",
 )  # fmt: skip
 CORE = LINE[: LINE.index("data")]
 

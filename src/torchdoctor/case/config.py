@@ -169,37 +169,44 @@ def schema(groups: Mapping[str, Sequence[type[SettingsGroup]]] = GROUPS) -> dict
     }
 
 
-def template(verb: Verb, groups: Mapping[str, Sequence[type[SettingsGroup]]] = GROUPS) -> str:
+def template(
+    verb: Verb,
+    groups: Mapping[str, Sequence[type[SettingsGroup]]] = GROUPS,
+    used_by: Mapping[Verb, Sequence[type[SettingsGroup]]] = USED_BY,
+) -> str:
     """Return a settings file with every setting of a command at its default, explained.
 
     Args:
         verb: The command.
         groups: Groups of settings by title.
+        used_by: The groups that each command uses.
 
     Returns:
         YAML in which every setting is a comment, to be uncommented where another value is wanted.
     """
     lines = [f"# Settings of `torchdoctor {verb}`. Remove the # before what you change.", f"verb: {verb}"]
+    written = set[str]()
     for title, members in groups.items():
-        used = [group for group in members if group in USED_BY[verb]]
+        used = [group for group in members if group in used_by[verb]]
         if used:
             lines += ["", f"# --- {title}"]
         for group in used:
             for name, field in group.model_fields.items():
+                if name in written:
+                    continue  # some settings belong to two groups
+                written.add(name)
                 left_out = extra_of(field).get("left_out")
                 note = f" Where not given: {left_out}." if left_out else ""
                 lines += textwrap.wrap(
                     f"{field.description}{note}", 100, initial_indent="# ", subsequent_indent="# "
                 )
-                default = (
-                    ""
-                    if field.default is None
-                    else yaml.safe_dump(
-                        list(field.default) if isinstance(field.default, tuple) else field.default,
-                        default_flow_style=True,
-                    )
-                    .removesuffix("\n")
-                    .removesuffix("\n...")
-                )
-                lines.append(f"# {name}: {default}".rstrip())
+                lines.append(f"#{name}: {_as_yaml(field.default)}".rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _as_yaml(value: object) -> str:
+    """Write a default in one line of YAML; nothing for None."""
+    if value is None:
+        return ""
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")

@@ -34,21 +34,20 @@ ROBUSTNESS = (
 )  # fmt: skip
 
 
-def argument(
-    name: str, kind: Any, sentence: str, default: Any = inspect.Parameter.empty
-) -> inspect.Parameter:
+def argument(name: str, kind: Any, sentence: str, default: Any = ...) -> inspect.Parameter:
     """Return a positional argument of a command.
 
     Args:
         name: Its name.
         kind: Its type.
         sentence: Its help text.
-        default: Its value where it is not given; without a default it is needed.
+        default: Its value where it is not given; `...` where it must be given.
 
     Returns:
         A parameter.
     """
     annotation = Annotated[kind, typer.Argument(help=escape(sentence), show_default=False)]
+    default = inspect.Parameter.empty if default is ... else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
