@@ -1,63 +1,90 @@
-"""Name the things that travel between the stages: batches, diagnoses, treatments, comparisons, errors."""
+"""Name the choices, the callbacks and the errors that every part of the package shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+# How a diagnosis measures evidence: the absolute derivative of a category's score by a layer's map (Eq. 2),
+# or that derivative times the map.
 Evidence = Literal["gradient", "gradient_x_activation"]
 
 
+# How a penalty measures evidence: as above, or only the positive part of the derivative.
 PenaltyEvidence = Literal["gradient", "gradient_x_activation", "positive_gradient"]
 
 
+# What a penalty is divided by: nothing, or the total evidence that it looks at (a share of 0 to 1).
 Scale = Literal["none", "share"]
 
 
+# The category whose evidence a penalty looks at: the predicted category, or the label.
 Targets = Literal["prediction", "label"]
 
 
+# How the penalties of several noise draws are combined.
 ReduceDraws = Literal["mean", "sum"]
 
 
+# Whether batch-norm layers keep their running statistics during a treatment, or go on updating them.
 NormPolicy = Literal["frozen", "train"]
 
 
+# The floating-point format in which the forward pass of a training computes.
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+# What all arms of a treatment get the same amount of: optimiser steps, or seconds of training.
 BudgetKind = Literal["steps", "time"]
 
 
+# What a comparison concludes about an arm.
 Verdict = Literal["helped", "harmed", "no evidence"]
 
 
-Progress = Callable[[str, int, int], None]  # stage, done, of how many
+# Called as work advances: progress(stage, units done, units in all).
+Progress = Callable[[str, int, int], None]
 
 
 class ModelDoctorError(Exception):
-    """A run that failed for a known reason; the command line ends with `exit_code`."""
+    """A run that failed for a known reason.
+
+    Attributes:
+        exit_code: The status with which the command line ends.
+    """
 
     exit_code = 1
 
 
 class InputError(ModelDoctorError):
-    """Something given by the user cannot be used: what was found, what was expected, what to do."""
+    """A file, a setting or an argument of the user's cannot be used.
+
+    The message says what was found, what was expected, and what to do.
+    """
 
     exit_code = 2
 
 
 class Interrupted(ModelDoctorError):
-    """The user stopped a training; its state was saved first."""
+    """The user stopped a training; its state was saved before this was raised."""
 
     exit_code = 130
 
 
 def check_choice(name: str, value: object, kind: Any) -> None:
-    """Raise InputError unless `value` is one of the words of a Literal."""
+    """Check that a setting is among its allowed values.
+
+    Args:
+        name: The name of the setting, for the error message.
+        value: The value to check.
+        kind: The `Literal` type that lists the allowed values, such as `Evidence`.
+
+    Raises:
+        InputError: The value is not in the list; the message repeats the list.
+    """
     if value not in get_args(kind):
         raise InputError(f"{name} {value!r}: expected one of {', '.join(map(str, get_args(kind)))}")
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
-    """Report no progress."""
+    """Ignore progress: the `Progress` callback that does nothing."""

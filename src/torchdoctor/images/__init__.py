@@ -1,1 +1,1 @@
-"""Batches of images, object masks, and images put before other backgrounds."""
+"""Batches of images, their object masks, and images composed with other backgrounds."""

@@ -15,10 +15,20 @@ from torchdoctor.randomness import key
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are shown to the network together, already normalised.
+    """Images that go through the network together, already normalised.
 
-    `ids` number the images of one split for good: noise and sifting refer to them. `masks` is 1 on the
-    object and 0 on the background; where `annotated` is False the mask says nothing.
+    Attributes:
+        images: The normalised pixels.
+        labels: The number of each image's category, from 0.
+        ids: A number for each image that is unique within its split and never changes. The random noise
+            and the lists of selected images refer to images by these ids.
+        masks: 1 on the object, 0 on the background; None without any object masks.
+        annotated: True for each image whose mask is known. Where it is False the values in `masks` mean
+            nothing. None without any object masks.
+
+    >>> batch = Batch(torch.zeros(4, 3, 32, 32), labels=torch.tensor([0, 1, 0, 1]), ids=torch.arange(4))
+    >>> tuple(batch.images.shape), batch.masks is None
+    ((4, 3, 32, 32), True)
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -30,47 +40,86 @@ class Batch:
 
 @runtime_checkable
 class Images(Protocol):
-    """Anything that yields the same batches each time it is iterated: a list of `Batch` will do."""
+    """Any object that yields the same batches each time it is iterated; a list of `Batch` is enough."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield every image once, in a fixed order, not augmented."""
+        """Yield every image once, in a fixed order and without augmentation.
+
+        Yields:
+            The batches.
+        """
         ...
 
 
 @runtime_checkable
 class TrainingImages(Images, Protocol):
-    """Images that can also be drawn for training."""
+    """Images that can also be drawn for training, shuffled and augmented."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of batches of one epoch."""
+        """The number of batches in an epoch."""
         ...
 
     def with_annotations(self, ids: Sequence[int], per_batch: int) -> TrainingImages:
-        """Show only the masks of these images, and draw `per_batch` of them into every batch."""
+        """Choose the images whose object masks are used in training.
+
+        Args:
+            ids: The ids of these images; the masks of all others are hidden.
+            per_batch: How many of these images every training batch contains.
+
+        Returns:
+            The same images with this choice.
+        """
         ...
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch: shuffled and augmented by (seed, number, image id) alone."""
+        """Yield the batches of an epoch, shuffled and augmented.
+
+        Args:
+            number: The number of the epoch, from 0.
+            seed: The seed of the training. Order and augmentation depend only on the seed, the epoch's
+                number and the image's id.
+
+        Yields:
+            The batches.
+        """
         ...
 
 
 def only(images: Images, ids: Iterable[int]) -> Iterator[Batch]:
-    """Yield the batches cut down to the images with these ids; sources that can select are asked to."""
+    """Yield only the images that have certain ids.
+
+    A source with a method `select(ids)` is asked for them, so that it need not load the others.
+
+    Args:
+        images: The source of images.
+        ids: The ids of the wanted images.
+
+    Yields:
+        Batches with the wanted images; batches without any are left out.
+    """
     wanted = sorted(set(ids))
     select = getattr(images, "select", None)
     if select is not None:
         yield from select(wanted)
         return
-    chosen = torch.tensor(wanted)
+    wanted_ids = torch.tensor(wanted)
     for batch in images:
-        keep = torch.isin(batch.ids.cpu(), chosen)
-        if bool(keep.any()):
-            yield take(batch, keep)
+        is_wanted = torch.isin(batch.ids.cpu(), wanted_ids)
+        if bool(is_wanted.any()):
+            yield take(batch, is_wanted)
 
 
 def take(batch: Batch, rows: Tensor) -> Batch:
-    """Return the chosen rows of a batch."""
+    """Return some images of a batch.
+
+    Args:
+        batch: The batch.
+        rows: The positions of the images in the batch, or a boolean per image.
+
+    Returns:
+        A batch of these images with their labels, ids and masks.
+    """
     return Batch(
         batch.images[rows],
         batch.labels[rows],
@@ -82,12 +131,20 @@ def take(batch: Batch, rows: Tensor) -> Batch:
 
 @dataclass(frozen=True)
 class ShuffledBatches:
-    """A plain list of batches as training images: their order is shuffled, nothing is augmented."""
+    """Training images made from fixed batches: their order is shuffled, and there is no augmentation.
+
+    Attributes:
+        batches: The batches.
+    """
 
     batches: tuple[Batch, ...]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches in their own order."""
+        """Return an iterator over the batches in their own order.
+
+        Returns:
+            The iterator.
+        """
         return iter(self.batches)
 
     @property
@@ -96,17 +153,33 @@ class ShuffledBatches:
         return len(self.batches)
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
-        """Yield the batches in an order keyed by (seed, number)."""
+        """Yield the batches in a random order that depends only on the arguments.
+
+        Args:
+            number: The number of the epoch, from 0.
+            seed: The seed of the training.
+
+        Yields:
+            The batches.
+        """
         generator = torch.Generator().manual_seed(key("order", seed, number))
         for position in torch.randperm(len(self.batches), generator=generator).tolist():
             yield self.batches[position]
 
     def with_annotations(self, ids: Sequence[int], per_batch: int) -> ShuffledBatches:
-        """Show only the masks of these images; fixed batches take no further images."""
-        wanted = torch.tensor(sorted(ids), dtype=torch.int64)
+        """Choose the images whose object masks are used in training.
 
-        def shown(batch: Batch) -> Batch:
-            here = torch.isin(batch.ids.cpu(), wanted)
-            return replace(batch, annotated=None if batch.masks is None else here)
+        Args:
+            ids: The ids of these images; the masks of all others are hidden.
+            per_batch: Not used: the batches are fixed, and no image can be added to them.
 
-        return ShuffledBatches(tuple(shown(batch) for batch in self.batches))
+        Returns:
+            The same batches with this choice.
+        """
+        wanted_ids = torch.tensor(sorted(ids), dtype=torch.int64)
+
+        def annotated_batch(batch: Batch) -> Batch:
+            is_wanted = torch.isin(batch.ids.cpu(), wanted_ids)
+            return replace(batch, annotated=None if batch.masks is None else is_wanted)
+
+        return ShuffledBatches(tuple(annotated_batch(batch) for batch in self.batches))

@@ -8,9 +8,16 @@ from torch.nn import functional
 
 
 def default_expansion(image_side: int) -> int:
-    """Return how far the object grows by default, in input pixels.
+    """Return by how many pixels an object mask is widened by default.
 
-    `Differs from the paper:` its 30 pixels come without an image size; we read them at 224.
+    `Differs from the paper:` the paper widens by 30 pixels and does not say for which image size; here
+    these 30 pixels belong to images of 224 pixels, and smaller images get proportionally less.
+
+    Args:
+        image_side: The side of the image in pixels.
+
+    Returns:
+        The widening in pixels of that image.
     """
     return round(30 / 224 * image_side)
 
@@ -18,13 +25,19 @@ def default_expansion(image_side: int) -> int:
 def background_mask(
     masks: Float[Tensor, "batch 1 height width"], size: tuple[int, int], expand_pixels: int = 0
 ) -> Float[Tensor, "batch 1 map_height map_width"]:
-    """Grow the object by `expand_pixels` input pixels, resize by area average, return 1 - object.
+    """Return which part of each cell of a feature map is background.
 
-    Values lie in [0, 1]: the share of each map cell that is background.
+    Args:
+        masks: The object masks: 1 on the object, 0 on the background.
+        size: The height and width of the feature map.
+        expand_pixels: By how many image pixels the object is widened in all directions first.
+
+    Returns:
+        The share of each cell that is background, in [0, 1]: masks are averaged over the cell's area.
     """
     grown = masks
     if expand_pixels > 0:
-        # A square window is a row of columns: one after the other costs its side, not its area.
+        # A square window's maximum is that of its rows, then of its columns: much cheaper for large windows.
         side = 2 * expand_pixels + 1
         rows = functional.max_pool2d(masks, (1, side), stride=1, padding=(0, expand_pixels))
         grown = functional.max_pool2d(rows, (side, 1), stride=1, padding=(expand_pixels, 0))
