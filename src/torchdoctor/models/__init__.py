@@ -1,4 +1,4 @@
-"""Build classifiers and load weights into them."""
+"""Build image classifiers by name and load weights into them."""
 
 from torchdoctor.models.catalogue import MODELS, ModelEntry
 from torchdoctor.models.loading import TIMM_SOURCES, load_model

@@ -1,4 +1,4 @@
-"""The model catalogue: the paper's classifiers and ours, by name; one entry each."""
+"""The model catalogue: the classifiers of the paper, and a small network for the demo, by name."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ from torchdoctor.models.stems import (
     set_input_channels,
 )
 
-Make = Callable[[int, int, int], nn.Module]
+Make = Callable[[int, int, int], nn.Module]  # makes a network for (categories, channels, image size)
 
 
 @dataclass(frozen=True)
 class ModelEntry:
     """A classifier of the catalogue.
 
-    `make(categories, channels, image size)` builds it; `layers` are constrained by default, in the order
-    of the forward pass; `made_for` is the image size in pixels of the original; `source` says where the
-    network and its pretrained weights come from (`torchvision:NAME`, `timm:NAME`, or a paper).
+    Attributes:
+        name: What `--model` and `load_model` call it.
+        title: Its name as papers write it.
+        source: Where the network and its pretrained weights come from: `torchvision:NAME`, `timm:NAME`, or
+            the paper that describes it.
+        make: Builds the network, called with (categories, channels, image size in pixels).
+        layers: The layers that are diagnosed and treated by default, in the order of the forward pass.
+        made_for: The image size in pixels that the original was designed for.
     """
 
     name: str
@@ -40,12 +45,32 @@ class ModelEntry:
     made_for: int = 224
 
     def build(self, classes: int, channels: int = 3, image_size: int | None = None) -> nn.Module:
-        """Build the network for images of that many channels and pixels, with new weights."""
+        """Build the network with new random weights.
+
+        Args:
+            classes: The number of categories.
+            channels: The number of channels of the images.
+            image_size: The side of the images in pixels; None is `made_for`.
+
+        Returns:
+            The network.
+        """
         return self.make(classes, channels, image_size or self.made_for)
 
 
 def upstream(source: str, made_for: int, halvings: tuple[Halving, ...], **options: Any) -> Make:
-    """Return what builds a network of torchvision or timm, its stem adapted to the image size."""
+    """Return a function that builds a network of torchvision or timm, adapted to the size of the images.
+
+    Args:
+        source: `torchvision:NAME` or `timm:NAME`.
+        made_for: The image size in pixels that the original was designed for.
+        halvings: The halvings of the map that small images drop, in this order (see `drop_halvings`).
+        **options: Further arguments of the library's own constructor.
+
+    Returns:
+        A function of (categories, channels, image size in pixels) that builds the network with new
+        weights.
+    """
     library, _, name = source.partition(":")
 
     def make(classes: int, channels: int, image_size: int) -> nn.Module:
@@ -57,7 +82,7 @@ def upstream(source: str, made_for: int, halvings: tuple[Halving, ...], **option
             from torchvision import models
 
             with warnings.catch_warnings():
-                # Of a coming change to GoogLeNet's and Inception's initialisation.
+                # The warning is about a future change to the initial weights of GoogLeNet and Inception.
                 warnings.simplefilter("ignore", FutureWarning)
                 model = models.get_model(name, weights=None, num_classes=classes, **options)
             set_input_channels(model, channels)
@@ -81,8 +106,8 @@ def _entry(
 ) -> ModelEntry:
     """Make an entry for a network of torchvision or timm.
 
-    `halvings` in the order in which small images drop them; `keeps_until`: the size from which they
-    are counted, where the network ends in a finer map than 1/32.
+    `keeps_until` replaces `made_for` in the count of halvings to drop, for a network whose last map has more
+    than 1/32 of the side of the image.
     """
     make = upstream(source, keeps_until or made_for, halvings, **options)
     return ModelEntry(name, title, source, make, layers, made_for)
@@ -120,7 +145,7 @@ _ENTRIES = (
         "resnext50", "ResNeXt-50 (32x4d)", "torchvision:resnext50_32x4d",
         ("layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"), RESNET_STEM,
     ),
-    # A dense layer adds 32 kernels; its block hands on all that were added, 1024 at the end.
+    # Each dense layer adds 32 kernels to those before it, and a block outputs all of them: 1024 at the end.
     _entry(
         "densenet121", "DenseNet-121", "torchvision:densenet121",
         ("features.denseblock2", "features.denseblock3", "features.denseblock4"),
@@ -135,7 +160,7 @@ _ENTRIES = (
         ("features.3.3.block.1.0", "features.5.8.block.3.0", "features.7.0"),
         (("features.0.0",), ("features.2.0.block.0.0",)),
     ),
-    # A block joins four branches: its output holds the kernels of all of them.
+    # The output of a block holds the kernels of its four branches.
     _entry(
         "googlenet", "GoogLeNet", "torchvision:googlenet", ("inception3b", "inception4e", "inception5b"),
         (("maxpool1",), ("conv1.conv",)), **AUXILIARY,

@@ -1,4 +1,4 @@
-"""Build networks by name: of the catalogue, torchvision, timm, the Hugging Face hub, or the user's own."""
+"""Build a network by name: from the catalogue, torchvision, timm, the Hugging Face hub, or user code."""
 
 from __future__ import annotations
 
@@ -29,17 +29,32 @@ def load_model(
     channels: int = 3,
     image_size: int | None = None,
 ) -> nn.Module:
-    """Build a classifier with one logit per category, and load weights into it.
+    """Build an image classifier and, if asked for, load weights into it.
 
-    `name`: an entry of the catalogue (`vgg16`), `torchvision:resnet18`, `timm:resnet18`,
-    `hf-hub:timm/resnet18.a1_in1k`, `local-dir:PATH`, or `package.module:factory`, called with
-    num_classes. `weights`: a file, or `pretrained` for the library's own; then a head for another number
-    of categories stays new. `channels` of the images; `image_size` in pixels, to which the catalogue's
-    stems adapt (None: the size the network was made for). InputError for names, files or shapes that
-    do not fit; the message repeats them.
+    Args:
+        name: Which network: an entry of the catalogue (`vgg16`), `torchvision:resnet18`, `timm:resnet18`,
+            `hf-hub:timm/resnet18.a1_in1k`, `local-dir:PATH` (a folder that timm saved), or
+            `package.module:function`. The function is yours: it is called with `num_classes` (and
+            `in_chans` if it takes that) and returns the network.
+        classes: The number of categories, or their names. The network gives a logit for each.
+        weights: A file of weights, or `pretrained` for the published weights. If the published head
+            has another number of categories, the network's head keeps its new random weights. None:
+            all weights are new.
+        channels: The number of channels of the images.
+        image_size: The side of the images in pixels. Networks of the catalogue adapt their first layers to
+            it; None is the size that the network was designed for.
 
-    >>> load_model("mobilenet_v2", classes=10, channels=1, image_size=28).classifier[1].out_features
-    10
+    Returns:
+        The network, on the CPU.
+
+    Raises:
+        InputError: The name is unknown, a file cannot be read, or shapes do not fit; the message says
+            which.
+
+    Example:
+        >>> model = load_model("small_resnet", classes=10, channels=1, image_size=28)
+        >>> model.fc
+        Linear(in_features=128, out_features=10, bias=True)
     """
     number = classes if isinstance(classes, int) else len(classes)
     if number < 1 or channels < 1:
@@ -52,7 +67,7 @@ def load_model(
 
 
 def _entry_named(name: str) -> ModelEntry:
-    """Return the catalogue's entry; InputError suggests near names."""
+    """Return the entry of the catalogue with this name; InputError suggests similar names."""
     if name in MODELS:
         return MODELS[name]
     near = difflib.get_close_matches(name, list(MODELS), n=3, cutoff=0.5)
@@ -87,18 +102,18 @@ def _build(name: str, classes: int, channels: int, image_size: int | None, *, pr
 
 
 def _torchvision(name: str, classes: int) -> nn.Module:
-    """Build one of torchvision's classifiers, without weights."""
+    """Build a classifier of torchvision with new weights."""
     from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
         raise InputError(_unknown(f"torchvision:{name}", name, known))
-    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    return models.get_model(name, weights=None, num_classes=classes, **extra)
+    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, num_classes=classes, **options)
 
 
 def _timm(name: str, classes: int, channels: int, *, pretrained: bool) -> nn.Module:
-    """Build a classifier through timm: one of its own, of the hub, or of a folder with a config.json."""
+    """Build a classifier through timm: by name in timm or on the hub, or from a folder with config.json."""
     import timm
 
     source, _, rest = name.partition(":")
@@ -111,17 +126,17 @@ def _timm(name: str, classes: int, channels: int, *, pretrained: bool) -> nn.Mod
             rest if source == "timm" else name, pretrained=pretrained, num_classes=classes, in_chans=channels
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        what = "its pretrained weights" if pretrained else "it"
-        raise InputError(f"model {name!r}: timm could not load {what} ({_first_line(error)})") from error
+        failed = "its pretrained weights" if pretrained else "it"
+        raise InputError(f"model {name!r}: timm could not load {failed} ({_first_line(error)})") from error
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind."""
+    """Return the first line of an error's message, or the name of its class if it has no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _unknown(full: str, name: str, known: Sequence[str]) -> str:
-    """Say that a name is unknown, with near ones."""
+    """Return the message that a name is unknown, with up to three similar names."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"model {full!r} is unknown" + (f"; did you mean {', '.join(near)}?" if near else "")
 
@@ -138,21 +153,23 @@ def _factory(module: str, function: str, classes: int, channels: int) -> nn.Modu
         ) from error
     except AttributeError as error:
         raise InputError(f"model {full!r}: {module} has no {function!r}") from error
-    wanted = {"num_classes": classes, "in_chans": channels}
-    if channels == 3 and not _names(factory, "in_chans"):
-        del wanted["in_chans"]
-    model = factory(**{name: value for name, value in wanted.items() if _takes(factory, name)})
+    arguments = {"num_classes": classes, "in_chans": channels}
+    if channels == 3 and not _has_parameter(factory, "in_chans"):
+        del arguments["in_chans"]
+    model = factory(**{name: value for name, value in arguments.items() if _accepts(factory, name)})
     if not isinstance(model, nn.Module):
         raise InputError(f"model {full!r} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 
-def _names(factory: Callable[..., object], name: str) -> bool:
+def _has_parameter(factory: Callable[..., object], name: str) -> bool:
     """Return whether a factory has a parameter of that name."""
     return name in inspect.signature(factory).parameters
 
 
-def _takes(factory: Callable[..., object], name: str) -> bool:
-    """Return whether a factory can be told something under that name."""
+def _accepts(factory: Callable[..., object], name: str) -> bool:
+    """Return whether a factory accepts a keyword argument of that name."""
     parameters = inspect.signature(factory).parameters.values()
-    return _names(factory, name) or any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return _has_parameter(factory, name) or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+    )

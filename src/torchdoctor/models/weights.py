@@ -1,4 +1,4 @@
-"""Read weights and put them into a network, without ever running a checkpoint's code."""
+"""Read weights and put them into a network, without ever running code that a checkpoint contains."""
 
 from __future__ import annotations
 
@@ -19,53 +19,68 @@ WRAPPER_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net",
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a `.safetensors` file or a `weights_only` state dict; nothing in the file is executed.
+    """Read the state dict of a network from a file; no code in the file is executed.
 
-    A dict nested under the usual keys (`WRAPPER_KEYS`) is opened; `module.` and `_orig_mod.` are cut.
-    Refused before anything is allocated: compressed archives, and tensors that claim more than the file.
+    A state dict that is nested in a checkpoint under a key of `WRAPPER_KEYS` is taken out of it. The prefixes
+    `module.` and `_orig_mod.`, which wrappers such as `DataParallel` add, are cut off the names.
+
+    Args:
+        path: A `.safetensors` file, or a file written by `torch.save` that holds only tensors.
+
+    Returns:
+        The tensors by their names in the network.
+
+    Raises:
+        InputError: The file is missing, damaged, no checkpoint, or holds more than tensors; or it is
+            compressed, or claims larger tensors than it has bytes, both of which could fill the memory.
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"weights {str(path)!r}: no such file")
-    with file.open("rb") as opened:
-        start = opened.read(2)
+    with file.open("rb") as stream:
+        start = stream.read(2)
     if file.suffix != ".safetensors" and start not in (b"PK", b"\x80\x02", b"\x80\x04"):
         raise InputError(
             f"weights {str(path)!r} are no checkpoint of torch.save (it starts with {start!r}): expected a "
             ".safetensors file or a state dict"
         )
     _refuse_compressed(file)
+    state = _innermost(_read_checkpoint(file, path))
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"weights {str(path)!r} hold no state dict: expected names with tensors")
+    _refuse_oversized(state, file)
+    return {_without_wrapper_prefixes(name): value for name, value in state.items()}
+
+
+def _read_checkpoint(file: Path, path: str | Path) -> object:
+    """Read a checkpoint file as tensors only; `path` is how the user called it."""
     try:
         if file.suffix == ".safetensors":
-            found: object = load_file(file)
-        else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights {str(path)!r} hold more than tensors and were not opened: loading them could run code. "
             "Save model.state_dict(), or a .safetensors file"
         ) from error
     except Exception as error:  # a damaged file can make the readers fail in any way
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"weights {str(path)!r} cannot be read ({first}): expected a .safetensors file or a state dict"
+            f"weights {str(path)!r} cannot be read ({reason}): expected a .safetensors file or a state dict"
         ) from error
-    found = _opened(found)
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise InputError(f"weights {str(path)!r} hold no state dict: expected names with tensors")
-    _refuse_bombs(found, file)
-    return {_bare(name): value for name, value in found.items()}
 
 
-def _opened(found: object) -> object:
-    """Return the state dict nested in a checkpoint: under its usual keys, twice at most."""
+def _innermost(checkpoint: object) -> object:
+    """Return the state dict nested in a checkpoint under its usual keys, at most two levels deep."""
     for _ in range(2):
-        inner = [found[key] for key in WRAPPER_KEYS if isinstance(found, dict) and key in found]
-        nested = next((one for one in inner if isinstance(one, dict)), None)
+        if not isinstance(checkpoint, dict):
+            break
+        entries = [checkpoint[key] for key in WRAPPER_KEYS if key in checkpoint]
+        nested = next((entry for entry in entries if isinstance(entry, dict)), None)
         if nested is None:
             break
-        found = nested
-    return found
+        checkpoint = nested
+    return checkpoint
 
 
 def _refuse_compressed(file: Path) -> None:
@@ -73,16 +88,18 @@ def _refuse_compressed(file: Path) -> None:
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
-        packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
-    if packed:
+        compressed = [
+            entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED
+        ]
+    if compressed:
         raise InputError(
-            f"weights {str(file)!r} are compressed ({packed[0]}), which torch.save never does, and were not "
-            "opened: a small file could fill the memory. Save model.state_dict() again"
+            f"weights {str(file)!r} are compressed ({compressed[0]}), which torch.save never does, and were "
+            "not opened: a small file could fill the memory. Save model.state_dict() again"
         )
 
 
-def _refuse_bombs(state: Mapping[str, Tensor], file: Path) -> None:
-    """Raise InputError for sparse tensors, and for ones whose shape claims more bytes than the file has."""
+def _refuse_oversized(state: Mapping[str, Tensor], file: Path) -> None:
+    """Raise InputError for sparse tensors, and for shapes that claim more bytes than the file has."""
     size = file.stat().st_size
     for name, value in state.items():
         if value.layout != torch.strided or value.is_quantized:
@@ -95,23 +112,32 @@ def _refuse_bombs(state: Mapping[str, Tensor], file: Path) -> None:
             )
 
 
-def _bare(name: str) -> str:
-    """Cut the prefixes that wrappers add to parameter names."""
+def _without_wrapper_prefixes(name: str) -> str:
+    """Cut off the prefixes that wrappers add to parameter names."""
     while name.startswith(("module.", "_orig_mod.")):
         name = name.removeprefix("module.").removeprefix("_orig_mod.")
     return name
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict strictly; InputError lists the first five mismatches with shapes."""
-    wanted = model.state_dict()
+    """Load a state dict into a network; every name and shape must match.
+
+    Args:
+        model: The network; it is changed in place.
+        state: The tensors by name.
+        origin: Where the tensors come from, for the error message.
+
+    Raises:
+        InputError: Names or shapes differ; the message lists the first five differences.
+    """
+    expected = model.state_dict()
     wrong = [
         f"{name}: {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the model"
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    wrong += [f"{name}: missing in the file" for name in wanted if name not in state]
-    wrong += [f"{name}: not in the model" for name in state if name not in wanted]
+    wrong += [f"{name}: missing in the file" for name in expected if name not in state]
+    wrong += [f"{name}: not in the model" for name in state if name not in expected]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(
@@ -122,14 +148,26 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> Non
 
 
 def weights_card(path: str | Path) -> dict[str, object] | None:
-    """Return what `train` wrote beside the weights (model, classes, preprocessing), or None."""
-    card = Path(path).with_suffix(".json")
-    if not card.is_file():
+    """Read the description that the command `train` writes beside a file of weights.
+
+    Args:
+        path: The file of weights; its description has the same name with the ending `.json`.
+
+    Returns:
+        The description (model, categories, preprocessing), or None where there is none.
+
+    Raises:
+        InputError: The description is no JSON object.
+    """
+    card_file = Path(path).with_suffix(".json")
+    if not card_file.is_file():
         return None
     try:
-        found = json.loads(card.read_text(encoding="utf-8"))
+        card = json.loads(card_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(card)!r} beside the weights is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{str(card)!r} beside the weights holds {type(found).__name__}; expected an object")
-    return found
+        raise InputError(f"{str(card_file)!r} beside the weights is not JSON ({error})") from error
+    if not isinstance(card, dict):
+        raise InputError(
+            f"{str(card_file)!r} beside the weights holds {type(card).__name__}; expected an object"
+        )
+    return card

@@ -1,1 +1,1 @@
-"""Networks that neither torchvision nor timm has."""
+"""Networks that are neither in torchvision nor in timm."""

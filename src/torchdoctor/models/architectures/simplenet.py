@@ -1,22 +1,27 @@
-"""SimpleNet v1 (Hasanpour et al., 2016): thirteen plain convolutions; neither torchvision nor timm has it."""
+"""SimpleNet v1 (Hasanpour et al., 2016): thirteen plain convolutions."""
 
 from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Channels of each convolution; a pooling closes each stage. The last two of stage 5 are 1 x 1.
+# The number of output channels of each convolution; each stage but the last ends in a pooling.
 STAGES = ((64, 128, 128, 128), (128, 128, 256), (256, 256), (512,), (2048, 256), (256,))
-POINTWISE = 4  # the stage of 1 x 1 convolutions
+POINTWISE = 4  # the position in STAGES of the stage whose convolutions are 1 x 1
 
 
 class SimpleNet(nn.Module):
-    """Six stages of convolution, batch-norm and ReLU, the largest value of each map, and one linear layer.
+    """Six stages of convolution, batch-norm and ReLU, then the maximum of each map and a linear layer.
 
-    The published 5.48 M parameters at 10 categories are the weights of convolutions and classifier;
-    batch-norm adds 9,088. The convolutions have no bias, which batch-norm would cancel. The original is
-    for 32 pixels; from 112 pixels on the first convolution strides by 2. Poolings round up, so that 28
-    pixels survive all five of them.
+    The published 5.48 million parameters for 10 categories are those of the convolutions and the linear
+    layer; batch-norm adds 9,088. The convolutions have no bias, because batch-norm would cancel it. The
+    original is for images of 32 pixels; for 112 pixels and more the first convolution has stride 2. The
+    poolings round sizes up, so that images of 28 pixels pass all five of them.
+
+    Args:
+        classes: The number of categories.
+        channels: The number of channels of the images.
+        image_size: The side of the images in pixels.
     """
 
     def __init__(self, classes: int, channels: int = 3, image_size: int = 32) -> None:
@@ -40,5 +45,12 @@ class SimpleNet(nn.Module):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch category"]:
-        """Return the logits."""
+        """Classify images.
+
+        Args:
+            images: The normalised images.
+
+        Returns:
+            The logits.
+        """
         return self.fc(self.dropout(self.maxpool(self.stages(images)).flatten(1)))

@@ -1,4 +1,4 @@
-"""A small residual network for 32 to 96 pixel images: what the demo trains from scratch in half a minute."""
+"""A small residual network for images of 32 to 96 pixels, which the demo trains in half a minute."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch-norm around an identity or a strided 1 x 1 projection."""
+    """Two 3 x 3 convolutions with batch-norm, added to the input.
+
+    Where the stride is not 1 or the numbers of channels differ, the input first goes through a 1 x 1
+    convolution with that stride.
+
+    Args:
+        channels_in: The number of channels of the input maps.
+        channels_out: The number of channels of the output maps.
+        stride: The stride of the first convolution.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -23,18 +32,32 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, maps: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        """Return the block's maps, halved in size where the block strides."""
+        """Compute the output maps of the block.
+
+        Args:
+            maps: The input maps, [batch, channels_in, height, width].
+
+        Returns:
+            The output maps, [batch, channels_out, height / stride, width / stride].
+        """
         shortcut = self.downsample(maps)
         inner = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(maps)))))
         return self.relu(inner + shortcut)
 
 
 class SmallResNet(nn.Module):
-    """A stem with stride 2 and four residual blocks of doubling width, pooled into one linear layer."""
+    """A convolution with stride 2, four residual blocks of growing width, average pooling, a linear layer.
+
+    Args:
+        classes: The number of categories.
+        channels: The number of channels of the images.
+        image_size: The side of the images in pixels; not used, the same layers serve all sizes.
+        width: The number of kernels of the first block; the next blocks have 2, 4 and 8 times as many.
+    """
 
     def __init__(self, classes: int, channels: int = 3, image_size: int = 64, width: int = 16) -> None:
         super().__init__()
-        del image_size  # one stem serves all sizes
+        del image_size  # the same layers serve all sizes
         stem = nn.Conv2d(channels, width, 3, 2, 1, bias=False)
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU())
         self.layer1 = ResidualBlock(width, width, 1)
@@ -45,6 +68,13 @@ class SmallResNet(nn.Module):
         self.fc = nn.Linear(8 * width, classes)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch category"]:
-        """Return the logits."""
+        """Classify images.
+
+        Args:
+            images: The normalised images.
+
+        Returns:
+            The logits.
+        """
         maps = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
         return self.fc(self.avgpool(maps).flatten(1))
