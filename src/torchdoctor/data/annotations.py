@@ -1,4 +1,4 @@
-"""Turn annotations into object masks: PNG files and boxes become L images, 255 on the object, 0 elsewhere."""
+"""Turn annotations (PNG files, boxes) into object masks: L images, 255 on the object and 0 elsewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,20 @@ __all__ = ["check_mask_size", "mask_from_boxes", "mask_from_png"]
 
 
 def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
-    """Return the mask in a PNG file: bright pixels (128 and more) are the object.
+    """Read an object mask from a PNG file.
 
-    A file whose brightest value is 1 counts as a 0/1 mask. InputError names a file that is no image, or
-    marks nothing.
+    Pixels of 128 and more are the object. In a file whose brightest pixel is 1, the pixels of 1 are. Of 16
+    bits the upper 8 count.
+
+    Args:
+        source: The file, or its content.
+        name: How error messages call it.
+
+    Returns:
+        The mask as an L image: 255 on the object, 0 elsewhere.
+
+    Raises:
+        InputError: It is no image, or marks no pixel.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
@@ -39,9 +49,20 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
 def mask_from_boxes(
     boxes: Sequence[Sequence[int | float]], width: int, height: int, name: str = "image"
 ) -> Image.Image:
-    """Return the union of boxes (xmin, ymin, xmax, ymax in pixels, all inclusive), cut at the image's edge.
+    """Make an object mask from boxes; where they overlap or lie apart, the mask is their union.
 
-    InputError names a box that is not four finite numbers in order or lies off the image.
+    Args:
+        boxes: Boxes (xmin, ymin, xmax, ymax) in pixels; all four edges belong to the box. What lies outside
+            the image is cut off.
+        width: The width of the image in pixels.
+        height: The height of the image in pixels.
+        name: How error messages call the image.
+
+    Returns:
+        The mask as an L image: 255 inside the boxes, 0 elsewhere.
+
+    Raises:
+        InputError: A box is not four finite numbers in order, or lies wholly outside the image.
     """
     mask = np.zeros((height, width), dtype=np.uint8)
     for box in boxes:
@@ -57,10 +78,23 @@ def mask_from_boxes(
 
 
 def check_mask_size(mask: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
-    """Return the mask if it is as large as its image (`size`: width, height), else raise InputError."""
+    """Check that a mask is as large as its image.
+
+    Args:
+        mask: The mask.
+        size: The width and height of the image in pixels.
+        name: How error messages call the image.
+
+    Returns:
+        The mask, unchanged.
+
+    Raises:
+        InputError: The sizes differ.
+    """
     if mask.size != size:
-        found, expected = ("{} x {}".format(*pair) for pair in (mask.size, size))
+        mask_size, image_size = ("{} x {}".format(*pair) for pair in (mask.size, size))
         raise InputError(
-            f"{name}: the mask is {found} pixels but the image is {expected}; draw the mask on the full image"
+            f"{name}: the mask is {mask_size} pixels but the image is {image_size}; draw the mask on the "
+            "full image"
         )
     return mask

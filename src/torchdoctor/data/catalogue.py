@@ -1,4 +1,4 @@
-"""The data catalogue: the paper's data sets by name, read from a folder the user has; one entry each."""
+"""The data catalogue: the data sets of the paper by name, read from a folder on the user's disk."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.table import Tables
 from torchdoctor.types import InputError
 
-# Reads (folder, seed, share of validation, whether missing files may be downloaded).
+# Reads a data set from (folder, seed, share of validation images, whether to download missing files).
 ReadOriginal = Callable[[str, int, float, bool], Tables]
 
 
 @dataclass(frozen=True)
 class DataEntry:
-    """A data set of the catalogue, used as `NAME@ROOT`.
+    """A data set of the catalogue, used as `--data NAME@ROOT`.
 
-    `read` reads its original layout; parquet files in ROOT are read as they are. `categories`,
-    `image_size` (pixels) and `channels` describe it; grey images are given to networks for three
-    channels as three equal ones unless `--channels 1` is asked for.
+    Grey images are repeated to three equal channels for the network, unless `--channels 1` is asked for.
+
+    Attributes:
+        name: What `--data` calls it.
+        title: Its name as papers write it.
+        categories: The number of categories.
+        image_size: The side of the images in pixels.
+        channels: The number of channels of the images: 3, or 1 for grey images.
+        layout: The files in ROOT that the reader expects. Parquet files in ROOT are read as well.
+        read: Reads the data set from the files of its original publication.
     """
 
     name: str
@@ -36,7 +43,14 @@ class DataEntry:
 
 
 def through_torchvision(kind: str) -> ReadOriginal:
-    """Return what reads a data set through torchvision's class of that name."""
+    """Return a function that reads a data set through a class of torchvision.
+
+    Args:
+        kind: The name of the class in `torchvision.datasets`.
+
+    Returns:
+        The function, for `DataEntry.read`.
+    """
 
     def read(location: str, seed: int, validation_share: float, download: bool) -> Tables:
         return read_torchvision(kind, location, seed, validation_share, download=download)
@@ -45,7 +59,7 @@ def through_torchvision(kind: str) -> ReadOriginal:
 
 
 def _mini_imagenet(location: str, seed: int, validation_share: float, download: bool) -> Tables:
-    """Read mini-ImageNet, which nobody publishes for download."""
+    """Read mini-ImageNet, which is not published for download."""
     if download:
         raise InputError("data 'mini_imagenet' cannot be downloaded: fetch it from where you may")
     return read_mini_imagenet(location, seed, validation_share)
@@ -71,10 +85,26 @@ DATASETS: dict[str, DataEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def read_named(name: str, location: str, seed: int, validation_share: float, download: bool) -> Tables:
-    """Read `NAME@location`, as parquet where such files lie there, else in its original layout."""
+    """Read a data set of the catalogue.
+
+    Args:
+        name: The name of the entry.
+        location: The folder that holds it (or a Parquet file). Parquet files named after splits are
+            preferred to the files of the original publication.
+        seed: The seed by which missing splits are divided off.
+        validation_share: The share of the training images that becomes the validation split where the data
+            set has none.
+        download: Whether missing files may be downloaded.
+
+    Returns:
+        The data set, not yet decoded.
+
+    Raises:
+        InputError: The name is unknown, or the files are missing or cannot be used.
+    """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, list(DATASETS), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        similar = difflib.get_close_matches(name, list(DATASETS), n=1)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
         raise InputError(
             f"data '{name}@{location}': {name!r} is unknown; expected one of {', '.join(DATASETS)}{hint}"
         )

@@ -1,4 +1,4 @@
-"""Decode image files completely, so that a damaged one is named before it reaches the network."""
+"""Decode image files completely, so that a damaged file is named before it reaches the network."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from PIL import Image, ImageOps
 
 from torchdoctor.types import InputError
 
-LARGEST_PIXELS = 100_000_000  # a file that claims more is refused before it is decoded
+LARGEST_PIXELS = 100_000_000  # a file that claims more pixels is refused before it is decoded
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def decode_image(source: bytes | Path, name: str) -> Image.Image:
-    """Return the whole image as RGB, upright as its EXIF orientation says, as torchvision would show it.
+    """Decode an image file to RGB, turned upright as its EXIF orientation says.
 
-    Grey images of 16 bits keep their upper 8; CMYK and palettes are converted, alpha is dropped.
-    InputError names a file that is damaged, is no image, or claims more than `LARGEST_PIXELS` pixels.
+    Grey images of 16 bits keep their upper 8 bits; CMYK and palettes are converted; alpha is dropped.
+
+    Args:
+        source: The file, or its content.
+        name: How error messages call it.
+
+    Returns:
+        The RGB image.
+
+    Raises:
+        InputError: The file is damaged, is no image, or claims more than `LARGEST_PIXELS` pixels.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
@@ -37,7 +46,14 @@ def decode_image(source: bytes | Path, name: str) -> Image.Image:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Return grey images of 16 bits as L; every other mode as it is."""
+    """Reduce a grey image of 16 bits to its upper 8 bits.
+
+    Args:
+        image: The image.
+
+    Returns:
+        An L image; an image of any other mode is returned unchanged.
+    """
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))

@@ -1,9 +1,10 @@
-"""Tell whether a data set is still the same, without decoding it: fingerprints of what each split holds.
+"""Recognise whether a data set has changed, without decoding it, by hashes of what each split holds.
 
-A reader of images that has a method `stamp(position)` returns bytes that change with the image and bytes that
-change with its mask; `fingerprint` hashes them. Of a file they are its length and its first and last 4 KiB,
-which sees any file that was replaced or encoded anew, and every change of a small one, but not a change
-amid a long file that keeps its length. Times do not count: a copy of a data set is the same data set.
+A reader of images can have a method `stamp(position)`. It returns two byte strings: the first changes when
+the image changes, the second when its mask changes. `fingerprint` hashes these. The stamp of a file is its
+length and its first and last 4 KiB. It notices files that were replaced or encoded again, and every change of
+a small file, but not a change in the middle of a long file that keeps its length. The times of files do not
+count, so that a copy of a data set has the same fingerprint.
 """
 
 from __future__ import annotations
@@ -17,12 +18,19 @@ import numpy as np
 
 from torchdoctor.data.table import ImageTable
 
-ENDS = 4096  # bytes of either end of a file that are looked at
-DIGITS = 16
+ENDS = 4096  # how many bytes of each end of a file belong to its stamp
+DIGITS = 16  # how many hexadecimal digits of a hash are stored
 
 
 def stamp_of_file(path: Path) -> bytes:
-    """Return the length and both ends of a file; nothing for one that cannot be read: decoding names it."""
+    """Return the length, the first and the last 4 KiB of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The stamp; empty for a file that cannot be read, which decoding reports later.
+    """
     try:
         with path.open("rb", buffering=0) as file:
             length = os.fstat(file.fileno()).st_size
@@ -36,16 +44,29 @@ def stamp_of_file(path: Path) -> bytes:
 
 
 def stamp_of_bytes(content: Any) -> bytes:
-    """Return the length and both ends of what is in memory already, as of a file."""
+    """Return the length, the first and the last 4 KiB of the content of a file in memory.
+
+    Args:
+        content: Any object with the buffer protocol, such as bytes.
+
+    Returns:
+        The same stamp as `stamp_of_file` for a file with this content.
+    """
     view = memoryview(content)
     ends = view if len(view) <= 2 * ENDS else bytes(view[:ENDS]) + bytes(view[-ENDS:])
     return len(view).to_bytes(8, "little") + bytes(ends)
 
 
 def fingerprint(table: ImageTable) -> dict[str, object]:
-    """Return counts, and hashes of the labels (with ids and categories), the images and the masks.
+    """Return counts and hashes that change when the images of a split change.
 
-    Where a reader has no `stamp`, images count by their names alone, and masks by their being there.
+    Args:
+        table: The split. If its reader has no method `stamp`, only the names of the images count, and for
+            masks only which images have a mask.
+
+    Returns:
+        `images` and `masks` (counts), and `labels_sha256` (labels, ids and category names),
+        `images_sha256` and `masks_sha256`, each the first 16 digits of a hash.
     """
     labels = hashlib.sha256(repr(table.classes).encode())
     labels.update(np.ascontiguousarray(table.ids, dtype="<i8").tobytes())

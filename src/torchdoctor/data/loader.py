@@ -1,4 +1,4 @@
-"""Load the images of a table in batches: in order for looking, or keyed and augmented for training."""
+"""Load the images of a table in batches: in order for measuring, shuffled and augmented for training."""
 
 from __future__ import annotations
 
@@ -26,25 +26,35 @@ from torchdoctor.data.table import ImageTable
 from torchdoctor.images.batches import Batch
 from torchdoctor.types import InputError
 
-SHUFFLE, CYCLE = 1, 2  # streams of the keyed generators
+SHUFFLE, CYCLE = 1, 2  # streams of random numbers: the order of an epoch, the order of annotated images
 
 Key = tuple[int, ...]
-Draw = tuple[int, Key | None]  # the position of an image, and the key of its augmentation
+Draw = tuple[int, Key | None]  # the position of an image, and the key of its augmentation (None: without)
 Decoded = list[tuple[Pixels, Mask | None]] | InputError
 
 
 @dataclass(frozen=True)
 class Decoder(Dataset[Decoded]):
-    """What a worker does: decode and augment the images of one batch.
+    """Decodes and augments the images of a batch; a worker process of the loader runs it.
 
-    An error is handed over rather than raised, so that its message arrives without a traceback in it.
+    Attributes:
+        store: The images.
+        augment: How they are augmented.
     """
 
     store: PixelStore
     augment: Augment
 
     def __getitem__(self, draws: list[Draw]) -> Decoded:
-        """Return the pixels and masks of one batch."""
+        """Decode and augment images.
+
+        Args:
+            draws: The positions of the images in the store, and the keys of their augmentation.
+
+        Returns:
+            The pixels and the mask of each image. If an image is damaged, the error: it is returned rather
+            than raised, so that its message reaches the user without the traceback of a worker.
+        """
         transform = augmentation(self.augment, self.store.size)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -58,11 +68,20 @@ class Decoder(Dataset[Decoded]):
 
 @dataclass(frozen=True)
 class Loader:
-    """The images of a table as `TrainingImages`: the same batches each time, and keyed epochs.
+    """The images of a table as `TrainingImages`: the same batches each time, and shuffled epochs.
 
-    `annotated` are the ids whose masks may be seen (None: every mask there is). With
-    `annotated_per_batch` A > 0 a training batch is `batch_size` - A images of the epoch plus A annotated
-    ones. `workers` matter only for tables too large to keep decoded; they never change a batch.
+    Attributes:
+        table: The images.
+        preprocessing: The size and the normalisation of the images.
+        batch_size: The number of images in a batch.
+        workers: The number of processes that decode. They are used only for tables that are too large to
+            keep decoded in memory, and their number never changes a batch.
+        augment: How the images of training batches are augmented.
+        annotated: The ids of the images whose masks may be used; None is every image that has a mask.
+        annotated_per_batch: How many of the images in a training batch are annotated images drawn
+            additionally; the other `batch_size` - `annotated_per_batch` images are those of the epoch.
+        classes: The names of the categories, where they are known.
+        store: The decoded images; None makes a store. Loaders made from this loader share it.
     """
 
     table: ImageTable
@@ -72,11 +91,15 @@ class Loader:
     augment: Augment = AUGMENT
     annotated: frozenset[int] | None = None
     annotated_per_batch: int = 0
-    classes: tuple[str, ...] | None = None  # names of the labels, where they are known
+    classes: tuple[str, ...] | None = None
     store: PixelStore = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Make the store of decoded images unless it is shared with another loader."""
+        """Make the store of decoded images, unless another loader shares its own.
+
+        Raises:
+            InputError: `annotated_per_batch` leaves no place for other images.
+        """
         if not 0 <= self.annotated_per_batch < self.batch_size:
             raise InputError(
                 f"annotated_per_batch {self.annotated_per_batch}: expected 0 to batch_size - 1, "
@@ -95,11 +118,11 @@ class Loader:
 
     @cached_property
     def visible(self) -> Bool[np.ndarray, " image"]:
-        """Which images of the table show their mask."""
+        """For each image of the table, whether its mask may be used."""
         if self.annotated is None:
             return self.table.has_mask
-        chosen = np.isin(self.table.ids, np.array(sorted(self.annotated), dtype=np.int64))
-        return self.table.has_mask & chosen
+        is_annotated = np.isin(self.table.ids, np.array(sorted(self.annotated), dtype=np.int64))
+        return self.table.has_mask & is_annotated
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,7 +130,17 @@ class Loader:
         return len(self._cuts(self.batch_size - self.annotated_per_batch, self.annotated_per_batch == 0))
 
     def select(self, ids: Iterable[int] | Int[np.ndarray, " chosen"]) -> Loader:
-        """Return a loader of the images called `ids`, in that order; InputError names an unknown id."""
+        """Return a loader of some of the images.
+
+        Args:
+            ids: The ids of the images, in the wanted order.
+
+        Returns:
+            The loader of these images, with the same store.
+
+        Raises:
+            InputError: An id is not in the table.
+        """
         positions = {identity: position for position, identity in enumerate(self.table.ids.tolist())}
         wanted = [int(identity) for identity in ids]
         unknown = [identity for identity in wanted if identity not in positions]
@@ -116,59 +149,96 @@ class Loader:
         return replace(self, table=self.table.select([positions[identity] for identity in wanted]))
 
     def with_annotations(self, ids: Iterable[int] | Int[np.ndarray, " chosen"], per_batch: int) -> Loader:
-        """Return a loader that shows the masks of `ids` alone, `per_batch` of them in each training batch."""
-        masked = set(self.table.ids[self.table.has_mask].tolist())
+        """Choose the images whose object masks are used in training.
+
+        Args:
+            ids: The ids of these images; the masks of all others are hidden.
+            per_batch: How many of these images are added to every training batch.
+
+        Returns:
+            The loader with this choice.
+
+        Raises:
+            InputError: An image has no mask, or there are no images to add.
+        """
+        with_mask = set(self.table.ids[self.table.has_mask].tolist())
         wanted = [int(identity) for identity in ids]
-        bare = [identity for identity in wanted if identity not in masked]
-        if bare:
-            raise InputError(f"image ids {bare[:5]}: expected images of this split that have a mask")
+        without_mask = [identity for identity in wanted if identity not in with_mask]
+        if without_mask:
+            raise InputError(f"image ids {without_mask[:5]}: expected images of this split that have a mask")
         if per_batch and not wanted:
             raise InputError(f"{per_batch} annotated images per batch: expected at least one annotated image")
         return replace(self, annotated=frozenset(wanted), annotated_per_batch=per_batch)
 
     def check(self) -> None:
-        """Decode every image once; InputError names a damaged one."""
-        place = np.array([self.store.positions[one] for one in self.table.ids.tolist()], dtype=np.int64)
-        self.store.check(place)
+        """Decode every image once.
+
+        Raises:
+            InputError: An image is damaged; the message names it.
+        """
+        self.store.check(self._store_positions())
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield every image once, in table order, not augmented; the last batch may be smaller."""
+        """Yield every image once, in the order of the table and without augmentation.
+
+        Yields:
+            The batches; the last batch may be smaller.
+
+        Raises:
+            InputError: An image is damaged.
+        """
         order = np.arange(len(self))
         yield from self._load(
             [[(row, None) for row in order[cut].tolist()] for cut in self._cuts(self.batch_size, False)]
         )
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch: shuffled and augmented by (seed, number, image id) alone.
+        """Yield the batches of an epoch, shuffled and augmented.
 
-        A last batch of one image joins the one before it, because batch-norm cannot train on it.
+        Args:
+            number: The number of the epoch, from 0.
+            seed: The seed of the training. Order and augmentation depend only on the seed, the epoch's number
+                and the image's id.
+
+        Yields:
+            The batches. If a single image were left for the last batch, it joins the batch before, because
+            batch-norm cannot be trained on a single image.
+
+        Raises:
+            InputError: An image is damaged.
         """
         yield from self._load(self.plan(number, seed))
 
     def plan(self, number: int, seed: int) -> list[list[Draw]]:
-        """Return the rows of each batch of an epoch, with the key of each image's augmentation.
+        """Return which images each batch of an epoch holds.
 
-        The key is (seed, number, image id, how often the image was drawn for its mask before).
+        Args:
+            number: The number of the epoch, from 0.
+            seed: The seed of the training.
+
+        Returns:
+            For each batch the rows of its images in the table, each with the key of its augmentation: (seed,
+            epoch, image id, how many times the image was added for its mask before in this epoch).
         """
-        share = self.annotated_per_batch
+        added = self.annotated_per_batch
         order = np.argsort(self.table.ids, kind="stable")
         order = order[_generator(seed, SHUFFLE, number).permutation(len(self))]
-        batches = [order[cut].tolist() for cut in self._cuts(self.batch_size - share, share == 0)]
-        extra = self._annotated_draws(number, seed, share * len(batches))
-        drawn: dict[int, int] = {}
+        batches = [order[cut].tolist() for cut in self._cuts(self.batch_size - added, added == 0)]
+        annotated_rows = self._annotated_draws(number, seed, added * len(batches))
+        times_drawn: dict[int, int] = {}
         plan: list[list[Draw]] = []
         for step, rows in enumerate(batches):
-            keyed: list[Draw] = []
-            for place, row in enumerate(rows + extra[share * step : share * (step + 1)]):
-                again = 0
+            draws: list[Draw] = []
+            for place, row in enumerate(rows + annotated_rows[added * step : added * (step + 1)]):
+                repetition = 0
                 if place >= len(rows):
-                    again = drawn[row] = drawn.get(row, 0) + 1
-                keyed.append((row, (seed, number, int(self.table.ids[row]), again)))
-            plan.append(keyed)
+                    repetition = times_drawn[row] = times_drawn.get(row, 0) + 1
+                draws.append((row, (seed, number, int(self.table.ids[row]), repetition)))
+            plan.append(draws)
         return plan
 
     def _cuts(self, size: int, merge: bool) -> list[slice]:
-        """Return the slices of the batches; `merge` joins a last batch of one to its neighbour."""
+        """Return the slices of the batches; `merge` joins a last batch of a single image to its neighbour."""
         starts = list(range(0, len(self), size))
         if not starts:
             return []
@@ -177,7 +247,7 @@ class Loader:
         return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(self)], strict=True)]
 
     def _annotated_draws(self, number: int, seed: int, count: int) -> list[int]:
-        """Return the epoch's `count` rows of an endless cycle over annotated images, shuffled every round."""
+        """Return the next `count` rows of an endless cycle over annotated images, shuffled every round."""
         rows = np.flatnonzero(self.visible)
         rows = rows[np.argsort(self.table.ids[rows])]
         if not count:
@@ -190,55 +260,63 @@ class Loader:
         }
         return [int(rounds[place // len(rows)][place % len(rows)]) for place in places.tolist()]
 
+    def _store_positions(self) -> Int[np.ndarray, " image"]:
+        """Return the position in the store of every image of the table."""
+        positions = [self.store.positions[identity] for identity in self.table.ids.tolist()]
+        return np.array(positions, dtype=np.int64)
+
     def _load(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
-        """Yield the batches of a plan of rows and keys."""
+        """Yield the batches of a plan."""
         rows = [np.array([row for row, _ in draws], dtype=np.int64) for draws in plan]
-        place = np.array([self.store.positions[one] for one in self.table.ids.tolist()], dtype=np.int64)
+        position = self._store_positions()
         decoder = Decoder(self.store, self.augment)
-        keep_keys = self.augment != "none"
-        batches = [[(int(place[row]), key if keep_keys else None) for row, key in draws] for draws in plan]
-        self.store.prepare(place)
+        use_keys = self.augment != "none"
+        batches = [[(int(position[row]), key if use_keys else None) for row, key in draws] for draws in plan]
+        self.store.prepare(position)
         workers = 0 if self.store.cached else self.workers
-        # Each item of the sampler is a whole batch; the loader only spreads them over the workers.
-        # Its own generator, because it would otherwise draw from torch's global one.
+        # The sampler's items are whole batches; the DataLoader only distributes them over the workers.
+        # It has a generator of its own, because it would otherwise draw from torch's global generator.
         loaded = DataLoader(
             decoder,
             batch_size=None,
             sampler=batches,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             generator=torch.Generator(),
         )
-        for chosen, decoded in zip(rows, loaded, strict=True):
+        for batch_rows, decoded in zip(rows, loaded, strict=True):
             if isinstance(decoded, InputError):
                 raise decoded
-            yield self._batch(chosen, decoded)
+            yield self._batch(batch_rows, decoded)
 
     def _batch(self, rows: Int[np.ndarray, " batch"], decoded: Sequence[tuple[Pixels, Mask | None]]) -> Batch:
-        """Return a batch of decoded images; masks that may not be seen are empty."""
+        """Return a batch of decoded images; masks that may not be used are empty."""
         images = self.preprocessing.normalise(torch.stack([pixels for pixels, _ in decoded]))
         labels = torch.from_numpy(self.table.labels[rows])
         ids = torch.from_numpy(self.table.ids[rows])
         if not self.visible.any():
             return Batch(images, labels, ids)
-        shown = self.visible[rows]
+        annotated = self.visible[rows]
         masks = torch.zeros((len(rows), 1, *images.shape[-2:]))
-        for place in np.flatnonzero(shown).tolist():
-            masks[place] = _present(decoded[place][1])
-        # A crop can leave an object behind: then the mask would call the whole image background.
-        shown = shown & masks.flatten(1).any(1).numpy()
-        return Batch(images, labels, ids, masks, torch.from_numpy(shown))
+        for place in np.flatnonzero(annotated).tolist():
+            masks[place] = _float_mask(decoded[place][1])
+        # A crop can cut the object off: then the mask would call the whole image background.
+        annotated = annotated & masks.flatten(1).any(1).numpy()
+        return Batch(images, labels, ids, masks, torch.from_numpy(annotated))
 
 
-def _present(mask: Mask | None) -> Tensor:
+def _float_mask(mask: Mask | None) -> Tensor:
+    """Return a mask as floats; InputError if it is missing although the table announced it."""
     if mask is None:
         raise InputError("the table announced a mask that the source does not have")
     return mask.float()
 
 
-def _as_it_is(decoded: Decoded) -> Decoded:
+def _unchanged(decoded: Decoded) -> Decoded:
+    """Return a batch as it is: the DataLoader must not stack it."""
     return decoded
 
 
 def _generator(*key: int) -> np.random.Generator:
+    """Return a generator of random numbers that depend only on the key."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

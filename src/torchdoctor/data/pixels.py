@@ -1,4 +1,4 @@
-"""Hold the decoded images of a table: brought to one size, kept in memory where they fit, and augmented."""
+"""Decode the images of a table to a fixed size, keep them in memory where they fit, and augment them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ from torchvision.transforms.v2 import functional as geometry
 from torchdoctor.data.table import ImageTable
 from torchdoctor.types import InputError
 
-Augment = Literal["none", "crop", "crop_flip"]
+Augment = Literal["none", "crop", "crop_flip"]  # a random shift of the image; crop_flip mirrors half of them
 AUGMENT: Augment = "crop_flip"  # where nothing else is asked for
 Pixels = UInt8[Tensor, "channel size size"]
 Mask = UInt8[Tensor, "1 size size"]
 
-CACHE_BYTES = 2**30  # more decoded images than this are decoded again every time
+CACHE_BYTES = 2**30  # a table with more bytes of decoded images is decoded again in every epoch
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become what the network was trained on: square of `image_size`, then (x/255 - mean)/std.
+    """How images are prepared for a network: made square, then normalised to (x/255 - mean) / std.
 
-    `mean` and `std` hold three numbers, or one each for images that are made grey.
+    Attributes:
+        image_size: The side of the square in pixels.
+        mean: The mean of each channel, for pixels in 0..1: three numbers, or a single number for grey images.
+        std: The standard deviation of each channel, likewise.
     """
 
     image_size: int
@@ -42,21 +45,33 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """The number of channels of an image: 3, or 1 for grey ones."""
+        """The number of channels of an image: 3, or 1 for grey images."""
         return len(self.mean)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as numbers and lists."""
+        """Describe the preprocessing by values that JSON can hold.
+
+        Returns:
+            The fields by name.
+        """
         return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Return what `to_json` described; InputError names a field that is missing or unusable."""
+        """Read the description that `to_json` makes.
+
+        Args:
+            fields: The fields by name.
+
+        Returns:
+            The preprocessing.
+
+        Raises:
+            InputError: A field is missing or has a value that cannot be used.
+        """
         try:
-            size, mean, std = (
-                int(fields["image_size"]),
-                *(tuple(map(float, fields[n])) for n in ("mean", "std")),
-            )
+            size = int(fields["image_size"])
+            mean, std = (tuple(map(float, fields[name])) for name in ("mean", "std"))
             if (
                 size < 1
                 or len(mean) not in (1, 3)
@@ -65,7 +80,7 @@ class Preprocessing:
                 or not np.isfinite(mean + std).all()
             ):
                 raise ValueError(
-                    "image_size must be positive, mean and std three numbers or one each, std above 0"
+                    "image_size must be positive, mean and std must hold 1 or 3 numbers each, std above 0"
                 )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -74,16 +89,30 @@ class Preprocessing:
         return cls(size, mean, std)
 
     def normalise(self, pixels: UInt8[Tensor, "batch channel size size"]) -> Tensor:
-        """Return float32 images, (x/255 - mean)/std per channel."""
+        """Normalise images.
+
+        Args:
+            pixels: The images, 0 to 255.
+
+        Returns:
+            float32 images of the same shape, (x/255 - mean) / std for each channel.
+        """
         scale = 1.0 / (255.0 * torch.tensor(self.std).view(-1, 1, 1))
         shift = torch.tensor(self.mean).view(-1, 1, 1) / torch.tensor(self.std).view(-1, 1, 1)
         return pixels.float().mul_(scale).sub_(shift)
 
 
 def fit(image: Image, mask: Image | None, size: int, channels: int = 3) -> tuple[Pixels, Mask | None]:
-    """Return image and mask (0 or 1) as squares: shorter side scaled to `size`, then the centre cut out.
+    """Make an image and its mask square: scale the shorter side to `size`, then cut out the centre.
 
-    With one channel the image is made grey.
+    Args:
+        image: The RGB image.
+        mask: Its mask, an L image (255 on the object, 0 elsewhere), or None.
+        size: The side of the square in pixels.
+        channels: 3, or 1 to make the image grey.
+
+    Returns:
+        The image (0 to 255), and the mask (1 on the object, 0 elsewhere) or None.
     """
     values = np.array(image if channels == 3 else image.convert("L"))
     pixels = tv_tensors.Image(torch.from_numpy(values.reshape(*values.shape[:2], channels)).permute(2, 0, 1))
@@ -96,16 +125,30 @@ def fit(image: Image, mask: Image | None, size: int, channels: int = 3) -> tuple
 
 
 def augmentation(augment: Augment, size: int) -> v2.Transform:
-    """Return the random transform of an image that `reflected` has made larger: a crop, and a flip."""
+    """Return the random transform of images that `reflected` has enlarged.
+
+    Args:
+        augment: `crop_flip` crops and mirrors half of the images; every other value only crops.
+        size: The side of the cropped image in pixels.
+
+    Returns:
+        The transform.
+    """
     crop = v2.RandomCrop(size)
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment == "crop_flip" else crop
 
 
 def reflected(pixels: UInt8[Tensor, "channel size size"]) -> UInt8[Tensor, "channel padded padded"]:
-    """Return the image continued by size // 8 mirrored pixels at each edge.
+    """Enlarge an image by mirrored pixels: an eighth of its size at each edge.
 
-    The same as `padding_mode="reflect"` of the crop, but by indexing: torch's own padding starts threads
-    for every image, which takes a hundred times as long when the cores are busy.
+    The result is that of a crop with `padding_mode="reflect"`, computed by indexing: torch's own padding
+    starts threads for every image, which takes a hundred times as long when all cores are busy.
+
+    Args:
+        pixels: The image.
+
+    Returns:
+        The image with a side of size + 2 (size // 8) pixels.
     """
     size = pixels.shape[-1]
     places = np.abs(np.arange(-(size // 8), size + size // 8))
@@ -116,7 +159,19 @@ def reflected(pixels: UInt8[Tensor, "channel size size"]) -> UInt8[Tensor, "chan
 def augmented(
     pixels: Pixels, mask: Mask | None, transform: v2.Transform, key: Sequence[int]
 ) -> tuple[Pixels, Mask | None]:
-    """Move image and mask alike, drawing from `key` alone; the caller saves torch's random state."""
+    """Augment an image and its mask in the same way.
+
+    This seeds torch's global generator; the caller must save and restore its state.
+
+    Args:
+        pixels: The image.
+        mask: Its mask, or None.
+        transform: The random transform (see `augmentation`).
+        key: Numbers on which alone the random transform depends.
+
+    Returns:
+        The augmented image and mask.
+    """
     torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
     image = tv_tensors.Image(reflected(pixels))
     if mask is None:
@@ -127,10 +182,15 @@ def augmented(
 
 @dataclass(frozen=True)
 class PixelStore:
-    """The images of one table at one size, by position; shared by every loader made from the table.
+    """The images of a table at a fixed size; all loaders made from the table share it.
 
-    Images are decoded when first asked for, in parallel threads, and kept if all of them fit into
-    `CACHE_BYTES`.
+    Images are decoded by parallel threads when they are first needed. They are kept in memory if all images
+    of the table together have at most `CACHE_BYTES`.
+
+    Attributes:
+        table: The images.
+        size: The side in pixels of the squares that they are made.
+        channels: 3, or 1 to make them grey.
     """
 
     table: ImageTable
@@ -139,59 +199,95 @@ class PixelStore:
 
     @cached_property
     def cached(self) -> bool:
-        """Whether decoded images are kept."""
+        """Whether decoded images are kept in memory."""
         return len(self.table) * self.size * self.size * self.channels <= CACHE_BYTES
 
     @cached_property
     def positions(self) -> Mapping[int, int]:
-        """The position of every id."""
+        """The position in the table of every image id."""
         return {identity: position for position, identity in enumerate(self.table.ids.tolist())}
 
     @cached_property
     def _images(self) -> UInt8[Tensor, "image channel size size"]:
+        """The decoded images."""
         return torch.empty((len(self.table), self.channels, self.size, self.size), dtype=torch.uint8)
 
     @cached_property
     def _masks(self) -> UInt8[Tensor, "image 1 size size"]:
-        kept = len(self.table) if self.table.has_mask.any() else 0
-        return torch.zeros((kept, 1, self.size, self.size), dtype=torch.uint8)
+        """The decoded masks; without rows where no image has a mask."""
+        rows = len(self.table) if self.table.has_mask.any() else 0
+        return torch.zeros((rows, 1, self.size, self.size), dtype=torch.uint8)
 
     @cached_property
     def _decoded(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which images have been decoded."""
         return np.zeros(len(self.table), dtype=bool)
 
     def decode(self, position: int) -> tuple[Pixels, Mask | None]:
-        """Decode one image at the store's size, whatever is kept."""
+        """Decode an image, whether or not it is in memory.
+
+        Args:
+            position: Its position in the table.
+
+        Returns:
+            The image and its mask or None, at the size of the store.
+
+        Raises:
+            InputError: The image is damaged.
+        """
         return fit(*self.table.read(position), self.size, self.channels)
 
     def __getitem__(self, position: int) -> tuple[Pixels, Mask | None]:
-        """Return one image and its mask; kept ones must have been prepared."""
+        """Return an image; if images are kept in memory, `prepare` must have decoded it before.
+
+        Args:
+            position: Its position in the table.
+
+        Returns:
+            The image and its mask or None.
+        """
         if not self.cached:
             return self.decode(position)
         mask = self._masks[position] if self.table.has_mask[position] else None
         return self._images[position], mask
 
     def prepare(self, positions: Int[np.ndarray, " chosen"]) -> None:
-        """Decode what is to be kept and has not been decoded yet; InputError names a damaged image."""
+        """Decode images that are to be kept in memory and have not been decoded yet.
+
+        Args:
+            positions: The positions of the images in the table.
+
+        Raises:
+            InputError: An image is damaged; the message names it.
+        """
         missing = positions[~self._decoded[positions]] if self.cached else positions[:0]
         if not len(missing):
             return
-        # Made here, by one thread: since Python 3.12 nothing stops two from making one each.
-        # Never inference tensors, which nobody could write to after `torch.inference_mode` has ended.
+        # The tensors are made here, before the threads start: since Python 3.12 a cached property may be
+        # computed by several threads at once. They must not be inference tensors, which cannot be written to
+        # after `torch.inference_mode` has ended.
         with torch.inference_mode(False):
             _ = self._images, self._masks
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            list(threads.map(self._keep, np.unique(missing).tolist()))
+            list(threads.map(self._decode_into_memory, np.unique(missing).tolist()))
 
     def check(self, positions: Int[np.ndarray, " chosen"]) -> None:
-        """Decode these images once, kept or not; InputError names a damaged one."""
+        """Decode images once, whether or not they are kept in memory.
+
+        Args:
+            positions: The positions of the images in the table.
+
+        Raises:
+            InputError: An image is damaged; the message names it.
+        """
         self.prepare(positions)
         if not self.cached:
             with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
                 for _ in threads.map(self.table.read, positions.tolist()):
                     pass
 
-    def _keep(self, position: int) -> None:
+    def _decode_into_memory(self, position: int) -> None:
+        """Decode an image and keep it."""
         self._images[position], mask = self.decode(position)
         if mask is not None:
             self._masks[position] = mask

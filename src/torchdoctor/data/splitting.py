@@ -1,4 +1,4 @@
-"""Turn the splits that a source holds into a whole data set: what is missing is divided off by seed."""
+"""Turn the splits that a source holds into a whole data set: splits that are missing are divided off."""
 
 from __future__ import annotations
 
@@ -9,30 +9,56 @@ from torchdoctor.data.table import ImageTable, Tables, carve
 from torchdoctor.types import InputError
 
 VALIDATION_NAMES = ("val", "valid", "validation")
-TEST_SHARE = 0.2  # of a source that comes undivided
+TEST_SHARE = 0.2  # the share of images that becomes the test split of a source without splits
 
 
 def is_test_name(name: str) -> bool:
-    """Return whether a split is for testing: `test` itself, or a further one such as `test_night`."""
+    """Return whether a split of this name is for testing.
+
+    Args:
+        name: The name of the split.
+
+    Returns:
+        True for `test`, and for further test splits such as `test_night`.
+    """
     return name == "test" or name.startswith("test_")
 
 
 def is_split_name(name: str) -> bool:
-    """Return whether a folder or file prefix of this name is a split."""
+    """Return whether a folder, or a file whose name starts so, holds a split.
+
+    Args:
+        name: The name of the folder, or the start of the name of the file.
+
+    Returns:
+        True for `train`, the names of validation splits, and those of test splits.
+    """
     return name == "train" or name in VALIDATION_NAMES or is_test_name(name)
 
 
 def divide(splits: Mapping[str, ImageTable], origin: str, seed: int, validation_share: float) -> Tables:
-    """Return the data set in `splits`, which holds `train` and perhaps others.
+    """Make a data set with training, validation and test splits from the splits that there are.
 
-    Without a test split, a validation split is tested on under its own name; without either, a fifth of
-    every category is split off as `test`. Without a validation split, `validation_share` of every
-    category of what is trained on is split off.
+    Without a test split, the validation split is used for testing, under its own name; without either, a
+    fifth of every category becomes the split `test`. Without a validation split (or if it is used for
+    testing), a share of every category of the training images becomes the validation split.
+
+    Args:
+        splits: The splits by name; `train` must be there.
+        origin: The `--data` value, for error messages.
+        seed: The seed by which images are chosen; the same seed always chooses the same images.
+        validation_share: The share of the training images that becomes the validation split, between 0 and 1.
+
+    Returns:
+        The data set. Its primary test split is `test`, or the first test split without that.
+
+    Raises:
+        InputError: There are fewer than two categories, or a split is empty.
     """
     train = splits["train"]
     if len(train.classes) < 2:
-        found = f"the single category {train.classes[0]!r}" if train.classes else "no image and no category"
-        raise InputError(f"{origin}: found {found}, expected at least two categories")
+        content = f"the single category {train.classes[0]!r}" if train.classes else "no image and no category"
+        raise InputError(f"{origin}: found {content}, expected at least two categories")
     tests = {name: table for name, table in splits.items() if is_test_name(name)}
     held_out = next((name for name in VALIDATION_NAMES if name in splits), None)
     if tests and held_out is not None:

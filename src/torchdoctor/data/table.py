@@ -11,34 +11,61 @@ from PIL.Image import Image
 
 from torchdoctor.types import InputError
 
-CLASSES = 2  # stream of the generator that draws categories
+CLASSES = (
+    2  # the stream of random numbers that draws categories; 0 and 1 are those of `carve` and of the limit
+)
 ReadImage = Callable[[int], tuple[Image, Image | None]]
 
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """Reads the n-th of some chosen rows: what `ImageTable.select` hands on as `read`."""
+    """A reader of some images of another reader; `ImageTable.select` makes it.
+
+    Attributes:
+        read: The reader of all images.
+        rows: The positions of the chosen images in it.
+    """
 
     read: ReadImage
     rows: Int[np.ndarray, " image"]
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
-        """Decode the image at `position` among the chosen rows."""
+        """Decode an image.
+
+        Args:
+            position: The position among the chosen images.
+
+        Returns:
+            The image, and its mask or None.
+        """
         return self.read(int(self.rows[position]))
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
-        """Return what changes with the image and with its mask, where the reader knows it."""
-        known = getattr(self.read, "stamp", None)
-        return (b"", b"") if known is None else known(int(self.rows[position]))
+        """Return bytes that change with an image and with its mask.
+
+        Args:
+            position: The position among the chosen images.
+
+        Returns:
+            The stamps of the image and of its mask; empty where the reader has no stamps.
+        """
+        stamp = getattr(self.read, "stamp", None)
+        return (b"", b"") if stamp is None else stamp(int(self.rows[position]))
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The images of one split, not yet decoded.
+    """The images of a split, not yet decoded.
 
-    `ids` are the row numbers in the split's origin: choosing rows never renumbers them. `read(position)`
-    decodes one image (RGB) and its object mask (L, 255 on the object) or None; `has_mask` says which
-    without decoding.
+    Attributes:
+        classes: The names of the categories.
+        labels: The category of each image, as its position in `classes`.
+        names: A name for each image, such as its path.
+        ids: A number for each image that is unique within its split and stays the same when images are
+            selected: the position in the table that was read first.
+        read: `read(position)` decodes an image: the RGB image, and its object mask (an L image, 255 on the
+            object) or None.
+        has_mask: Which images have an object mask, known without decoding them.
     """
 
     classes: tuple[str, ...]
@@ -53,24 +80,36 @@ class ImageTable:
         return len(self.ids)
 
     def select(self, positions: Iterable[int] | Int[np.ndarray, " chosen"]) -> ImageTable:
-        """Return the table of the rows at `positions`, in that order, under the same ids."""
-        chosen = np.fromiter(positions, dtype=np.int64)
+        """Return a table of some of the images.
+
+        Args:
+            positions: The positions of the images in this table, in the wanted order.
+
+        Returns:
+            The table of these images; they keep their ids.
+        """
+        rows = np.fromiter(positions, dtype=np.int64)
         return replace(
             self,
-            labels=self.labels[chosen],
-            names=tuple(self.names[position] for position in chosen),
-            ids=self.ids[chosen],
-            read=ChosenRows(self.read, chosen),
-            has_mask=self.has_mask[chosen],
+            labels=self.labels[rows],
+            names=tuple(self.names[position] for position in rows),
+            ids=self.ids[rows],
+            read=ChosenRows(self.read, rows),
+            has_mask=self.has_mask[rows],
         )
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A whole data set: what is trained on, what is tuned on, and what is tested on.
+    """A whole data set.
 
-    `train` and `validation` never share an id, and those of one origin are numbered together. `primary`
-    is the test split that decides; `origin` is the spec the tables were read from.
+    Attributes:
+        classes: The names of the categories.
+        train: The images to train on.
+        validation: The images by which settings are chosen. They share no id with `train`.
+        tests: The test splits by name.
+        primary: The name of the test split on which a treatment is judged.
+        origin: The `--data` value that the data set was read from.
     """
 
     classes: tuple[str, ...]
@@ -82,24 +121,44 @@ class Tables:
 
 
 def carve(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, ImageTable]:
-    """Split `share` of every category off `table`: what remains, and what was split off, in table order.
+    """Divide a table in two by splitting off a share of every category.
 
-    A category of two or more images gives at least one and keeps at least one; a category of one image
-    keeps it. The same seed always splits off the same images.
+    From a category of two or more images at least one image is split off and at least one stays; the image
+    of a category of a single image stays.
+
+    Args:
+        table: The table.
+        share: The share to split off, between 0 and 1.
+        seed: The seed by which images are chosen; the same seed always chooses the same images.
+
+    Returns:
+        The images that stay and the images that were split off, both in the order of the table.
+
+    Raises:
+        InputError: The share is not between 0 and 1.
     """
     if not 0.0 < share < 1.0:
         raise InputError(f"share {share!r}: expected a number between 0 and 1, both excluded")
-    away = np.zeros(len(table), dtype=bool)
+    is_split_off = np.zeros(len(table), dtype=bool)
     for rows in _shuffled_categories(table, seed, stream=0):
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        away[rows[:count]] = True
-    return table.select(np.flatnonzero(~away)), table.select(np.flatnonzero(away))
+        is_split_off[rows[:count]] = True
+    return table.select(np.flatnonzero(~is_split_off)), table.select(np.flatnonzero(is_split_off))
 
 
 def choose_classes(tables: Tables, number: int, seed: int) -> Tables:
-    """Return the data set of `number` random categories, in their old order; the same seed draws the same.
+    """Reduce a data set to some categories, chosen at random.
 
-    Labels are numbered anew; ids stay.
+    Args:
+        tables: The data set.
+        number: How many categories to keep, at least 2.
+        seed: The seed by which categories are chosen; the same seed always chooses the same categories.
+
+    Returns:
+        The data set of these categories, as `only_classes` makes it.
+
+    Raises:
+        InputError: The data set does not have that many categories, or the number is below 2.
     """
     if not 2 <= number <= len(tables.classes):
         raise InputError(f"classes {number}: expected 2 to {len(tables.classes)}, which {tables.origin} has")
@@ -108,36 +167,54 @@ def choose_classes(tables: Tables, number: int, seed: int) -> Tables:
 
 
 def only_classes(tables: Tables, wanted: Int[np.ndarray, " category"]) -> Tables:
-    """Return the data set of the wanted categories, given by number, in their old order.
+    """Reduce a data set to some categories.
 
-    Labels are numbered anew; ids stay.
+    Args:
+        tables: The data set.
+        wanted: The numbers of the categories to keep.
+
+    Returns:
+        The data set of these categories in their old order. Labels are numbered anew from 0; images keep
+        their ids.
     """
-    drawn = np.sort(wanted)
-    classes = tuple(tables.classes[category] for category in drawn)
+    old_numbers = np.sort(wanted)
+    classes = tuple(tables.classes[category] for category in old_numbers)
 
-    def kept(table: ImageTable) -> ImageTable:
-        chosen = table.select(np.flatnonzero(np.isin(table.labels, drawn)))
-        return replace(chosen, classes=classes, labels=np.searchsorted(drawn, chosen.labels))
+    def reduced(table: ImageTable) -> ImageTable:
+        rows = table.select(np.flatnonzero(np.isin(table.labels, old_numbers)))
+        return replace(rows, classes=classes, labels=np.searchsorted(old_numbers, rows.labels))
 
     return replace(
         tables,
         classes=classes,
-        train=kept(tables.train),
-        validation=kept(tables.validation),
-        tests={name: kept(table) for name, table in tables.tests.items()},
+        train=reduced(tables.train),
+        validation=reduced(tables.validation),
+        tests={name: reduced(table) for name, table in tables.tests.items()},
     )
 
 
 def limit_per_category(table: ImageTable, limit: int, seed: int) -> ImageTable:
-    """Return at most `limit` images of every category, in table order; the same seed keeps the same ones."""
+    """Reduce a table to a number of images per category, chosen at random.
+
+    Args:
+        table: The table.
+        limit: The largest number of images of a category, at least 1.
+        seed: The seed by which images are chosen; the same seed always chooses the same images.
+
+    Returns:
+        The table of these images, in the order of the table.
+
+    Raises:
+        InputError: The limit is below 1.
+    """
     if limit < 1:
         raise InputError(f"limit {limit!r}: expected a positive number of images per category")
-    keep = [rows[:limit] for rows in _shuffled_categories(table, seed, stream=1)]
-    return table.select(np.sort(np.concatenate(keep))) if keep else table
+    rows = [positions[:limit] for positions in _shuffled_categories(table, seed, stream=1)]
+    return table.select(np.sort(np.concatenate(rows))) if rows else table
 
 
 def _shuffled_categories(table: ImageTable, seed: int, stream: int) -> Iterable[Int[np.ndarray, " image"]]:
-    """Yield the positions of each category that has images, shuffled by (seed, stream, category)."""
+    """Yield the positions of the images of each category, shuffled by (seed, stream, category)."""
     for category in np.unique(table.labels).tolist():
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, category])))
         yield generator.permutation(np.flatnonzero(table.labels == category))
