@@ -1,4 +1,4 @@
-"""The data catalogue: where images come from, by a spec such as `folder:PATH` or `scenes`."""
+"""Read images from where they are stored, named by a value of `--data` such as `folder:PATH` or `scenes`."""
 
 from torchdoctor.data.catalogue import DATASETS, DataEntry
 from torchdoctor.data.load import SCHEMES, Splits, load_data, load_tables

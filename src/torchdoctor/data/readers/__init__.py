@@ -1,1 +1,1 @@
-"""Readers of images as they lie on disk: one module for each kind of source."""
+"""Readers of images on disk, a module for each kind of source."""

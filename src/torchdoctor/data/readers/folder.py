@@ -1,4 +1,4 @@
-"""Read `folder:PATH`: images in folders named after their category, as torchvision's ImageFolder has them."""
+"""Read `folder:PATH`: images in folders named after their category, like torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,30 @@ LAYOUT = "expected CLASS/*.jpg in it, or train/CLASS/*.jpg with test/CLASS/*.jpg
 
 @dataclass(frozen=True)
 class FolderImages:
-    """The files of one split, decoded when read."""
+    """The image files of a split, decoded when they are read.
+
+    Attributes:
+        root: The folder of the split.
+        files: The image files.
+        masks: The mask file of each image, or None.
+    """
 
     root: Path
     files: tuple[Path, ...]
     masks: tuple[Path | None, ...]
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
-        """Decode one image and the mask beside it."""
+        """Decode an image and the mask file beside it.
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The RGB image, and its mask (an L image) or None.
+
+        Raises:
+            InputError: A file is damaged, or the mask has another size than the image.
+        """
         file, mask = self.files[position], self.masks[position]
         image = decode_image(file, str(file))
         if mask is None:
@@ -38,21 +54,43 @@ class FolderImages:
         return image, check_mask_size(mask_from_png(mask, str(mask)), image.size, str(file))
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
-        """Return what changes with the image's file and with the mask's."""
+        """Return bytes that change with an image and with its mask (see `data.fingerprints`).
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The stamps of the image file and of the mask file.
+        """
         mask = self.masks[position]
         return stamp_of_file(self.files[position]), b"" if mask is None else stamp_of_file(mask)
 
 
 def read_folder(location: str, seed: int, validation_share: float) -> Tables:
-    """Read the folder at `location`; InputError says what is missing or cannot be used."""
+    """Read a folder of images.
+
+    Args:
+        location: The folder; `~` is the home folder.
+        seed: The seed by which missing splits are divided off.
+        validation_share: The share of the training images that becomes the validation split where the
+            source has none.
+
+    Returns:
+        The data set, not yet decoded.
+
+    Raises:
+        InputError: A part of the layout is missing or cannot be used; the message says what was expected.
+    """
     root, origin = Path(location).expanduser(), f"folder:{location}"
     if not root.is_dir():
         raise InputError(f"{origin}: is not a folder; {LAYOUT}")
     refuse_foreign_links(root)
     if not (root / "train").is_dir():
-        alone = sorted(one.name for one in root.iterdir() if one.is_dir() and is_split_name(one.name))
-        if alone:
-            raise InputError(f"{origin}: found {', '.join(alone)} without train; {LAYOUT}")
+        other_splits = sorted(
+            entry.name for entry in root.iterdir() if entry.is_dir() and is_split_name(entry.name)
+        )
+        if other_splits:
+            raise InputError(f"{origin}: found {', '.join(other_splits)} without train; {LAYOUT}")
         return divide(
             {"train": folder_table(root, category_names(root), origin)}, origin, seed, validation_share
         )
@@ -66,19 +104,41 @@ def read_folder(location: str, seed: int, validation_share: float) -> Tables:
 
 
 def category_names(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names of the category folders; hidden ones do not count."""
+    """Return the sorted names of the category folders in a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The names; folders whose names start with `.` or `__` are left out.
+
+    Raises:
+        InputError: There are none.
+    """
     try:
-        found, _ = find_classes(folder)
+        folder_names, _ = find_classes(folder)
     except FileNotFoundError:
-        found = []
-    names = tuple(name for name in found if not name.startswith((".", "__")))
+        folder_names = []
+    names = tuple(name for name in folder_names if not name.startswith((".", "__")))
     if not names:
         raise InputError(f"{folder}: no category folders; {LAYOUT}")
     return names
 
 
 def folder_table(split: Path, classes: tuple[str, ...], origin: str) -> ImageTable:
-    """Return the table of one split; ids number its images by category, then by path."""
+    """Return the images of a split.
+
+    Args:
+        split: The folder of the split, with a folder for each category in it.
+        classes: The names of the categories in the order of their labels.
+        origin: The `--data` value of the data set.
+
+    Returns:
+        The table; ids number its images from 0, sorted by category, then by path.
+
+    Raises:
+        InputError: A category folder is not in `classes`, or there are no images.
+    """
     unknown = [name for name in category_names(split) if name not in classes]
     if unknown:
         raise InputError(
@@ -102,19 +162,40 @@ def folder_table(split: Path, classes: tuple[str, ...], origin: str) -> ImageTab
 
 
 def is_image_file(path: str) -> bool:
-    """Return whether a path is an image, and neither a mask nor hidden."""
+    """Return whether a path looks like an image of the data set.
+
+    Args:
+        path: The path of a file; only its name is looked at.
+
+    Returns:
+        False for masks, hidden files, and files without the ending of an image.
+    """
     name = Path(path).name.lower()
     return name.endswith(IMG_EXTENSIONS) and not name.endswith(MASK_ENDINGS) and not name.startswith(".")
 
 
 def mask_beside(file: Path) -> Path | None:
-    """Return the mask file that belongs to an image file, if there is one."""
+    """Return the mask file that belongs to an image file.
+
+    Args:
+        file: The image file, such as `dog.jpg`.
+
+    Returns:
+        `dog.mask.png` or `dog_mask.png` in the same folder, or None if there is neither.
+    """
     candidates = (file.with_name(file.stem + ending) for ending in MASK_ENDINGS)
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def refuse_foreign_links(root: Path) -> None:
-    """Raise InputError for a link below `root` that leaves it, is broken, or leads in a circle."""
+    """Check that no symbolic link in a folder leads out of it.
+
+    Args:
+        root: The folder, which is searched with all its subfolders.
+
+    Raises:
+        InputError: A link leads out of the folder, is broken, or leads to a folder that contains it.
+    """
     inside = root.resolve()
     for folder, folders, files in os.walk(root):
         for name in (*folders, *files):

@@ -1,7 +1,7 @@
-"""Read mini-ImageNet as it is passed around: class folders, few-shot splits of them, or CSV lists.
+"""Read mini-ImageNet in the layouts that people share: class folders, few-shot splits, or CSV lists.
 
-Few-shot splits hold different categories each; for classification they are put together and every
-category's 600 images divided into 480 and 120 by seed, as the paper does.
+Few-shot splits hold different categories each. For classification they are put together, and the 600 images
+of every category are divided by seed into 480 and 120, as in the paper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,20 @@ LAYOUT = "expected CLASS/*.jpg, train/CLASS/*.jpg with val/ and test/, or train.
 
 
 def read_mini_imagenet(location: str, seed: int, validation_share: float) -> Tables:
-    """Read the folder at `location`; InputError says what is missing."""
+    """Read mini-ImageNet.
+
+    Args:
+        location: The folder; `~` is the home folder.
+        seed: The seed by which missing splits are divided off.
+        validation_share: The share of the training images that becomes the validation split where the
+            source has none.
+
+    Returns:
+        The data set, not yet decoded.
+
+    Raises:
+        InputError: A part of the layout is missing; the message says what was expected.
+    """
     root, origin = Path(location).expanduser(), f"mini_imagenet@{location}"
     if not root.is_dir():
         raise InputError(f"{origin}: is not a folder; {LAYOUT}")
@@ -39,13 +52,13 @@ def read_mini_imagenet(location: str, seed: int, validation_share: float) -> Tab
     if not folders:
         return read_folder(location, seed, validation_share)
     names = [set(category_names(folder)) for folder in folders]
-    if len(set.union(*names)) != sum(map(len, names)):  # the same categories again: a classification split
+    if len(set.union(*names)) != sum(map(len, names)):  # the same categories in each: a classification split
         return read_folder(location, seed, validation_share)
     return divide({"train": _pooled(folders, root, origin)}, origin, seed, validation_share)
 
 
 def _pooled(folders: list[Path], root: Path, origin: str) -> ImageTable:
-    """Put the class folders of several splits together."""
+    """Return the table of the images in the class folders of several splits."""
     files: list[tuple[str, Path]] = []
     for folder in folders:
         table = folder_table(folder, category_names(folder), origin)
@@ -55,15 +68,15 @@ def _pooled(folders: list[Path], root: Path, origin: str) -> ImageTable:
 
 
 def _listed(root: Path, origin: str) -> ImageTable:
-    """Put the images of the CSV lists together."""
+    """Return the table of the images in the CSV lists."""
     images = root / "images"
     files: list[tuple[str, Path]] = []
     for name in FEW_SHOT:
         file = root / f"{name}.csv"
         if not file.is_file():
             continue
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
             if not {"filename", "label"} <= set(reader.fieldnames or ()):
                 raise InputError(f"{file}: found {reader.fieldnames}, expected the columns filename, label")
             for fields in reader:
@@ -75,7 +88,7 @@ def _listed(root: Path, origin: str) -> ImageTable:
 
 
 def _table(files: list[tuple[str, Path]], root: Path) -> ImageTable:
-    """Return the table of all images, sorted by category and path so that no order of lists matters."""
+    """Return the table of (category, file) pairs, sorted, so that their order does not matter."""
     files = sorted(files)
     classes = tuple(sorted({label for label, _ in files}))
     indices = {name: index for index, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""Read `parquet:PATH`: encoded images in Parquet files, in the image convention of Hugging Face."""
+"""Read `parquet:PATH`: encoded images in Parquet files, with the columns that Hugging Face uses."""
 
 from __future__ import annotations
 
@@ -29,13 +29,28 @@ REQUIRED, OPTIONAL = ("image", "label"), ("mask", "bbox")
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The encoded images of one split in arrow memory, decoded when read."""
+    """The encoded images of a split in Arrow memory, decoded when they are read.
+
+    Attributes:
+        rows: The Arrow table, a row for each image.
+        names: The name of each image, for error messages.
+    """
 
     rows: Any
     names: tuple[str, ...]
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
-        """Decode one image, and its mask from the mask column or, without one, from its boxes."""
+        """Decode an image, and its mask from the column `mask` or, where that is empty, from its boxes.
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The RGB image, and its mask (an L image) or None.
+
+        Raises:
+            InputError: The image, the mask or a box cannot be used.
+        """
         row = {column: self.rows.column(column)[position].as_py() for column in self.rows.column_names}
         name = self.names[position]
         image = decode_image(row["image"]["bytes"], name)
@@ -49,23 +64,43 @@ class ParquetImages:
         return image, mask_from_boxes(union, image.width, image.height, name)
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
-        """Return what changes with the image's bytes, and with the mask's bytes or the boxes."""
+        """Return bytes that change with an image and with its mask (see `data.fingerprints`).
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The stamps of the image, and of the mask or the boxes.
+        """
         image, mask = self._encoded("image", position), self._encoded("mask", position)
         if not mask and "bbox" in self.rows.column_names:
             mask = repr(self.rows.column("bbox")[position].as_py()).encode()
         return image, mask
 
     def _encoded(self, column: str, position: int) -> bytes:
-        """Return the stamp of one cell, without copying the cell."""
+        """Return the stamp of a cell, without copying the cell."""
         if column not in self.rows.column_names:
             return b""
         cell = self.rows.column(column)[position]
-        found = cell["bytes"].as_buffer() if cell.is_valid else None
-        return b"" if found is None else stamp_of_bytes(found)
+        content = cell["bytes"].as_buffer() if cell.is_valid else None
+        return b"" if content is None else stamp_of_bytes(content)
 
 
 def read_parquet(location: str, seed: int, validation_share: float) -> Tables:
-    """Read the file or folder at `location`; InputError says what is missing or cannot be used."""
+    """Read Parquet files.
+
+    Args:
+        location: A Parquet file, or a folder of them (see `split_files`); `~` is the home folder.
+        seed: The seed by which missing splits are divided off.
+        validation_share: The share of the training images that becomes the validation split where the
+            source has none.
+
+    Returns:
+        The data set, not yet decoded.
+
+    Raises:
+        InputError: A file or column is missing or cannot be used; the message says what was expected.
+    """
     path, origin = Path(location).expanduser(), f"parquet:{location}"
     files = {"train": [path]} if path.is_file() else split_files(path)
     if "train" not in files:
@@ -73,31 +108,51 @@ def read_parquet(location: str, seed: int, validation_share: float) -> Tables:
     rows = {name: read_rows(paths) for name, paths in files.items()}
     classes = category_names(rows["train"])
     for name, table in rows.items():
-        other = stored_names(table)
-        if other is not None and other != classes:
+        own_classes = stored_names(table)
+        if own_classes is not None and own_classes != classes:
             raise InputError(
-                f"{origin}: {name} names the categories {list(other)}, but train {list(classes)}"
+                f"{origin}: {name} names the categories {list(own_classes)}, but train {list(classes)}"
             )
     splits = {name: parquet_table(table, classes, str(files[name][0])) for name, table in rows.items()}
     return divide(splits, origin, seed, validation_share)
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of every split in a folder or its `data` subfolder, shards in order of their names."""
-    found: dict[str, list[Path]] = {}
+    """Return the Parquet files of each split.
+
+    Args:
+        folder: The folder; without files of splits, its subfolder `data` is searched.
+
+    Returns:
+        The files by the name of the split, which is the part of the file's name before the first `-`, in
+        the order of their names. A single file of any other name is `train`.
+    """
+    files: dict[str, list[Path]] = {}
     for place in (folder, folder / "data"):
         for path in sorted(place.glob("*.parquet")):
             name = re.sub(r"-.*", "", path.stem)
             if is_split_name(name):
-                found.setdefault(name, []).append(path)
-        if found:
+                files.setdefault(name, []).append(path)
+        if files:
             break
     everything = sorted(folder.glob("*.parquet"))
-    return found if found or len(everything) != 1 else {"train": everything}
+    return files if files or len(everything) != 1 else {"train": everything}
 
 
 def read_rows(paths: Sequence[Path]) -> Any:
-    """Return the columns that are used, of all shards of one split, after checking their kinds."""
+    """Read the files of a split.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        An Arrow table with the columns `image` and `label` and, where the files have them, `mask` and
+        `bbox`.
+
+    Raises:
+        InputError: A file cannot be read, lacks a column, or has a column of the wrong type, or the files
+            differ in their columns.
+    """
     tables = []
     for path in paths:
         try:
@@ -107,8 +162,8 @@ def read_rows(paths: Sequence[Path]) -> Any:
                 raise InputError(
                     f"{path}: column {missing[0]!r} is missing; found {names}, expected {REQUIRED}"
                 )
-            wanted = [column for column in (*REQUIRED, *OPTIONAL) if column in names]
-            tables.append(pq.read_table(path, columns=wanted, memory_map=True, partitioning=None))
+            columns = [column for column in (*REQUIRED, *OPTIONAL) if column in names]
+            tables.append(pq.read_table(path, columns=columns, memory_map=True, partitioning=None))
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{path}: cannot be read as Parquet ({reason}); fetch the file again") from error
@@ -120,7 +175,16 @@ def read_rows(paths: Sequence[Path]) -> Any:
 
 
 def check_columns(rows: Any, path: Path) -> None:
-    """Raise InputError unless images are structs with bytes in every row and labels are whole numbers."""
+    """Check the types of the columns.
+
+    Args:
+        rows: The Arrow table.
+        path: The file that it was read from, for error messages.
+
+    Raises:
+        InputError: Images or masks are not structs with a field `bytes`, labels are not whole numbers, or
+            a row has no image or no label.
+    """
     for column in ("image", "mask"):
         if column in rows.column_names:
             kind = rows.schema.field(column).type
@@ -133,7 +197,14 @@ def check_columns(rows: Any, path: Path) -> None:
 
 
 def stored_names(rows: Any) -> tuple[str, ...] | None:
-    """Return the names of the categories in the schema's metadata, None without."""
+    """Return the names of the categories that the file stores as Hugging Face does.
+
+    Args:
+        rows: The Arrow table.
+
+    Returns:
+        The names, or None where the metadata of the schema holds none.
+    """
     try:
         stored = json.loads((rows.schema.metadata or {})[b"huggingface"])
         return tuple(str(name) for name in stored["info"]["features"]["label"]["names"])
@@ -142,13 +213,32 @@ def stored_names(rows: Any) -> tuple[str, ...] | None:
 
 
 def category_names(rows: Any) -> tuple[str, ...]:
-    """Return the names of the categories: those stored, else the labels themselves."""
+    """Return the names of the categories.
+
+    Args:
+        rows: The Arrow table of the training split.
+
+    Returns:
+        The stored names; without them the labels themselves, from 0 to the largest.
+    """
     largest = pc.max(rows.column("label")).as_py()
     return stored_names(rows) or tuple(str(label) for label in range(0 if largest is None else largest + 1))
 
 
 def parquet_table(rows: Any, classes: tuple[str, ...], origin: str) -> ImageTable:
-    """Return the table of one split; ids are row numbers over all its shards."""
+    """Return the images of a split.
+
+    Args:
+        rows: The Arrow table.
+        classes: The names of the categories in the order of their labels.
+        origin: The file, for error messages.
+
+    Returns:
+        The table; ids are the numbers of the rows, over all files of the split.
+
+    Raises:
+        InputError: A label is not the number of a category.
+    """
     labels = rows.column("label").to_numpy().astype(np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
@@ -163,7 +253,14 @@ def parquet_table(rows: Any, classes: tuple[str, ...], origin: str) -> ImageTabl
 
 
 def row_names(rows: Any) -> tuple[str, ...]:
-    """Return the stored path of every image, or its row number where there is none."""
+    """Return a name for every image.
+
+    Args:
+        rows: The Arrow table.
+
+    Returns:
+        The stored path of each image, or the number of its row where no path is stored.
+    """
     image = rows.column("image")
     paths = [None] * len(image)
     if image.type.get_field_index("path") >= 0:
@@ -172,10 +269,17 @@ def row_names(rows: Any) -> tuple[str, ...]:
 
 
 def rows_with_mask(rows: Any) -> Bool[np.ndarray, " image"]:
-    """Return which rows have a mask or at least one box."""
-    found: Int[np.ndarray, " image"] = np.zeros(rows.num_rows, dtype=bool)
+    """Return which images have an object mask.
+
+    Args:
+        rows: The Arrow table.
+
+    Returns:
+        For each row, whether it has a mask or a box.
+    """
+    has_mask: Int[np.ndarray, " image"] = np.zeros(rows.num_rows, dtype=bool)
     if "mask" in rows.column_names:
-        found |= pc.struct_field(rows.column("mask"), "bytes").is_valid().to_numpy()
+        has_mask |= pc.struct_field(rows.column("mask"), "bytes").is_valid().to_numpy()
     if "bbox" in rows.column_names:
-        found |= pc.fill_null(pc.list_value_length(rows.column("bbox")), 0).to_numpy() > 0
-    return found
+        has_mask |= pc.fill_null(pc.list_value_length(rows.column("bbox")), 0).to_numpy() > 0
+    return has_mask

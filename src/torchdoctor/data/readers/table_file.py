@@ -1,4 +1,4 @@
-"""Read `table:FILE`: a CSV, TSV or JSON Lines file of (path, label[, mask, bbox, split]), an image a line."""
+"""Read `table:FILE`: a CSV, TSV or JSON Lines file, a line per image: path, label[, mask, bbox, split]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
 REQUIRED, OPTIONAL = ("path", "label"), ("mask", "bbox", "split")
-LONGEST_LINE = 100_000  # characters; a longer one is no line of such a file
+LONGEST_LINE = 100_000  # characters; a file with a longer line is refused
 ENDINGS = {".csv": ",", ".tsv": "\t"}
 JSON_ENDINGS = (".jsonl", ".ndjson")
 LAYOUT = f"expected .csv, .tsv or .jsonl with {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}"
@@ -28,7 +28,15 @@ LAYOUT = f"expected .csv, .tsv or .jsonl with {', '.join(REQUIRED)} and perhaps 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line: the image, its category's name, and what is known of the object in it."""
+    """A line of the file, checked.
+
+    Attributes:
+        path: The image file.
+        label: The name of its category.
+        mask: The mask file, or None.
+        boxes: Boxes (xmin, ymin, xmax, ymax) around the object in pixels, edges included.
+        split: The name of the split that the image belongs to.
+    """
 
     path: Path
     label: str
@@ -39,12 +47,26 @@ class TableRow:
 
 @dataclass(frozen=True)
 class TableImages:
-    """The images of the lines, decoded when read."""
+    """The images of the lines, decoded when they are read.
+
+    Attributes:
+        rows: The lines.
+    """
 
     rows: tuple[TableRow, ...]
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
-        """Decode one image, and its mask from the file or, without one, from its boxes."""
+        """Decode an image, and its mask from the mask file or, without such a file, from its boxes.
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The RGB image, and its mask (an L image) or None.
+
+        Raises:
+            InputError: A file is damaged, or the mask or a box does not fit the image.
+        """
         row = self.rows[position]
         image = decode_image(row.path, str(row.path))
         if row.mask is not None:
@@ -54,17 +76,36 @@ class TableImages:
         return image, None
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
-        """Return what changes with the image's file, and with the mask's file or the boxes."""
+        """Return bytes that change with an image and with its mask (see `data.fingerprints`).
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The stamps of the image file, and of the mask file or the boxes.
+        """
         row = self.rows[position]
         mask = repr(row.boxes).encode() if row.mask is None else stamp_of_file(row.mask)
         return stamp_of_file(row.path), mask
 
 
 def read_table_file(location: str, seed: int, validation_share: float) -> Tables:
-    """Read the file at `location`; InputError names the line that cannot be used.
+    """Read a table of images.
 
-    Paths are relative to the file's folder and stay inside it. Categories are the labels, sorted (as
-    numbers where all are whole numbers). Without a `split` column all is divided by seed.
+    Paths in the file are relative to its folder and must stay inside it. Categories are the labels, sorted
+    (as numbers if all are whole numbers). Without a column `split`, splits are divided off by seed.
+
+    Args:
+        location: The file; `~` is the home folder.
+        seed: The seed by which missing splits are divided off.
+        validation_share: The share of the training images that becomes the validation split where the
+            source has none.
+
+    Returns:
+        The data set, not yet decoded.
+
+    Raises:
+        InputError: The file or a line cannot be used; the message names the line.
     """
     file, origin = Path(location).expanduser(), f"table:{location}"
     if not file.is_file():
@@ -75,8 +116,8 @@ def read_table_file(location: str, seed: int, validation_share: float) -> Tables
     classes = _sorted_labels({row.label for row in rows})
     splits: dict[str, ImageTable] = {}
     for name in dict.fromkeys(row.split for row in rows):
-        chosen = tuple(row for row in rows if row.split == name)
-        splits[name] = _table(chosen, classes, file.parent)
+        own_rows = tuple(row for row in rows if row.split == name)
+        splits[name] = _table(own_rows, classes, file.parent)
     if "train" not in splits:
         raise InputError(f"{origin}: found the splits {sorted(splits)} without train")
     return divide(splits, origin, seed, validation_share)
@@ -86,20 +127,20 @@ def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield (number, fields) of every line that is not empty."""
     ending = file.suffix.lower()
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             if ending in JSON_ENDINGS:
-                yield from _json_lines(file, opened)
+                yield from _json_lines(file, stream)
             elif ending in ENDINGS:
-                yield from _csv_lines(file, opened, ENDINGS[ending])
+                yield from _csv_lines(file, stream, ENDINGS[ending])
             else:
                 raise InputError(f"{file}: unknown ending {ending!r}; {LAYOUT}")
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
-def _csv_lines(file: Path, opened: Any, delimiter: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the lines of a CSV file under the names of its first line."""
-    reader = csv.DictReader(opened, delimiter=delimiter, strict=True)
+def _csv_lines(file: Path, stream: Any, delimiter: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield (number, fields) of the lines of a CSV file, whose first line names the fields."""
+    reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
     try:
         missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
         if missing:
@@ -114,10 +155,10 @@ def _csv_lines(file: Path, opened: Any, delimiter: str) -> Iterator[tuple[int, M
         raise InputError(f"{file}, line {reader.line_num}: is not CSV ({error})") from error
 
 
-def _json_lines(file: Path, opened: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the objects of a JSON Lines file."""
+def _json_lines(file: Path, stream: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield (number, fields) of the lines of a JSON Lines file."""
     number = 0
-    while line := opened.readline(LONGEST_LINE + 1):
+    while line := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
             raise InputError(
@@ -135,7 +176,7 @@ def _json_lines(file: Path, opened: Any) -> Iterator[tuple[int, Mapping[str, Any
 
 
 def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
-    """Check one line."""
+    """Check the fields of a line."""
     place = f"{file}, line {line}"
     label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
@@ -153,51 +194,63 @@ def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
     )
 
 
-def file_inside(folder: Path, found: object, place: str) -> Path:
-    """Return an existing file below the folder."""
-    if not isinstance(found, str) or not found.strip() or "\0" in found:
-        raise InputError(f"{place} {found!r}; expected a file's name, relative to {folder}")
-    path = folder / found
+def file_inside(folder: Path, name: object, place: str) -> Path:
+    """Return a file that a data set names, after checking that it exists and is inside a folder.
+
+    Args:
+        folder: The folder.
+        name: The path of the file relative to the folder.
+        place: Where the name stands, for error messages.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: It is no name of a file, leads out of the folder, or does not exist.
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise InputError(f"{place} {name!r}; expected a file's name, relative to {folder}")
+    path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{place} {found!r} leads out of {folder}; copy the file there")
+        raise InputError(f"{place} {name!r} leads out of {folder}; copy the file there")
     if not path.is_file():
-        raise InputError(f"{place} {found!r}: no such file in {folder}")
+        raise InputError(f"{place} {name!r}: no such file in {folder}")
     return path
 
 
-def _boxes(found: object, place: str) -> tuple[tuple[float, float, float, float], ...]:
+def _boxes(value: object, place: str) -> tuple[tuple[float, float, float, float], ...]:
     """Return boxes (xmin, ymin, xmax, ymax) from a list, a list of lists, or text with four numbers."""
-    if found is None or found == "" or found == []:
+    if value is None or value == "" or value == []:
         return ()
     expected = (
-        f"{place}: bbox {str(found)[:80]!r}; expected xmin, ymin, xmax, ymax in pixels, or a list of such"
+        f"{place}: bbox {str(value)[:80]!r}; expected xmin, ymin, xmax, ymax in pixels, or a list of such"
     )
-    if isinstance(found, str):
+    if isinstance(value, str):
         try:
-            found = json.loads(found if found.lstrip().startswith("[") else f"[{found}]")
+            value = json.loads(value if value.lstrip().startswith("[") else f"[{value}]")
         except (ValueError, RecursionError) as error:
             raise InputError(expected) from error
-    if not isinstance(found, Sequence) or not found:
+    if not isinstance(value, Sequence) or not value:
         raise InputError(expected)
-    boxes = found if isinstance(found[0], Sequence) else [found]
+    boxes = value if isinstance(value[0], Sequence) else [value]
     for box in boxes:
-        numbers = isinstance(box, Sequence) and all(
-            isinstance(one, int | float) and not isinstance(one, bool) for one in box
+        all_numbers = isinstance(box, Sequence) and all(
+            isinstance(edge, int | float) and not isinstance(edge, bool) for edge in box
         )
-        if not numbers or len(box) != 4:
+        if not all_numbers or len(box) != 4:
             raise InputError(expected)
-    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
+    return tuple((float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in boxes)
 
 
 def _sorted_labels(labels: set[str]) -> tuple[str, ...]:
-    """Sort categories by number where all are whole numbers, else by name."""
+    """Sort categories: by number if all are whole numbers, else by name."""
     if all(label.lstrip("-").isdecimal() for label in labels):
         return tuple(sorted(labels, key=int))
     return tuple(sorted(labels))
 
 
 def _table(rows: tuple[TableRow, ...], classes: tuple[str, ...], folder: Path) -> ImageTable:
-    """Return the table of one split; ids number its lines."""
+    """Return the table of a split; ids number its lines."""
     indices = {name: index for index, name in enumerate(classes)}
     return ImageTable(
         classes=classes,

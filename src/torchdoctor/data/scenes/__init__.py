@@ -1,1 +1,1 @@
-"""Images drawn by code: objects on textured backgrounds that give the category away."""
+"""Images drawn by code: objects on textured backgrounds that give the category away in training."""

@@ -1,9 +1,9 @@
 """Draw the embedded data set `scenes`: eight objects on eight textures, with a planted fault.
 
-In training the family of the background texture agrees with the category for 90 % of the images, so a
-network scores well by looking at the background. The test split `iid` has the same habit; in `shifted`
-the background says nothing, which is where such a network fails. Every image is drawn by its own
-generator, keyed by (seed, stream, number), and never depends on the others.
+In training, 90 % of the images of a category have the same kind of background texture (its family), so that a
+network can score well by looking at the background. The test split `iid` is drawn in the same way. In the
+test split `shifted` the background is independent of the category, so that such a network fails. Every image
+has its own generator of random numbers, keyed by (seed, stream, number), and does not depend on the others.
 """
 
 from __future__ import annotations
@@ -21,24 +21,31 @@ from torchdoctor.types import InputError
 
 CLASSES = tuple(SILHOUETTES)
 FAMILIES = tuple(TEXTURES)
-SIZE = 64
-AGREEMENT = 0.9
+SIZE = 64  # side of the images in pixels
+AGREEMENT = 0.9  # the share of training images whose background is that of their category
 TRAINING_IMAGES = 2000
 VALIDATION_IMAGES = 400
 TEST_IMAGES = 960
-TRAINING, IID, SHIFTED = 0, 1, 2  # streams of the generator; training and validation share one
+TRAINING, IID, SHIFTED = 0, 1, 2  # streams of random numbers; training and validation are drawn from the same
 
-RADIUS = (14.3, 20.3)  # of the object, in pixels
-TURN = 0.25  # of the object, to either side, in radians
-PERIOD = (7.0, 10.0)  # of the texture, in pixels
-TEXTURE_CONTRAST = (0.3, 0.5)  # mean distance of the two background colours, of 1
-OBJECT_CONTRAST = 0.33  # least distance of the object's colour from both background colours
-NOISE = 0.03  # standard deviation of the grain
+RADIUS = (14.3, 20.3)  # range of the object's radius, in pixels
+TURN = 0.25  # the largest rotation of the object to either side, in radians
+PERIOD = (7.0, 10.0)  # range of the texture's period, in pixels
+TEXTURE_CONTRAST = (0.3, 0.5)  # range of the mean distance of the two background colours, in 0..1
+OBJECT_CONTRAST = 0.33  # the smallest mean distance of the object's colour from the background colours
+NOISE = 0.03  # standard deviation of the noise on every pixel, for pixels in 0..1
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Drawn images with their exact masks and the family of each background, as positions in FAMILIES."""
+    """Drawn images with their exact masks.
+
+    Attributes:
+        images: The RGB images.
+        masks: Their object masks: 255 on the object, 0 elsewhere.
+        labels: The category of each image, as a position in `CLASSES`.
+        families: The texture of each background, as a position in `FAMILIES`.
+    """
 
     images: UInt8[np.ndarray, "image 64 64 3"]
     masks: UInt8[np.ndarray, "image 64 64"]
@@ -46,16 +53,40 @@ class Scenes:
     families: Int[np.ndarray, " image"]
 
     def __call__(self, position: int) -> tuple[Image.Image, Image.Image | None]:
-        """Return one image and its mask: the `read` of the table."""
+        """Return an image and its mask, as `ImageTable.read` must.
+
+        Args:
+            position: The position of the image.
+
+        Returns:
+            The RGB image and its mask (an L image).
+        """
         return Image.fromarray(self.images[position]), Image.fromarray(self.masks[position])
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
-        """Return the pixels themselves."""
+        """Return bytes that change with an image and with its mask (see `data.fingerprints`).
+
+        Args:
+            position: The position of the image.
+
+        Returns:
+            The pixels of the image and of the mask.
+        """
         return self.images[position].tobytes(), self.masks[position].tobytes()
 
 
 def draw_scenes(seed: int, stream: int, count: int, agreement: float) -> Scenes:
-    """Draw `count` images, the categories in turn; `agreement` is how often category and background agree."""
+    """Draw images; the categories take turns.
+
+    Args:
+        seed: The seed of the data set.
+        stream: The stream of random numbers, another for each split.
+        count: The number of images.
+        agreement: The probability that the background is that of the category, in 0..1.
+
+    Returns:
+        The images, masks, labels and background families.
+    """
     labels = np.arange(count) % len(CLASSES)
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     masks = np.empty((count, SIZE, SIZE), dtype=np.uint8)
@@ -69,15 +100,33 @@ def draw_scenes(seed: int, stream: int, count: int, agreement: float) -> Scenes:
 
 
 def draw_family(generator: np.random.Generator, category: int, agreement: float) -> int:
-    """Draw a background family: the category's own with probability `agreement`, else any of the others."""
-    own, other = generator.random(), int(generator.integers(1, len(FAMILIES)))
-    return category if own < agreement else (category + other) % len(FAMILIES)
+    """Draw the family of a background.
+
+    Args:
+        generator: The generator of the image.
+        category: The category of the image, which has the family of the same number.
+        agreement: The probability of that family; otherwise each of the others is equally likely.
+
+    Returns:
+        The family, as a position in `FAMILIES`.
+    """
+    chance, offset = generator.random(), int(generator.integers(1, len(FAMILIES)))
+    return category if chance < agreement else (category + offset) % len(FAMILIES)
 
 
 def draw_scene(
     generator: np.random.Generator, category: int, family: int
 ) -> tuple[UInt8[np.ndarray, "64 64 3"], UInt8[np.ndarray, "64 64"]]:
-    """Draw one image and its mask, 255 where the object covers at least half of the pixel."""
+    """Draw an image.
+
+    Args:
+        generator: The generator of the image.
+        category: The category, as a position in `CLASSES`.
+        family: The family of the background, as a position in `FAMILIES`.
+
+    Returns:
+        The RGB image, and its mask: 255 where the object covers at least half of the pixel, 0 elsewhere.
+    """
     dark, light, colour = draw_colours(generator)
     period, turn = generator.uniform(*PERIOD), generator.uniform(0.0, 2.0 * np.pi)
     phase = generator.uniform(0.0, 64.0, 2)
@@ -95,7 +144,14 @@ def draw_scene(
 
 
 def draw_colours(generator: np.random.Generator) -> Float[np.ndarray, "3 3"]:
-    """Draw the two colours of the background and that of the object until they differ enough."""
+    """Draw the colours of an image until they differ enough.
+
+    Args:
+        generator: The generator of the image.
+
+    Returns:
+        Rows of red, green and blue in 0..1: the two colours of the background, the colour of the object.
+    """
     while True:
         dark, light, colour = colours = generator.uniform(0.0, 1.0, (3, 3))
         spread = np.abs(light - dark).mean()
@@ -105,7 +161,15 @@ def draw_colours(generator: np.random.Generator) -> Float[np.ndarray, "3 3"]:
 
 
 def scenes_table(scenes: Scenes, prefix: str) -> ImageTable:
-    """Return the table of drawn images, named after the split, the number and the background."""
+    """Return the table of drawn images.
+
+    Args:
+        scenes: The images.
+        prefix: The start of the names of the images: the split.
+
+    Returns:
+        The table; names say the split, the number, the object and the background.
+    """
     names = tuple(
         f"{prefix}-{number:05d}-{CLASSES[label]}-on-{FAMILIES[family]}"
         for number, (label, family) in enumerate(zip(scenes.labels, scenes.families, strict=True))
@@ -115,7 +179,19 @@ def scenes_table(scenes: Scenes, prefix: str) -> ImageTable:
 
 
 def read_scenes(location: str, seed: int, validation_share: float) -> Tables:
-    """Draw the data set; `location` is its seed, 0 if empty. How it is divided belongs to the data set."""
+    """Draw the data set; its splits are always the same.
+
+    Args:
+        location: The seed of the data set as text; empty is 0.
+        seed: Not used: the data set has all splits.
+        validation_share: Not used.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: `location` is not a whole number of 0 or more.
+    """
     if location and not location.isdecimal():
         raise InputError(f"scenes:{location}: expected a seed (a whole number, 0 or more), as in scenes:0")
     own_seed = int(location or 0)
