@@ -12,7 +12,7 @@ from torchdoctor.diagnosis.result import QUANTILES, Diagnosis, LayerDiagnosis, S
 from torchdoctor.diagnosis.robustness import Robustness
 from torchdoctor.proof.result import ArmComparison, Comparison, Gain, SplitComparison
 from torchdoctor.report.error_cards import ExplainedError
-from torchdoctor.report.page import Example
+from torchdoctor.report.example_cards import Example
 from torchdoctor.types import Verdict
 
 CLASSES = ("airplane", "bird", "boat", "cat", "deer", "dog", "frog", "truck")

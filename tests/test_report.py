@@ -22,8 +22,10 @@ from fake_results import (
 )
 from torchdoctor.proof.result import Gain
 from torchdoctor.report import plots as figures
-from torchdoctor.report.page import headline, number, plain_value, render_report, share, signed
+from torchdoctor.report.number_text import number, plain_value, share, signed
+from torchdoctor.report.page import ReportContents, render_report
 from torchdoctor.report.pictures import least_accurate, most_changed, photograph
+from torchdoctor.report.verdict_text import headline
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -48,7 +50,7 @@ def page_of(**changes) -> str:
         "loading_code": 'import torchdoctor\nmodel = torchdoctor.load("treated")\nmodel.eval()',
         "notes": ["Made up."],
     }
-    return render_report(**{**given, **changes})
+    return render_report(ReportContents(**{**given, **changes}))
 
 
 class Page(HTMLParser):

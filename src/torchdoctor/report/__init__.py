@@ -1,1 +1,1 @@
-"""Draw figures and write the HTML report."""
+"""Draw figures and write the report of a run as an HTML page."""

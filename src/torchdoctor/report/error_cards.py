@@ -1,4 +1,4 @@
-"""Prepare the errors of a network for a page: how many of each cause, and some of them explained."""
+"""Prepare the errors of a network for a page: how many have each cause, and some of them explained."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from jaxtyping import Float
 
 from torchdoctor.diagnosis.causes import MEANINGS, Causes, ErrorCause
 from torchdoctor.diagnosis.explanation import Explanation
-from torchdoctor.report import plots as figures
+from torchdoctor.report import plots
 from torchdoctor.report.pictures import Picture, photograph
 
-SHOWN_NUMBERS = {
+# What the page calls the numbers behind a cause (`ErrorCause.numbers`).
+NUMBER_NAMES = {
     "label_confidence": "confidence in the label",
     "training_accuracy": "training accuracy of the category, %",
     "validation_accuracy": "validation accuracy of the category, %",
@@ -31,7 +32,14 @@ SHOWN_NUMBERS = {
 
 @dataclass(frozen=True)
 class ExplainedError:
-    """An error with its cause, its explanation and its pixels in 0..1."""
+    """A misclassified image with the cause and the explanation of the error.
+
+    Attributes:
+        name: The name of the image.
+        cause: The cause.
+        explanation: The explanation.
+        image: The RGB pixels, in 0..1.
+    """
 
     name: str
     cause: ErrorCause
@@ -40,25 +48,44 @@ class ExplainedError:
 
 
 def cause_rows(causes: Causes) -> list[tuple[str, int, float, str]]:
-    """Return each cause that was found: its name, the errors, their share, and what it means."""
+    """Return the rows of the table of causes.
+
+    Args:
+        causes: The causes of all errors.
+
+    Returns:
+        For each cause that occurs: its name, the number of errors, their share of all errors (0..1), and what
+        it means.
+    """
     total = max(len(causes.errors), 1)
     return [(cause, number, number / total, MEANINGS[cause]) for cause, number in causes.counts.items()]
 
 
 def error_cards(explained: Sequence[ExplainedError]) -> list[dict[str, Any]]:
-    """Return the explained errors with their pictures, sentences and the numbers behind the cause."""
+    """Prepare explained errors for the page.
+
+    Args:
+        explained: The errors.
+
+    Returns:
+        For each a card with `error`, the error; `pictures`, pairs of a caption and a picture (the image, and
+        the image under its evidence); and `numbers`, pairs of a name and a number behind the cause.
+    """
     cards = []
-    for one in explained:
-        summed = one.explanation.summed_map
-        over = figures.overlay(one.image, summed, float(np.nan_to_num(summed).max()))
+    for error in explained:
+        evidence = error.explanation.summed_map
+        overlaid = plots.overlay(error.image, evidence, float(np.nan_to_num(evidence).max()))
         pictures: list[tuple[str, Picture]] = [
-            ("image", photograph(one.image, None, f"Image {one.name}")),
-            (f"evidence at {one.explanation.layer}", photograph(over, None, f"Evidence in {one.name}")),
+            ("image", photograph(error.image, None, f"Image {error.name}")),
+            (
+                f"evidence at {error.explanation.layer}",
+                photograph(overlaid, None, f"Evidence in {error.name}"),
+            ),
         ]
         numbers = [
-            (text, one.cause.numbers[name])
-            for name, text in SHOWN_NUMBERS.items()
-            if name in one.cause.numbers and not np.isnan(one.cause.numbers[name])
+            (text, error.cause.numbers[name])
+            for name, text in NUMBER_NAMES.items()
+            if name in error.cause.numbers and not np.isnan(error.cause.numbers[name])
         ]
-        cards.append({"of": one, "pictures": pictures, "numbers": numbers})
+        cards.append({"error": error, "pictures": pictures, "numbers": numbers})
     return cards

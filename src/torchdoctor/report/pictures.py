@@ -1,4 +1,4 @@
-"""Turn figures and photographs into small pictures that a page can carry inside itself."""
+"""Turn figures and photographs into small pictures that are stored inside an HTML page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from jaxtyping import Bool, Float
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness import Robustness
 from torchdoctor.proof.result import Comparison
-from torchdoctor.report import plots as figures
+from torchdoctor.report import plots
 from torchdoctor.report.diagnosis_plots import noise_curves, sparsity_by_layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDE = 160
-MOST_CATEGORIES = 100
-MOST_LAYERS = 16
+SIDE = 160  # the smallest longer side of a photograph in pixels; the largest is twice that
+MOST_CATEGORIES = 100  # how many categories a figure shows at most
+MOST_LAYERS = 16  # how many layers get a heat map at most
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page: a data URI, its size in CSS pixels, and what it shows in words."""
+    """A picture inside the page.
+
+    Attributes:
+        source: The content as a data URI.
+        width: The width in CSS pixels.
+        height: The height in CSS pixels.
+        alt: What it shows, in words.
+    """
 
     source: str
     width: int
@@ -41,16 +48,27 @@ def drawn_figures(
     most_layers: int,
     robustness: Robustness | None = None,
 ) -> dict[str, Any]:
-    """Draw all figures of a report; heat maps and gains come as (name, picture) pairs.
+    """Draw all figures of a report.
 
-    With more than 100 categories the heat maps show the least accurate ones, the gains the best and the
-    worst, and there is no confusion matrix (None).
+    With more than 100 categories the heat maps show the 100 least accurate, the figures of gains the 50
+    greatest and the 50 smallest gains, and there is no confusion matrix.
+
+    Args:
+        diagnosis: The diagnosis of the base network.
+        comparison: The comparison of the treated networks with it; None without.
+        most_layers: How many layers get a heat map at most; the last layers are chosen.
+        robustness: The noise curves of adversarial images; None without.
+
+    Returns:
+        `layers`: pairs of a layer's name and its heat map; `confusion`: the confusion matrix or None;
+        `sparsity`: the share of kernels that carry the evidence; `noise`: the noise curves or None. With a
+        comparison also `summary`: the accuracies; `gains`: pairs of a split's name and its figure.
     """
     fewer = least_accurate(diagnosis, MOST_CATEGORIES)
     drawn: dict[str, Any] = {
         "layers": [
-            (one.name, draw(figures.correlation_heat_map(fewer, one.name), f"Heat map of layer {one.name}"))
-            for one in fewer.layers[-most_layers:]
+            (name, draw(plots.correlation_heat_map(fewer, name), f"Heat map of layer {name}"))
+            for name in [layer.name for layer in fewer.layers[-most_layers:]]
         ],
         "confusion": None,
         "sparsity": draw(sparsity_by_layer(fewer), "Share of kernels that carry the evidence, by layer"),
@@ -62,59 +80,88 @@ def drawn_figures(
         )
     if fewer is diagnosis:
         alt = "Confusion matrix of the diagnosed images"
-        drawn["confusion"] = draw(figures.confusion_matrix(diagnosis), alt)
+        drawn["confusion"] = draw(plots.confusion_matrix(diagnosis), alt)
     if comparison is not None:
         alt = "Accuracy of base, control and treated on every split"
-        drawn["summary"] = draw(figures.accuracy_summary(comparison), alt)
+        drawn["summary"] = draw(plots.accuracy_summary(comparison), alt)
         extreme = {name: most_changed(comparison, name, MOST_CATEGORIES) for name in comparison.splits}
         drawn["gains"] = [
-            (name, draw(figures.category_gains(extreme[name], name), f"Gain of each category on {name}"))
+            (name, draw(plots.category_gains(extreme[name], name), f"Gain of each category on {name}"))
             for name in sorted(comparison.splits, key=lambda name: name != comparison.primary)
         ]
     return drawn
 
 
 def least_accurate(diagnosis: Diagnosis, most: int) -> Diagnosis:
-    """Return the diagnosis of the `most` least accurate categories only, in their order."""
+    """Reduce a diagnosis to its least accurate categories.
+
+    Args:
+        diagnosis: The diagnosis.
+        most: How many categories to keep at most.
+
+    Returns:
+        The diagnosis of these categories, in their old order.
+    """
     if len(diagnosis.classes) <= most:
         return diagnosis
-    kept = np.sort(np.argsort(np.nan_to_num(diagnosis.accuracy, nan=101.0), kind="stable")[:most])
+    worst = np.sort(np.argsort(np.nan_to_num(diagnosis.accuracy, nan=101.0), kind="stable")[:most])
     layers = tuple(
         replace(
-            one,
-            correlation=one.correlation[kept],
-            variance=one.variance[kept],
-            interval=one.interval[:, kept],
-            quantiles=one.quantiles[:, kept],
-            activation=one.activation[kept],
-            correlated=one.correlated[kept],
-            agreement=one.agreement[:, kept],
-            background_share=one.background_share[kept],
+            layer,
+            correlation=layer.correlation[worst],
+            variance=layer.variance[worst],
+            interval=layer.interval[:, worst],
+            quantiles=layer.quantiles[:, worst],
+            activation=layer.activation[worst],
+            correlated=layer.correlated[worst],
+            agreement=layer.agreement[:, worst],
+            background_share=layer.background_share[worst],
         )
-        for one in diagnosis.layers
+        for layer in diagnosis.layers
     )
-    names, counts = tuple(diagnosis.classes[one] for one in kept), diagnosis.counts[kept]
-    confusion = diagnosis.confusion[np.ix_(kept, kept)]
+    names, counts = tuple(diagnosis.classes[category] for category in worst), diagnosis.counts[worst]
+    confusion = diagnosis.confusion[np.ix_(worst, worst)]
     return replace(diagnosis, classes=names, counts=counts, confusion=confusion, layers=layers)
 
 
 def most_changed(comparison: Comparison, split: str, most: int) -> Comparison:
-    """Return the comparison on one split with only the categories that won or lost most."""
-    chosen = comparison.splits[split]
+    """Reduce a comparison to a split and the categories whose accuracy changed most in it.
+
+    Args:
+        comparison: The comparison.
+        split: The name of the test split.
+        most: How many categories to keep at most: half of them with the greatest gains, half with the
+            smallest.
+
+    Returns:
+        The comparison of these categories on this split, by falling gain. With no more categories than that
+        the comparison is returned unchanged.
+    """
+    full = comparison.splits[split]
     if len(comparison.classes) <= most:
         return comparison
-    order = np.argsort(-np.nan_to_num(chosen.first.gain_per_category), kind="stable")
-    kept = [*order[: most // 2].tolist(), *order[-(most // 2) :].tolist()]
-    rows = {arm: tuple(values[one] for one in kept) for arm, values in chosen.per_category.items()}
-    gains = tuple(chosen.first.gain_per_category[one] for one in kept)
-    first = replace(chosen.first, gain_per_category=gains)
-    fewer = replace(chosen, per_category=rows, arms={**chosen.arms, comparison.arm: first})
-    names = tuple(comparison.classes[one] for one in kept)
+    order = np.argsort(-np.nan_to_num(full.first.gain_per_category), kind="stable")
+    extremes = [*order[: most // 2].tolist(), *order[-(most // 2) :].tolist()]
+    rows = {
+        arm: tuple(values[category] for category in extremes) for arm, values in full.per_category.items()
+    }
+    gains = tuple(full.first.gain_per_category[category] for category in extremes)
+    first = replace(full.first, gain_per_category=gains)
+    fewer = replace(full, per_category=rows, arms={**full.arms, comparison.arm: first})
+    names = tuple(comparison.classes[category] for category in extremes)
     return replace(comparison, classes=names, splits={split: fewer})
 
 
 def draw(figure: Figure, alt: str) -> Picture:
-    """Turn a figure into a PNG of 256 colours at twice the screen's resolution."""
+    """Turn a figure into a PNG with 256 colours, at twice the resolution of a plain screen.
+
+    Args:
+        figure: The figure.
+        alt: What it shows, in words.
+
+    Returns:
+        The picture.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -127,9 +174,17 @@ def draw(figure: Figure, alt: str) -> Picture:
 def photograph(
     pixels: Float[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"] | None, alt: str
 ) -> Picture:
-    """Encode an image of 0..1 with its longer side at 160 to 320 pixels, the object outlined where known.
+    """Turn an image into a picture whose longer side has 160 to 320 pixels.
 
-    Small images are enlarged by a whole factor, so that every pixel stays a sharp square.
+    Small images are enlarged by a whole factor, so that every pixel becomes a sharp square.
+
+    Args:
+        pixels: The RGB image, in 0..1.
+        mask: True on the object, whose outline is drawn; None draws no outline.
+        alt: What the picture shows, in words.
+
+    Returns:
+        The picture: PNG for enlarged images, JPEG for others.
     """
     from PIL import Image
 
@@ -148,27 +203,41 @@ def photograph(
 
 
 def ramp(steps: int = 9) -> list[str]:
-    """Return the colours of a legend bar from 0 to the maximum, as the overlay draws them on mid grey."""
+    """Return the colours of the legend of evidence maps.
+
+    Args:
+        steps: The number of colours.
+
+    Returns:
+        CSS colours from no evidence to the maximum, as `plots.overlay` draws them on grey.
+    """
     amounts = np.linspace(0, 1, steps)[None]
-    colours = figures.overlay(np.full((1, steps, 3), 0.5), amounts, 1.0)[0]
+    colours = plots.overlay(np.full((1, steps, 3), 0.5), amounts, 1.0)[0]
     return [f"rgb({', '.join(f'{255 * part:.0f}' for part in colour)})" for colour in colours]
 
 
 def figure_files(figure: Figure) -> dict[str, bytes]:
-    """Return a figure as PNG and as SVG, the same bytes each time."""
+    """Encode a figure as PNG and as SVG; the same figure always gives the same bytes.
+
+    Args:
+        figure: The figure.
+
+    Returns:
+        The contents of the files by their ending, `png` and `svg`.
+    """
     from matplotlib import rc_context
 
-    found = {}
+    contents = {}
     with rc_context({"svg.hashsalt": "torchdoctor"}):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-            found[kind] = buffer.getvalue()
-    return found
+            contents[kind] = buffer.getvalue()
+    return contents
 
 
 def _grown(area: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Return the area with the pixels that share an edge with it."""
+    """Return the area enlarged by the pixels that share an edge with it."""
     padded = np.pad(area, 1)
     return padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:] | area
 

@@ -15,7 +15,7 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.network.hooks import map_shapes, measuring
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.proof.result import Comparison
-from torchdoctor.report.page import Example, Kind
+from torchdoctor.report.example_cards import Example, Kind
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.verbs.pictures import mask_of, shown_pixels
 

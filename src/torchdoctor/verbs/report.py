@@ -11,7 +11,7 @@ from torchdoctor.case.outcome import DONE, Outcome, arm_of, command_of, lines_of
 from torchdoctor.case.preparation import Case, environment
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.proof.result import Comparison
-from torchdoctor.report.page import render_report
+from torchdoctor.report.page import ReportContents, render_report
 from torchdoctor.runs.files import read_json, write_bytes
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.records import load_comparison, load_treatment
@@ -39,7 +39,7 @@ def report_stage(
     causes = load_causes(found) if found.is_file() else None
     curves, trials = folder / "robustness.json", folder / TRIALS
     examples = collect_examples(case, treatment, comparison)
-    page = render_report(
+    contents = ReportContents(
         title=f"{case.plan.model} on {case.plan.data}",
         diagnosis=diagnosis,
         comparison=comparison,
@@ -56,7 +56,7 @@ def report_stage(
         trials=read_json(trials) if trials.is_file() else None,
         arm=arm_of(case, comparison),
     )
-    write_bytes(target, page.encode())
+    write_bytes(target, render_report(contents).encode())
     progress("report", 1, 1)
 
 
