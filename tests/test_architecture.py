@@ -99,6 +99,7 @@ def test_public_names():
         "InputError",
         "ModelDoctorError",
         "Recipe",
+        "RobustnessSettings",
         "Treatment",
         "TreatmentSettings",
         "candidate_layers",

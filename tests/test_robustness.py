@@ -8,7 +8,7 @@ import torch
 
 from reference import tiny_net
 from torchdoctor.diagnosis.diagnose import state_sha256
-from torchdoctor.diagnosis.robustness import fast_gradient_sign, measure_robustness
+from torchdoctor.diagnosis.robustness import RobustnessSettings, fast_gradient_sign, measure_robustness
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.hooks import measuring
 from torchdoctor.randomness import uniform_noise
@@ -26,10 +26,9 @@ def case(number=40):
     return model, [Batch(images[part], labels[part], part) for part in torch.arange(number).split(16)]
 
 
-def run(model, batches, **more):
-    return measure_robustness(
-        model, batches, **{"mean": MEAN, "std": STD, "epsilon": 0.1, "repeats": 3, **more}
-    )
+def run(model, batches, *, mean=MEAN, std=STD, seed=0, **more):
+    settings = RobustnessSettings(**{"epsilon": 0.1, "repeats": 3, **more})
+    return measure_robustness(model, batches, settings, mean=mean, std=std, seed=seed)
 
 
 def test_without_noise_everything_stays_and_much_noise_ends_it():

@@ -32,7 +32,7 @@ from benchmarks.experiment.recording import (
 )
 from benchmarks.experiment.running import arguments, bench_of
 from benchmarks.ledger.lines import Line
-from torchdoctor import measure_robustness
+from torchdoctor import RobustnessSettings, measure_robustness
 from torchdoctor.diagnosis.robustness import Units
 from torchdoctor.report.diagnosis_plots import CURVES
 from torchdoctor.report.plots import INK, RULE, canvas
@@ -58,11 +58,9 @@ def figure_3(cell: Cell) -> bool:
         found = measure_robustness(
             cell.base,
             cell.test,
+            RobustnessSettings(units=units, repeats=repeats, epsilon=epsilon),
             mean=MEAN,
             std=STD,
-            units=units,
-            repeats=repeats,
-            epsilon=epsilon,
             seed=cell.seed,
         )
         curves = {name: getattr(found, name) for name in CURVES}

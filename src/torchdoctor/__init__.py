@@ -6,7 +6,7 @@ from torchdoctor.diagnosis.causes import find_causes
 from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.explanation import explain
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.robustness import measure_robustness
+from torchdoctor.diagnosis.robustness import RobustnessSettings, measure_robustness
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.images.batches import Batch
 from torchdoctor.models.loading import load_model
@@ -34,6 +34,7 @@ __all__ = [
     "InputError",
     "ModelDoctorError",
     "Recipe",
+    "RobustnessSettings",
     "Treatment",
     "TreatmentSettings",
     "candidate_layers",

@@ -1,4 +1,4 @@
-"""Set a diagnosis beside that of a healthy network: which kernels changed, and which categories lost."""
+"""Compare a diagnosis with that of a healthy network: changed kernels, and lost accuracy by category."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from torchdoctor.types import InputError
 
 @dataclass(frozen=True)
 class Contrast:
-    """How one layer differs from the reference.
+    """How a layer differs from that of the healthy network.
 
-    `kernels` are ordered by `scores`, the most changed first; `categories` by `lost`, accuracy points
-    lost against the reference on the diagnosed images, the greatest loss first.
+    Attributes:
+        layer: The name of the layer.
+        kernels: The numbers of all kernels, the most changed first.
+        scores: How much each kernel changed (see `contrast`), by its number.
+        categories: The numbers of all categories, the greatest loss of accuracy first.
+        lost: The accuracy on the diagnosed images that each category lost, in percentage points.
     """
 
     layer: str
@@ -27,11 +31,20 @@ class Contrast:
 
 
 def contrast(diagnosis: Diagnosis, reference: Diagnosis, layer: str) -> Contrast:
-    """Rank kernels and categories by how far they are from a healthy network's diagnosis.
+    """Rank the kernels of a layer and the categories by how far they are from a healthy network.
 
-    A kernel's score is its shift in evidence, in units of the spread over images, averaged over the
-    categories that both diagnosed, plus its relative shift in activation. InputError where the two are
-    not of the same categories, evidence or layer.
+    Args:
+        diagnosis: The diagnosis of the network that may be damaged.
+        reference: The diagnosis of the healthy network, with the same layer and kind of evidence.
+        layer: The name of the layer.
+
+    Returns:
+        The ranking. The score of a kernel is the shift of its mean evidence in standard deviations over
+        images, plus the relative shift of its mean activation, averaged over the categories that both
+        diagnoses hold.
+
+    Raises:
+        InputError: The diagnoses differ in their categories or kind of evidence, or lack the layer.
     """
     if diagnosis.classes != reference.classes or diagnosis.evidence != reference.evidence:
         raise InputError(
@@ -39,11 +52,11 @@ def contrast(diagnosis: Diagnosis, reference: Diagnosis, layer: str) -> Contrast
             f"against {len(reference.classes)} by {reference.evidence}; expected the same"
         )
     try:
-        mine, healthy = diagnosis.layer(layer), reference.layer(layer)
+        examined, healthy = diagnosis.layer(layer), reference.layer(layer)
     except KeyError as error:
         raise InputError(str(error.args[0])) from error
     both = (diagnosis.counts > 0) & (reference.counts > 0)
-    scores = kernel_shifts(mine, healthy, both)
+    scores = kernel_shifts(examined, healthy, both)
     lost = np.nan_to_num(reference.accuracy - diagnosis.accuracy, nan=0.0)
     return Contrast(
         layer,
@@ -55,14 +68,23 @@ def contrast(diagnosis: Diagnosis, reference: Diagnosis, layer: str) -> Contrast
 
 
 def kernel_shifts(
-    mine: LayerDiagnosis, healthy: LayerDiagnosis, categories: np.ndarray
+    examined: LayerDiagnosis, healthy: LayerDiagnosis, categories: np.ndarray
 ) -> Float[np.ndarray, " kernel"]:
-    """Return each kernel's standardised shift, averaged over the given categories; 0 without any."""
+    """Return how far each kernel of a layer is from the healthy network.
+
+    Args:
+        examined: The diagnosis of the layer of the network that may be damaged.
+        healthy: The diagnosis of the layer of the healthy network.
+        categories: True for each category to average over.
+
+    Returns:
+        The scores, as `contrast` describes them; 0 without any category.
+    """
     if not categories.any():
-        return np.zeros(mine.correlation.shape[1])
-    spread = np.sqrt((mine.variance + healthy.variance) / 2)
+        return np.zeros(examined.correlation.shape[1])
+    spread = np.sqrt((examined.variance + healthy.variance) / 2)
     floor = 1e-3 * np.abs(healthy.correlation).max() + np.finfo(float).tiny
-    evidence = np.abs(mine.correlation - healthy.correlation) / (spread + floor)
+    evidence = np.abs(examined.correlation - healthy.correlation) / (spread + floor)
     size = np.abs(healthy.activation) + 1e-3 * np.abs(healthy.activation).max() + np.finfo(float).tiny
-    activation = np.abs(mine.activation - healthy.activation) / size
+    activation = np.abs(examined.activation - healthy.activation) / size
     return (evidence + activation)[categories].mean(0)

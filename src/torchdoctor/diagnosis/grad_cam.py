@@ -1,4 +1,4 @@
-"""Draw a Grad-CAM map beside ours (Fig. 5), by torchcam: optional, `pip install torchdoctor[cam]`."""
+"""Compute Grad-CAM maps to compare with ours (Fig. 5); needs torchcam: `pip install torchdoctor[cam]`."""
 
 from __future__ import annotations
 
@@ -21,29 +21,40 @@ from torchdoctor.types import InputError
 def grad_cam(
     model: nn.Module, image: Float[Tensor, "channel height width"], layer: str, category: int
 ) -> Float[np.ndarray, "height width"]:
-    """Return the Grad-CAM map of one category at one layer, stretched onto the image; not negative.
+    """Compute the Grad-CAM map of a category.
 
-    The network is left as it was. InputError without torchcam or for an unknown layer.
+    Args:
+        model: The network; a copy is used, and it is left as it was.
+        image: The normalised image.
+        layer: The name of the layer.
+        category: The number of the category.
+
+    Returns:
+        The map, resized to the image; its values are not negative.
+
+    Raises:
+        InputError: torchcam is not installed, or the network has no such layer.
     """
-    own = copy.deepcopy(unwrap(model)).eval()
-    find_layer(own, layer)
-    for parameter in own.parameters():
+    network = copy.deepcopy(unwrap(model)).eval()
+    find_layer(network, layer)
+    for parameter in network.parameters():
         parameter.requires_grad_(True)
-    with torch.enable_grad(), _torchcam()(own, target_layer=layer) as camera:
-        logits = as_logits(own(image[None].to(device_of(own), dtype_of(own)).requires_grad_(True)))
-        (found,) = camera(class_idx=category, scores=logits, normalized=False)
+    pixels = image[None].to(device_of(network), dtype_of(network)).requires_grad_(True)
+    with torch.enable_grad(), _torchcam()(network, target_layer=layer) as camera:
+        logits = as_logits(network(pixels))
+        (layer_map,) = camera(class_idx=category, scores=logits, normalized=False)
     size = (image.shape[1], image.shape[2])
-    drawn: np.ndarray = summed_maps(found.reshape(1, 1, *found.shape[-2:]).clamp(min=0), size)[0]
-    return drawn
+    resized: np.ndarray = summed_maps(layer_map.reshape(1, 1, *layer_map.shape[-2:]).clamp(min=0), size)[0]
+    return resized
 
 
 def _torchcam() -> Callable[..., Any]:
-    """Return torchcam's Grad-CAM."""
+    """Return the Grad-CAM class of torchcam; InputError if it is not installed."""
     try:
         from torchcam.methods import GradCAM
     except ImportError as error:
         raise InputError(
             "Grad-CAM maps are drawn by torchcam, which is not installed: pip install torchdoctor[cam]"
         ) from error
-    made: Callable[..., Any] = GradCAM
-    return made
+    grad_cam_class: Callable[..., Any] = GradCAM
+    return grad_cam_class

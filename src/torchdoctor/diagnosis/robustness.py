@@ -1,9 +1,9 @@
-"""Let noise bring adversarial images back: the paper's second discovery (Fig. 3)."""
+"""Measure how noise in a layer brings adversarial images back to their true label (Fig. 3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,20 +22,72 @@ from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.randomness import key, uniform_noise
 from torchdoctor.types import InputError, Progress, check_choice, silent
 
-Units = Literal["absolute", "deviation"]
+Units = Literal["absolute", "deviation"]  # noise in units of the layer's map, or of its standard deviation
 
 RANGES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 RANDOM_LAYER = "random"
 
 
 @dataclass(frozen=True)
-class Robustness:
-    """How normal images and their adversarial twins fare under noise at one layer at a time (Fig. 3).
+class RobustnessSettings:
+    """How `measure_robustness` attacks images and adds noise.
 
-    Arrays are [range, repeat], in percent of the `images` that were classified correctly and whose twin
-    is not: `normal` still right; `restored` the twin back at the true label; `fooled` the twin still at the
-    false label. `layers[repeat]` carried the noise, uniform in [-range, range], in units of the map or of
-    its standard deviation. `attack_success`: percent of the correctly classified images tried.
+    Attributes:
+        layer: The name of the layer that gets noise; `random` draws a convolution for each repeat.
+        ranges: The ranges of the noise, 0 or more.
+        units: The unit of the ranges: that of the layer's map ("absolute", as in the paper), or the standard
+            deviation of the map over the images ("deviation").
+        number: How many images to use at most.
+        repeats: How many times each range is measured, with new noise.
+        epsilon: The size of the attack, for pixels in 0..1.
+    """
+
+    layer: str = RANDOM_LAYER
+    ranges: Sequence[float] = RANGES
+    units: Units = "absolute"
+    number: int = 100
+    repeats: int = 10
+    epsilon: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            InputError: A value is out of its range.
+        """
+        check_choice("units", self.units, Units)
+        if not self.ranges or not all(math.isfinite(limit) and limit >= 0 for limit in self.ranges):
+            raise InputError(
+                f"ranges {tuple(self.ranges)}: expected finite numbers >= 0, as in 0 0.1 0.2 0.3"
+            )
+        if self.number < 1 or self.repeats < 1:
+            raise InputError(f"number {self.number}, repeats {self.repeats}: expected at least 1 of each")
+        if not (math.isfinite(self.epsilon) and 0 < self.epsilon <= 1):
+            raise InputError(
+                f"epsilon {self.epsilon:g} of 1 ({255 * self.epsilon:g} of 255): expected a step above 0, "
+                "up to all of it"
+            )
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """How images and their adversarial twins are classified under noise in a layer (Fig. 3).
+
+    The images are classified correctly and their twins are not. Each repeat adds noise to a single layer,
+    uniform in [-range, range]. All percentages are of these images.
+
+    Attributes:
+        ranges: The ranges of the noise.
+        normal: The images that are still classified correctly, in percent.
+        restored: The twins that are classified correctly again, in percent.
+        fooled: The twins that are still classified as without noise, in percent.
+        layers: The layer of each repeat.
+        units: The unit of the ranges: that of the layer's map ("absolute"), or the map's standard deviation.
+        images: The number of images.
+        tried: How many correctly classified images were attacked to get them.
+        attack_success: The share of attacked images whose twin is misclassified, in percent.
+        epsilon: The size of the attack, for pixels in 0..1.
+        seed: The seed of the noise and of the layers.
     """
 
     ranges: tuple[float, ...]
@@ -51,118 +103,147 @@ class Robustness:
     seed: int
 
 
+@dataclass(frozen=True)
+class AttackedImages:
+    """Correctly classified images and their misclassified adversarial twins.
+
+    Attributes:
+        normal: The normalised images.
+        twins: Their adversarial twins.
+        labels: The true categories, which the network predicts for the images.
+        false_labels: The categories that the network predicts for the twins.
+        tried: How many correctly classified images were attacked to get them.
+    """
+
+    normal: Float[Tensor, "batch channel height width"]
+    twins: Float[Tensor, "batch channel height width"]
+    labels: Int[Tensor, " batch"]
+    false_labels: Int[Tensor, " batch"]
+    tried: int
+
+
 def measure_robustness(
     model: nn.Module,
     images: Images,
+    settings: RobustnessSettings | None = None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    layer: str = RANDOM_LAYER,
-    ranges: Sequence[float] = RANGES,
-    units: Units = "absolute",
-    number: int = 100,
-    repeats: int = 10,
-    epsilon: float = 8 / 255,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Robustness:
-    """Measure the noise curves of Fig. 3; the network is left as it was.
+    """Measure how images and their adversarial twins are classified under noise (Fig. 3).
 
-    The images are the first `number` that are classified correctly and whose FGSM twin is not: one step of
-    `epsilon` along the sign of the loss's gradient, in pixels of 0..1 (`mean` and `std` say how images were
-    normalised). `layer`: a name, or `random`: another convolution for each repeat. `ranges` in units of
-    the map ("absolute", as in the paper) or of its standard deviation over these images ("deviation").
-    InputError for settings out of range, or if no image can be attacked.
+    Args:
+        model: The network; it is left as it was.
+        images: The images; the first that can be attacked are used (see `fast_gradient_sign`).
+        settings: How images are attacked and noise is added; None is `RobustnessSettings()`.
+        mean: The mean of each channel by which the images were normalised.
+        std: The standard deviation of each channel, likewise.
+        seed: The seed of the noise and of the layers.
+        progress: Called with ("robustness", measurements done, measurements in all).
+
+    Returns:
+        The share of images that keep or change their category, for each range of noise and each repeat.
+
+    Raises:
+        InputError: A value does not fit the images, the layer is unknown, or no image can be attacked.
+
+    Example:
+        >>> from torchdoctor import Batch
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        >>> pixels = torch.randn(8, 3, 8, 8)
+        >>> batch = Batch(pixels, labels=model(pixels).argmax(1), ids=torch.arange(8))
+        >>> settings = RobustnessSettings(ranges=(0.0, 1.0), repeats=2, epsilon=0.3)
+        >>> curves = measure_robustness(model, [batch], settings, mean=[0.5] * 3, std=[0.25] * 3)
+        >>> curves.normal.shape, float(curves.normal[0, 0])
+        ((2, 2), 100.0)
     """
-    model = unwrap(model)
-    check_choice("units", units, Units)
-    _check_settings(ranges, number, repeats, epsilon)
+    model, settings = unwrap(model), settings or RobustnessSettings()
     example = first_images(model, images)
+    pixel = _pixel_limits(mean, std, example)
+    layers = _layers(model, example, settings.layer, settings.repeats, seed)
+    shapes = map_shapes(model, example, list(dict.fromkeys(layers)))
+    with measuring(model):
+        attacked = _attacked(model, images, pixel, settings.epsilon, settings.number)
+    with measuring(model), torch.no_grad():
+        curves = _curves(model, attacked, settings, layers, shapes, seed, progress)
+    return Robustness(
+        ranges=tuple(map(float, settings.ranges)), normal=curves[0], restored=curves[1], fooled=curves[2],
+        layers=layers, units=settings.units, images=len(attacked.labels), tried=attacked.tried,
+        attack_success=100.0 * len(attacked.labels) / attacked.tried, epsilon=settings.epsilon, seed=seed,
+    )  # fmt: skip
+
+
+def _curves(
+    model: nn.Module,
+    attacked: AttackedImages,
+    settings: RobustnessSettings,
+    layers: Sequence[str],
+    shapes: Mapping[str, tuple[int, int, int]],
+    seed: int,
+    progress: Progress,
+) -> Float[np.ndarray, "curve range repeat"]:
+    """Return the percentages of images still right, twins right again, and twins still wrong."""
+    ranges, repeats = settings.ranges, settings.repeats
+    curves = np.zeros((3, len(ranges), repeats))
+    for repeat, layer in enumerate(layers):
+        unit = _deviation(model, attacked.normal, layer) if settings.units == "deviation" else 1.0
+        for place, width in enumerate(ranges):
+            stream = f"robustness {repeat}"
+            normal, twins = (
+                _noisy(model, pixels, layer, shapes[layer], width * unit, seed, stream)
+                for pixels in (attacked.normal, attacked.twins)
+            )
+            curves[:, place, repeat] = [
+                100.0 * float((normal == attacked.labels).double().mean()),
+                100.0 * float((twins == attacked.labels).double().mean()),
+                100.0 * float((twins == attacked.false_labels).double().mean()),
+            ]
+            progress("robustness", repeat * len(ranges) + place + 1, repeats * len(ranges))
+    return curves
+
+
+def _pixel_limits(
+    mean: Sequence[float], std: Sequence[float], example: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the normalised values of the pixels 0 and 1 and their difference, per channel."""
     if len(mean) != example.shape[1] or len(std) != example.shape[1]:
         raise InputError(
             f"mean and std hold {len(mean)} and {len(std)} numbers; expected one for each of the images' "
             f"{example.shape[1]} channels"
         )
-    chosen = _layers(model, example, layer, repeats, seed)
-    shapes = map_shapes(model, example, list(dict.fromkeys(chosen)))
-    pixel = _pixel_limits(mean, std, example)
-    with measuring(model):
-        normal, twins, labels, false, tried = _attacked(model, images, pixel, epsilon, number)
-    rows = np.zeros((3, len(ranges), repeats))
-    with measuring(model), torch.no_grad():
-        for repeat, name in enumerate(chosen):
-            unit = _deviation(model, normal, name) if units == "deviation" else 1.0
-            for place, width in enumerate(ranges):
-                stream = f"robustness {repeat}"
-                found = [
-                    _noisy(model, some, name, shapes[name], width * unit, seed, stream)
-                    for some in (normal, twins)
-                ]
-                rows[:, place, repeat] = [
-                    100.0 * float((found[0] == labels).double().mean()),
-                    100.0 * float((found[1] == labels).double().mean()),
-                    100.0 * float((found[1] == false).double().mean()),
-                ]
-                progress("robustness", repeat * len(ranges) + place + 1, repeats * len(ranges))
-    return Robustness(
-        ranges=tuple(map(float, ranges)),
-        normal=rows[0],
-        restored=rows[1],
-        fooled=rows[2],
-        layers=chosen,
-        units=units,
-        images=len(labels),
-        tried=tried,
-        attack_success=100.0 * len(labels) / tried,
-        epsilon=epsilon,
-        seed=seed,
-    )
-
-
-def _check_settings(ranges: Sequence[float], number: int, repeats: int, epsilon: float) -> None:
-    """Refuse settings outside their range."""
-    if not ranges or not all(math.isfinite(one) and one >= 0 for one in ranges):
-        raise InputError(f"ranges {tuple(ranges)}: expected finite numbers >= 0, as in 0 0.1 0.2 0.3")
-    if number < 1 or repeats < 1:
-        raise InputError(f"number {number}, repeats {repeats}: expected at least 1 of each")
-    if not (math.isfinite(epsilon) and 0 < epsilon <= 1):
-        raise InputError(
-            f"epsilon {epsilon:g} of 1 ({255 * epsilon:g} of 255): expected a step above 0, up to all of it"
-        )
-
-
-def _pixel_limits(mean: Sequence[float], std: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normalised values of black and of white, and the size of one pixel unit, per channel."""
-    middle, width = (torch.tensor(one).view(1, -1, 1, 1).to(like) for one in (mean, std))
+    middle, width = (torch.tensor(numbers).view(1, -1, 1, 1).to(example) for numbers in (mean, std))
     return (0 - middle) / width, (1 - middle) / width, 1 / width
 
 
 def _attacked(
     model: nn.Module, images: Images, pixel: tuple[Tensor, Tensor, Tensor], epsilon: float, number: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Return (images, twins, labels, the twins' false labels, correctly classified images tried)."""
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    have, tried = 0, 0
+) -> AttackedImages:
+    """Attack correctly classified images until `number` of their twins are misclassified."""
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    collected, tried = 0, 0
     for batch in images:
         pixels, labels = batch.images.to(device_of(model), dtype_of(model)), batch.labels.to(device_of(model))
         predicted, twins = fast_gradient_sign(model, pixels, labels, pixel, epsilon)
         with torch.no_grad():
-            false = as_logits(model(twins)).argmax(1)
+            false_labels = as_logits(model(twins)).argmax(1)
         right = predicted == labels
-        usable = (right & (false != labels)).nonzero()[: number - have, 0]
-        last = int(usable[-1]) if len(usable) == number - have else len(labels) - 1
+        usable = (right & (false_labels != labels)).nonzero()[: number - collected, 0]
+        last = int(usable[-1]) if len(usable) == number - collected else len(labels) - 1
         tried += int(right[: last + 1].sum())
-        have += len(usable)
-        found.append((pixels[usable], twins[usable], labels[usable], false[usable]))
-        if have == number:
+        collected += len(usable)
+        parts.append((pixels[usable], twins[usable], labels[usable], false_labels[usable]))
+        if collected == number:
             break
-    if not have:
+    if not collected:
         raise InputError(
             f"none of {tried} correctly classified images could be attacked with epsilon {epsilon:g} "
-            f"({255 * epsilon:g} of 255): give a larger one, or a network that is right more often"
+            f"({255 * epsilon:g} of 255): give a larger epsilon, or a network that is right more often"
         )
-    normal, twins, labels, false = (torch.cat(column) for column in zip(*found, strict=True))
-    return normal, twins, labels, false, tried
+    normal, twins, labels, false_labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return AttackedImages(normal, twins, labels, false_labels, tried)
 
 
 def fast_gradient_sign(
@@ -172,9 +253,20 @@ def fast_gradient_sign(
     pixel: tuple[Tensor, Tensor, Tensor],
     epsilon: float,
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, "batch channel height width"]]:
-    """Return the predictions and the adversarial twins: one signed step up the loss, kept within 0..1.
+    """Make adversarial twins of images by the fast gradient sign method (Goodfellow et al., 2015).
 
-    `pixel` holds black, white and the unit in normalised values. The caller holds `measuring`.
+    Every pixel moves by `epsilon` in the direction that raises the cross-entropy loss, and stays within 0..1.
+    The caller must have entered `measuring(model)`.
+
+    Args:
+        model: The network.
+        pixels: The normalised images.
+        labels: Their categories.
+        pixel: The normalised values of the pixels 0 and 1 and their difference, each [1, channel, 1, 1].
+        epsilon: The size of the step, for pixels in 0..1.
+
+    Returns:
+        The predictions for the images, and the normalised twins.
     """
     black, white, unit = pixel
     images = pixels.detach().clone().requires_grad_(True)
@@ -187,10 +279,10 @@ def fast_gradient_sign(
 
 
 def _layers(model: nn.Module, example: Tensor, layer: str, repeats: int, seed: int) -> tuple[str, ...]:
-    """Return the layer of each repeat."""
+    """Return the layer that gets the noise in each repeat."""
     if layer != RANDOM_LAYER:
         return (layer,) * repeats
-    names = [one.name for one in candidate_layers(model, example)]
+    names = [candidate.name for candidate in candidate_layers(model, example)]
     if not names:
         raise InputError(f"{type(model).__name__} has no convolution that feeds its logits to add noise to")
     return tuple(names[key("robustness", seed, repeat) % len(names)] for repeat in range(repeats))
@@ -198,14 +290,14 @@ def _layers(model: nn.Module, example: Tensor, layer: str, repeats: int, seed: i
 
 def _deviation(model: nn.Module, pixels: Tensor, layer: str) -> float:
     """Return the standard deviation of the layer's map over the images."""
-    kept: list[Tensor] = []
+    deviations: list[Tensor] = []
 
     def tap(output: Tensor) -> Tensor:
-        kept.append(output.double().std(correction=0))
+        deviations.append(output.double().std(correction=0))
         return output
 
     run_tapped(model, pixels, {layer: tap})
-    return float(kept[0])
+    return float(deviations[0])
 
 
 def _noisy(
@@ -217,18 +309,21 @@ def _noisy(
     seed: int,
     stream: str,
 ) -> Int[Tensor, " batch"]:
-    """Return the predictions with noise on one layer's map, the same noise for an image and its twin."""
+    """Return the predictions with noise on a layer's map, the same noise for an image and its twin."""
     ids = torch.arange(len(pixels), device=pixels.device)
 
-    def tap_for(some: Tensor) -> Callable[[Tensor], Tensor]:
+    def tap_for(chunk: Tensor) -> Callable[[Tensor], Tensor]:
         def tap(output: Tensor) -> Tensor:
             noise = uniform_noise(
-                some, range(1), shape, seed=seed, layer=layer, stream=stream, dtype=output.dtype
+                chunk, range(1), shape, seed=seed, layer=layer, stream=stream, dtype=output.dtype
             )
             return output + width * noise[0]
 
         return tap
 
     return torch.cat(
-        [run_tapped(model, pixels[some], {layer: tap_for(some)}).argmax(1) for some in torch.split(ids, 64)]
+        [
+            run_tapped(model, pixels[chunk], {layer: tap_for(chunk)}).argmax(1)
+            for chunk in torch.split(ids, 64)
+        ]
     )

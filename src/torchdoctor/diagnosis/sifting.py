@@ -1,4 +1,4 @@
-"""Choose the images that speak for a category, and those that a person should annotate."""
+"""Select the images that represent a category, and the images that a person should annotate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchdoctor.diagnosis.result import Sifting
 
-LowOrder = Literal["mistakes_first", "low_confidence"]
+LowOrder = Literal["mistakes_first", "low_confidence"]  # how the images to annotate are ranked (see `sift`)
 
 
 def sift(
@@ -22,12 +22,25 @@ def sift(
     annotations_per_category: int = 20,
     low_order: LowOrder = "mistakes_first",
 ) -> Sifting:
-    """Sift each category's most confident correct images (high) and those to be annotated (low).
+    """Select two lists of images of each category: those to diagnose with, and those to annotate.
 
-    high: correct, confidence above `confidence`, at most `images_per_category` (the paper's T), most
-    confident first. low: `Differs from the paper:` mistakes first, the most confident before the
-    others, then right ones by rising confidence; the paper's words, lowest confidence first, are
-    `low_order="low_confidence"`. Ties are broken by id.
+    The images to diagnose with (`high`) are classified correctly with a confidence above `confidence`; the
+    most confident come first. The confidence is the softmax of the predicted category. The images to annotate
+    (`low`) are ranked by `low_order`. Images of equal rank are ordered by id.
+
+    Args:
+        ids: The id of each image.
+        labels: The category of each image.
+        logits: The outputs of the network.
+        images_per_category: The largest number of images to diagnose with (the paper's T).
+        confidence: The confidence (0..1) that these images must exceed.
+        annotations_per_category: The largest number of images to annotate.
+        low_order: `mistakes_first`: misclassified images by falling confidence, then correct images by rising
+            confidence (`Differs from the paper:`). `low_confidence`: all images by rising confidence, as the
+            paper describes it.
+
+    Returns:
+        The ids of the images of both lists for every category.
     """
     certainty, predictions = logits.double().softmax(1).max(1)
     high, low = [], []
@@ -36,8 +49,8 @@ def sift(
             (float(certainty[row]), int(ids[row]), bool(predictions[row] == category))
             for row in (labels == category).nonzero()[:, 0].tolist()
         ]
-        right = sorted((-sure, image) for sure, image, correct in rows if correct and sure > confidence)
-        high.append(tuple(image for _, image in right[:images_per_category]))
+        confident = sorted((-sure, image) for sure, image, correct in rows if correct and sure > confidence)
+        high.append(tuple(image for _, image in confident[:images_per_category]))
         if low_order == "low_confidence":
             order = sorted((sure, image) for sure, image, _ in rows)
             low.append(tuple(image for _, image in order[:annotations_per_category]))

@@ -1,4 +1,4 @@
-"""Silence kernels and predict again: the check that separates what stands out from what decides."""
+"""Silence kernels and predict again, which shows whether the prediction depends on them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,25 @@ def silenced_logits(
     kernels: Mapping[str, Bool[Tensor, "batch kernel"]],
     levels: Mapping[str, Float[Tensor, " kernel"]],
 ) -> Float[Tensor, "batch category"]:
-    """Return the logits with each image's own set of kernels silenced, at several layers at once.
+    """Run the network with a set of kernels silenced for each image.
 
-    A silenced kernel's map is set to its level everywhere: its mean over the diagnosed images (mean
-    ablation), which tells the layers behind nothing about this image.
+    The map of a silenced kernel is set to a constant everywhere, the kernel's mean over other images (mean
+    ablation), so that later layers learn nothing about the image from it.
+
+    Args:
+        model: The network; it is left as it was.
+        pixels: The normalised images.
+        kernels: For each layer by name, True for the kernels to silence.
+        levels: For each of these layers, the constant of each kernel (`LayerDiagnosis.level`).
+
+    Returns:
+        The logits.
     """
 
     def tap_for(layer: str) -> Callable[[Tensor], Tensor]:
         def tap(output: Tensor) -> Tensor:
-            chosen = kernels[layer].to(output.device)[:, :, None, None]
-            return output.where(~chosen, levels[layer].to(output)[None, :, None, None])
+            silenced = kernels[layer].to(output.device)[:, :, None, None]
+            return output.where(~silenced, levels[layer].to(output)[None, :, None, None])
 
         return tap
 
@@ -37,15 +46,22 @@ def silenced_logits(
 def random_sets(
     weights: Float[Tensor, " kernel"], number: int, sets: int, seed: int
 ) -> Bool[Tensor, "set kernel"]:
-    """Draw sets of kernels, each of `number` different ones with a chance in proportion to their weight.
+    """Draw random sets of kernels.
 
-    With fewer usable kernels than asked for, a set is all of them.
+    Args:
+        weights: The weight of each kernel; its chance is proportional to it, and 0 for negative weights.
+        number: The number of different kernels in a set; fewer where not so many have a chance.
+        sets: The number of sets.
+        seed: The seed of the draw.
+
+    Returns:
+        True for the kernels of each set.
     """
     generator = torch.Generator().manual_seed(seed)
     chances = weights.double().cpu().clamp(min=0)
     number = min(number, int((chances > 0).sum()))
-    chosen = torch.zeros(sets, len(weights), dtype=torch.bool)
+    members = torch.zeros(sets, len(weights), dtype=torch.bool)
     if number:
         drawn = torch.multinomial(chances.expand(sets, -1), number, generator=generator)
-        chosen.scatter_(1, drawn, value=True)
-    return chosen
+        members.scatter_(1, drawn, value=True)
+    return members

@@ -1,4 +1,4 @@
-"""Keep what single images say as sums per kernel, merge such rows in any order, and summarise them."""
+"""Summarise the evidence of images as statistics of each category and kernel."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from scipy import stats
 from torchdoctor.diagnosis.result import QUANTILES, LayerDiagnosis
 from torchdoctor.evidence.rows import ImageRows
 
-LEVEL = 0.95  # of the interval around every a[c, k]
+LEVEL = 0.95  # the confidence level of the interval around every mean
 
 
-LEAST_DRIFT, DRIFT_TIMES_MEDIAN = 0.3, 5.0
+LEAST_DRIFT, DRIFT_TIMES_MEDIAN = (
+    0.3,
+    5.0,
+)  # a drift stands out if it is above both limits (see `out_of_step`)
 
 
 def summarise(
@@ -28,52 +31,86 @@ def summarise(
     drift: Float[np.ndarray, " kernel"],
     path: str,
 ) -> LayerDiagnosis:
-    """Turn rows into statistics per category: Eq. 3-4, their spread, and how alike the images are."""
-    kernels, categories = rows.evidence.shape[1], len(counts)
+    """Compute the statistics of a layer for each category (Eq. 3-4).
+
+    Args:
+        layer: The name of the layer.
+        rows: The evidence of each image, summed over the map.
+        counts: The number of images of each category in the diagnosis; 0 means that it is not diagnosed.
+        theta: The threshold on relative evidence above which a kernel is correlated (see
+            `correlated_kernels`).
+        delta: The half-width of the noise that was added to the layer's map, in units of the map.
+        deviation: The standard deviation of the layer's map.
+        drift: How far each kernel's mean and variance are from those that the batch-norm behind it
+            remembers; NaN without a batch-norm.
+        path: How the evidence was computed, in words.
+
+    Returns:
+        The means, their intervals, quantiles and further statistics; rows of categories that were not
+        diagnosed are 0 (shares and agreement NaN).
+    """
+    values = _by_category(rows, len(counts))
+    correlated = correlated_kernels(values["correlation"], theta)
+    return LayerDiagnosis(
+        name=layer,
+        correlated=correlated,
+        drift=drift,
+        delta=delta,
+        standard_deviation=deviation,
+        path=path,
+        flags=_flags(values["correlation"], correlated, counts, out_of_step(drift)),
+        **values,
+    )
+
+
+def _by_category(rows: ImageRows, categories: int) -> dict[str, np.ndarray]:
+    """Return the fields of `LayerDiagnosis` that are statistics over the images of a category."""
+    kernels = rows.evidence.shape[1]
     mean, variance, activation = (np.zeros((categories, kernels)) for _ in range(3))
     interval = np.zeros((2, categories, kernels))
     quantiles = np.zeros((len(QUANTILES), categories, kernels))
     shares, agreement = np.full(categories, np.nan), np.full((len(QUANTILES), categories), np.nan)
     levels = []
     for category in range(categories):
-        mine = rows.labels == category
-        if not mine.any():
+        members = rows.labels == category
+        if not members.any():
             continue
-        evidence = rows.evidence[mine]
+        evidence = rows.evidence[members]
         mean[category] = evidence.mean(0)
         variance[category] = evidence.var(0, ddof=1) if len(evidence) > 1 else 0.0
         interval[:, category] = interval_of(mean[category], variance[category], len(evidence))
         quantiles[:, category] = np.quantile(evidence, QUANTILES, axis=0)
-        activation[category] = rows.activation[mine].mean(0)
-        levels.append(rows.level[mine].mean(0))
+        activation[category] = rows.activation[members].mean(0)
+        levels.append(rows.level[members].mean(0))
         if len(evidence) > 1:
             agreement[:, category] = np.quantile(agreement_within(evidence), QUANTILES)
-        if np.isfinite(rows.background[mine]).any():
-            shares[category] = np.nanmean(rows.background[mine])
-    related = correlated_kernels(mean, theta)
-    return LayerDiagnosis(
-        name=layer,
-        correlation=mean,
-        variance=variance,
-        interval=interval,
-        quantiles=quantiles,
-        activation=activation,
-        level=np.mean(levels, axis=0) if levels else np.zeros(kernels),
-        correlated=related,
-        agreement=agreement,
-        background_share=shares,
-        drift=drift,
-        delta=delta,
-        standard_deviation=deviation,
-        path=path,
-        flags=_flags(mean, related, counts, out_of_step(drift)),
-    )
+        if np.isfinite(rows.background[members]).any():
+            shares[category] = np.nanmean(rows.background[members])
+    return {
+        "correlation": mean,
+        "variance": variance,
+        "interval": interval,
+        "quantiles": quantiles,
+        "activation": activation,
+        "level": np.mean(levels, axis=0) if levels else np.zeros(kernels),
+        "agreement": agreement,
+        "background_share": shares,
+    }
 
 
 def interval_of(
     mean: Float[np.ndarray, " kernel"], variance: Float[np.ndarray, " kernel"], number: int
 ) -> Float[np.ndarray, "bound kernel"]:
-    """Return the bounds of the mean's 95 % interval over images (Student's t); infinite for one image."""
+    """Return the 95 % confidence interval of a mean over images (Student's t).
+
+    Args:
+        mean: The mean evidence of each kernel.
+        variance: Its variance over images (with number - 1 in the denominator).
+        number: The number of images.
+
+    Returns:
+        The lower and the upper bounds; 0 and infinity for fewer than two images.
+    """
     if number < 2:
         return np.stack([np.zeros_like(mean), np.full_like(mean, np.inf)])
     half = stats.t.ppf(0.5 + LEVEL / 2, number - 1) * np.sqrt(variance / number)
@@ -81,26 +118,49 @@ def interval_of(
 
 
 def agreement_within(evidence: Float[np.ndarray, "image kernel"]) -> Float[np.ndarray, " image"]:
-    """Return how alike each image's evidence is to the mean of the others: the cosine of the two, 0..1."""
+    """Return how similar each image's evidence is to that of the other images of its category.
+
+    Args:
+        evidence: The evidence of two or more images.
+
+    Returns:
+        The cosine between each image's evidence and the mean of the others, in 0..1.
+    """
     others = (evidence.sum(0) - evidence) / (len(evidence) - 1)
     return cosine(evidence, others)
 
 
 def cosine(
-    some: Float[np.ndarray, "*row kernel"], other: Float[np.ndarray, "*row kernel"]
+    first: Float[np.ndarray, "*row kernel"], second: Float[np.ndarray, "*row kernel"]
 ) -> Float[np.ndarray, "*row"]:
-    """Return the cosine of the angle between vectors, 0 where one of them is zero."""
-    size = np.linalg.norm(some, axis=-1) * np.linalg.norm(other, axis=-1)
-    found: np.ndarray = np.divide((some * other).sum(-1), size, out=np.zeros_like(size), where=size > 0)
-    return found
+    """Return the cosine of the angle between vectors.
+
+    Args:
+        first: The first vector of each pair.
+        second: The second vector of each pair.
+
+    Returns:
+        The cosines, in -1..1; 0 where a vector of the pair is zero.
+    """
+    size = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    cosines: np.ndarray = np.divide((first * second).sum(-1), size, out=np.zeros_like(size), where=size > 0)
+    return cosines
 
 
 def correlated_kernels(
     correlation: Float[np.ndarray, "category kernel"], theta: float
 ) -> Bool[np.ndarray, "category kernel"]:
-    """Return which kernels are correlated with each category: (a - min) / (max - min) >= theta.
+    """Return which kernels are correlated with each category.
 
-    A row whose values are all alike has none.
+    A kernel is correlated with a category if (a - min) / (max - min) >= theta, where a is its mean evidence
+    for the category, and min and max are over all kernels of the layer.
+
+    Args:
+        correlation: The mean evidence of each category and kernel.
+        theta: The threshold, in 0..1.
+
+    Returns:
+        True for correlated kernels; a category whose evidence is equal on all kernels has none.
     """
     if correlation.shape[1] == 0:
         return np.zeros(correlation.shape, dtype=bool)
@@ -113,10 +173,16 @@ def correlated_kernels(
 def sparsity(
     correlation: Float[np.ndarray, "category kernel"], evidence_share: float = 0.9
 ) -> Float[np.ndarray, " category"]:
-    """Return the least share of a layer's kernels that carries `evidence_share` of a category's evidence.
+    """Return how large a share of a layer's kernels is needed to carry most of a category's evidence.
 
-    Small means that few kernels speak for the category (the paper's first discovery); NaN for a category
-    without evidence.
+    A small share means that the network recognises the category by few kernels (the paper's first discovery).
+
+    Args:
+        correlation: The mean evidence of each category and kernel, not negative.
+        evidence_share: The share of the category's evidence that the kernels must carry together.
+
+    Returns:
+        The smallest such share of kernels, in 0..1; NaN for a category without evidence.
     """
     falling = -np.sort(-correlation, axis=1)
     total = falling.sum(1, keepdims=True)
@@ -126,7 +192,16 @@ def sparsity(
 
 
 def out_of_step(drift: Float[np.ndarray, " kernel"]) -> tuple[int, ...]:
-    """Return the kernels whose drift stands out in their layer: above 0.3 and five times the median."""
+    """Return the kernels whose statistics have changed since training far more than those of the others.
+
+    Args:
+        drift: How far each kernel's mean and variance are from those that the batch-norm behind it
+            remembers; NaN without a batch-norm.
+
+    Returns:
+        The numbers of the kernels with a drift above 0.3 and above five times the layer's median; none
+        without a batch-norm.
+    """
     if np.isnan(drift).any() or not len(drift):
         return ()
     limit = max(LEAST_DRIFT, DRIFT_TIMES_MEDIAN * float(np.median(drift)))
@@ -135,16 +210,16 @@ def out_of_step(drift: Float[np.ndarray, " kernel"]) -> tuple[int, ...]:
 
 def _flags(
     mean: Float[np.ndarray, "category kernel"],
-    related: Bool[np.ndarray, "category kernel"],
+    correlated: Bool[np.ndarray, "category kernel"],
     counts: Int[np.ndarray, " category"],
     changed: Sequence[int],
 ) -> tuple[str, ...]:
-    """Say what is odd: rows without evidence or contrast, kernels that are dead or changed since training."""
+    """Describe what is unusual: categories or kernels without evidence, kernels changed since training."""
     diagnosed = counts > 0
     flags = [
         f"category {category}: {'no evidence at all' if not mean[category].any() else 'all kernels alike'}, "
         "none correlated"
-        for category in np.flatnonzero(diagnosed & ~related.any(1)).tolist()
+        for category in np.flatnonzero(diagnosed & ~correlated.any(1)).tolist()
     ]
     dead = int((mean[diagnosed] == 0).all(0).sum()) if diagnosed.any() else 0
     if dead:

@@ -9,7 +9,13 @@ from torchdoctor.case.identity import start_run
 from torchdoctor.case.outcome import DONE, Outcome
 from torchdoctor.case.preparation import prepare
 from torchdoctor.case.settings import Settings
-from torchdoctor.diagnosis.robustness import RANDOM_LAYER, RANGES, Units, measure_robustness
+from torchdoctor.diagnosis.robustness import (
+    RANDOM_LAYER,
+    RANGES,
+    RobustnessSettings,
+    Units,
+    measure_robustness,
+)
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopened, with_facts
@@ -39,10 +45,14 @@ def run_robustness(
     fitted = case.data.preprocessing
     with RunFolder(folder) if run is not None else RunFolder.create(folder) as place:
         found = measure_robustness(
-            case.model, case.data.validation, mean=fitted.mean, std=fitted.std, layer=layer, ranges=ranges,
-            units=units, number=number, repeats=repeats, epsilon=epsilon, seed=case.plan.seed,
+            case.model,
+            case.data.validation,
+            RobustnessSettings(layer, ranges, units, number, repeats, epsilon),
+            mean=fitted.mean,
+            std=fitted.std,
+            seed=case.plan.seed,
             progress=progress,
-        )  # fmt: skip
+        )
         if run is None:
             start_run(place.path, "robustness", case)
         write_robustness(place.path, found)
