@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchdoctor.diagnosis.causes import Cause, Causes, ErrorCause
-from torchdoctor.diagnosis.explanation import CausalCheck, Explanation, StandingOut
+from torchdoctor.diagnosis.causes_result import Cause, Causes, ErrorCause
+from torchdoctor.diagnosis.explanation_result import CausalCheck, Explanation, StandingOut
 from torchdoctor.diagnosis.result import QUANTILES, Diagnosis, LayerDiagnosis, Sifting
-from torchdoctor.diagnosis.robustness import Robustness
+from torchdoctor.diagnosis.robustness_result import Robustness
 from torchdoctor.proof.result import ArmComparison, Comparison, Gain, SplitComparison
 from torchdoctor.report.error_cards import ExplainedError
 from torchdoctor.report.example_cards import Example

@@ -8,9 +8,10 @@ from pathlib import Path
 import torchdoctor
 
 PACKAGE = Path(torchdoctor.__file__).parent
+# files and display know no images and no networks. They stand early: a result saves and draws itself.
 LINE = (
-    "types", "settings", "randomness", "images", "network", "evidence", "diagnosis", "treatment", "proof",
-    "report", "data", "models", "runs", "case", "verbs", "cli",
+    "types", "settings", "randomness", "files", "display", "images", "network", "evidence", "diagnosis",
+    "treatment", "proof", "report", "data", "models", "runs", "case", "verbs", "cli",
 )  # fmt: skip
 CORE = LINE[: LINE.index("data")]
 
@@ -90,12 +91,14 @@ def test_files_and_functions_stay_short():
 def test_public_names():
     assert sorted(torchdoctor.__all__) == [
         "Batch",
+        "Causes",
         "Comparison",
         "Constraint",
         "Course",
         "DataSettings",
         "Diagnosis",
         "DiagnosisSettings",
+        "Explanation",
         "InputError",
         "ModelDoctorError",
         "Recipe",

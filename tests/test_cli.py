@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from torchdoctor.case.config import settings_from
 from torchdoctor.data.load import load_data
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.files.reading import sha256_of
 from torchdoctor.models.loading import load_model
-from torchdoctor.runs.files import sha256_of
 from torchdoctor.runs.folder import RunFolder, open_run
-from torchdoctor.runs.records import load_diagnosis
 from torchdoctor.types import InputError
 from torchdoctor.verbs.demo import demo_settings
 
@@ -71,7 +71,7 @@ def test_a_checkup_leaves_a_whole_run(command, trained, photos, tmp_path):
         for seed in (0, 1):
             state = load_file(run / "treatment" / arm / f"seed{seed}" / "model.safetensors")
             load_model("small_resnet", 2).load_state_dict(state)
-    assert load_diagnosis(run / "diagnosis").classes == ("blue", "red")
+    assert Diagnosis.load(run / "diagnosis").classes == ("blue", "red")
     assert not list(run.rglob("*.part"))
     again, _, err = command(
         "checkup", "--weights", weights(trained), "--data", f"folder:{photos}", "--out", "run", *QUICK

@@ -12,11 +12,11 @@ from PIL import Image
 
 from test_cli import weights
 from torchdoctor.case.settings import Settings
+from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.evidence import measurement as measurement_module
-from torchdoctor.runs.files import sha256_of
+from torchdoctor.files.reading import sha256_of
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.parts import PartsFolder
-from torchdoctor.runs.records import load_diagnosis
 from torchdoctor.verbs.diagnose import run_diagnose
 
 
@@ -51,7 +51,7 @@ def test_all_layers_in_one_run_with_pictures_and_causes(diagnosed, tmp_path):
             assert (run / "figures" / f"{name}.{kind}").stat().st_size > 1000
     causes = json.loads((run / "causes.json").read_text())
     assert causes["split"] == "validation" and sum(causes["counts"].values()) == len(causes["errors"])
-    found = load_diagnosis(run / "diagnosis")
+    found = Diagnosis.load(run / "diagnosis")
     assert found.layers[0].interval.shape == (2, 2, 16) and not (run / "diagnosis" / "parts").exists()
 
 

@@ -10,14 +10,14 @@ from PIL import Image
 from fake_results import fake_diagnosis, fake_explanation, fake_robustness
 from test_figures import texts
 from test_report import HOSTILE
-from torchdoctor.diagnosis.statistics import sparsity
-from torchdoctor.report.diagnosis_plots import explanation_figure, noise_curves, overlays, sparsity_by_layer
+from torchdoctor.diagnosis.sparsity import sparsity
+from torchdoctor.display.overlays import overlays
 from torchdoctor.report.pictures import figure_files
 
 
 def test_sparsity_shows_every_diagnosed_category_and_their_median():
     diagnosis = fake_diagnosis(empty=(2,))
-    (axes,) = sparsity_by_layer(diagnosis).axes
+    (axes,) = diagnosis.sparsity_figure().axes
     line = axes.lines[0].get_ydata()
     for place, layer in enumerate(diagnosis.layers):
         shares = 100 * np.delete(sparsity(layer.correlation), 2)
@@ -29,14 +29,14 @@ def test_sparsity_shows_every_diagnosed_category_and_their_median():
 
 def test_many_layers_keep_their_labels_apart():
     layers = tuple((f"features.{number}.conv", 8) for number in range(90))
-    figure = sparsity_by_layer(fake_diagnosis(layers=layers))
+    figure = fake_diagnosis(layers=layers).sparsity_figure()
     figure.draw_without_rendering()
     assert len(figure.axes[0].get_xticklabels()) <= 40
 
 
 def test_noise_curves_show_means_and_ranges():
     found = fake_robustness()
-    (axes,) = noise_curves(found).axes
+    (axes,) = found.figure().axes
     for line, values in zip(axes.lines, (found.normal, found.restored, found.fooled), strict=True):
         np.testing.assert_allclose(line.get_ydata(), values.mean(1))
     shown = " ".join(texts(axes.figure))
@@ -47,7 +47,7 @@ def test_noise_curves_show_means_and_ranges():
 def test_an_explanation_shows_each_kernel_beside_what_is_usual():
     explanation = fake_explanation("cat", "dog")
     image = np.random.default_rng(0).random((32, 32, 3))
-    figure = explanation_figure(explanation, image, image[..., 0] > 0.5, cam=np.ones((32, 32)))
+    figure = explanation.figure(image, image[..., 0] > 0.5, cam=np.ones((32, 32)))
     bars = figure.axes[-1].patches
     assert [bar.get_width() for bar in bars] == [2.5, 1.5]
     marks = [one.get_offsets()[:, 0] for one in figure.axes[-1].collections]
@@ -55,12 +55,12 @@ def test_an_explanation_shows_each_kernel_beside_what_is_usual():
     shown = texts(figure)
     assert "layer3.conv2[17]" in shown and "Grad-CAM" in shown
     assert any("it becomes cat: they decide" in one.replace("\n", " ") for one in shown)
-    still = texts(explanation_figure(fake_explanation("cat", "dog", because=False), image))
+    still = texts(fake_explanation("cat", "dog", because=False).figure(image))
     assert (
         any("stays dog: they do not decide" in one.replace("\n", " ") for one in still)
         and "Grad-CAM" not in still
     )
-    nothing = texts(explanation_figure(fake_explanation("cat", "dog"), image, cam=np.zeros((32, 32))))
+    nothing = texts(fake_explanation("cat", "dog").figure(image, cam=np.zeros((32, 32))))
     assert "Grad-CAM: nothing positive" in nothing
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchdoctor.diagnosis.causes import MEANINGS, Cause, decide, find_causes, some_of
+from torchdoctor.diagnosis.causes import decide, find_causes
+from torchdoctor.diagnosis.causes_result import MEANINGS, Cause, some_of
 from torchdoctor.diagnosis.diagnose import diagnose, state_sha256
 from torchdoctor.diagnosis.explanation import explain
 from torchdoctor.diagnosis.grad_cam import grad_cam

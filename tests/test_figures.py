@@ -11,21 +11,11 @@ import pytest
 from matplotlib.text import Text
 
 from fake_results import CLASSES, fake_comparison, fake_diagnosis, with_first, with_more_arms
+from torchdoctor.display.gains import arm_colours
+from torchdoctor.display.matrices import kernel_order, normalised_rows
+from torchdoctor.display.overlays import DIM, overlay
+from torchdoctor.display.style import BLUE, ORANGE, literal
 from torchdoctor.proof.result import Gain
-from torchdoctor.report.plots import (
-    BLUE,
-    DIM,
-    ORANGE,
-    accuracy_summary,
-    arm_colours,
-    category_gains,
-    confusion_matrix,
-    correlation_heat_map,
-    kernel_order,
-    literal,
-    normalised_rows,
-    overlay,
-)
 
 
 def texts(figure) -> list[str]:
@@ -52,7 +42,7 @@ def test_the_heat_map_shows_the_ordered_normalised_correlation():
     diagnosis = fake_diagnosis(empty=(2,))
     found = diagnosis.layer("layer3.conv2")
     rows = normalised_rows(found.correlation)
-    figure = correlation_heat_map(diagnosis, "layer3.conv2")
+    figure = diagnosis.correlation_figure("layer3.conv2")
     shown = figure.axes[0].images[0].get_array()
     order = kernel_order(rows, diagnosis.counts > 0, 128)
     np.testing.assert_allclose(shown, rows[:, order])
@@ -68,7 +58,7 @@ def test_the_heat_map_shows_the_ordered_normalised_correlation():
 
 
 def test_the_heat_map_says_when_kernels_are_left_out():
-    figure = correlation_heat_map(fake_diagnosis(), "layer3.conv2", most_kernels=40)
+    figure = fake_diagnosis().correlation_figure("layer3.conv2", most_kernels=40)
     assert figure.axes[0].images[0].get_array().shape == (8, 40)
     assert "the 40 of 128 kernels with the highest maximum" in figure.axes[0].get_title(loc="left")
 
@@ -76,7 +66,7 @@ def test_the_heat_map_says_when_kernels_are_left_out():
 def test_a_hundred_categories_keep_their_names_apart():
     classes = tuple(f"category {number}" for number in range(100))
     diagnosis = fake_diagnosis(classes, empty=(7, 60), layers=(("features.28", 64),))
-    figure = correlation_heat_map(diagnosis, "features.28")
+    figure = diagnosis.correlation_figure("features.28")
     figure.draw_without_rendering()
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
     assert len(boxes) == 100
@@ -85,7 +75,7 @@ def test_a_hundred_categories_keep_their_names_apart():
 
 def test_the_confusion_matrix_holds_shares_in_percent():
     diagnosis = fake_diagnosis()
-    shown = confusion_matrix(diagnosis).axes[0].images[0].get_array()
+    shown = diagnosis.confusion_figure().axes[0].images[0].get_array()
     np.testing.assert_allclose(np.asarray(shown).sum(1), 100.0)
     np.testing.assert_allclose(np.diag(shown), diagnosis.accuracy)
 
@@ -94,7 +84,7 @@ def test_gains_are_sorted_coloured_by_sign_and_missing_ones_are_a_dash():
     comparison = fake_comparison()
     gains = (1.0, -2.0, 3.0, math.nan, 0.5, -0.5, 8.0, 2.0)
     split = with_first(comparison.splits["shifted"], gain_per_category=gains)
-    figure = category_gains(replace(comparison, splits={"shifted": split}), "shifted")
+    figure = replace(comparison, splits={"shifted": split}).category_gains_figure("shifted")
     left, right = figure.axes
     assert [bar.get_width() for bar in right.patches] == [8.0, 3.0, 2.0, 1.0, 0.5, -0.5, -2.0, 0.0]
     names = [label.get_text() for label in left.get_yticklabels()]
@@ -111,7 +101,7 @@ def test_gains_are_sorted_coloured_by_sign_and_missing_ones_are_a_dash():
 
 def test_the_summary_shows_every_seed_and_the_interval():
     comparison = fake_comparison()
-    figure = accuracy_summary(comparison)
+    figure = comparison.accuracy_figure()
     left, right = figure.axes
     seeds = [dots.get_offsets()[:, 0].tolist() for dots in left.collections]
     for split in comparison.splits.values():
@@ -127,7 +117,7 @@ def test_an_unknown_interval_can_be_drawn(gain):
     comparison = fake_comparison()
     split = with_first(comparison.splits["shifted"], gain=gain)
     split = replace(split, accuracy={"base": (math.nan,), "control": (1.0,), "treated": ()})
-    accuracy_summary(replace(comparison, splits={"shifted": split})).draw_without_rendering()
+    replace(comparison, splits={"shifted": split}).accuracy_figure().draw_without_rendering()
 
 
 def test_overlay_of_nothing_is_the_dimmed_grey_image():
@@ -164,9 +154,9 @@ def test_names_are_drawn_literally():
     )
     diagnosis = fake_diagnosis(names)
     comparison = fake_comparison(classes=names)
-    found = texts(correlation_heat_map(diagnosis, "layer3.conv2"))
+    found = texts(diagnosis.correlation_figure("layer3.conv2"))
     assert {"$a$", "$\\frac{1}{0$x$", "a$", "new line", "</script>"} <= set(found)
-    for figure in (confusion_matrix(diagnosis), category_gains(comparison, "shifted")):
+    for figure in (diagnosis.confusion_figure(), comparison.category_gains_figure("shifted")):
         assert "$a$" in texts(figure)
     assert literal("abcdefghijklmnopq", 10) == "abcdef…opq"
 
@@ -174,15 +164,15 @@ def test_names_are_drawn_literally():
 def test_no_figure_enters_pyplot():
     import sys
 
-    accuracy_summary(fake_comparison())
+    fake_comparison().accuracy_figure()
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []
 
 
 def test_every_arm_has_its_own_colour_and_interval():
     comparison = with_more_arms(fake_comparison(), ("swap", "dfr"))
-    figure = accuracy_summary(comparison)
-    assert len(set(arm_colours(comparison).values())) == 5
+    figure = comparison.accuracy_figure()
+    assert len(set(arm_colours(list(comparison.splits["shifted"].accuracy), comparison.arm).values())) == 5
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["base", "control", "treated", "swap", "dfr"]
     intervals = [text.get_text() for text in figure.axes[1].texts]

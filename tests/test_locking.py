@@ -10,7 +10,7 @@ import time
 import pytest
 
 from processes import Child, killed_at, wait_for
-from torchdoctor.runs.files import write_json
+from torchdoctor.files.writing import write_json
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.lock import LOCK, FolderLock
 from torchdoctor.types import InputError

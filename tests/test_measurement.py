@@ -11,7 +11,8 @@ from reference import tiny_net
 from test_diagnosis import batches_of, some_images
 from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.settings import DiagnosisSettings
-from torchdoctor.diagnosis.statistics import correlated_kernels, out_of_step, sparsity, summarise
+from torchdoctor.diagnosis.sparsity import sparsity
+from torchdoctor.diagnosis.statistics import correlated_kernels, out_of_step, summarise
 from torchdoctor.evidence import per_image as evidence_module
 from torchdoctor.evidence.measurement import measure
 from torchdoctor.evidence.rows import ImageRows, merge

@@ -22,8 +22,8 @@ from processes import killed_at
 from torchdoctor.case.preparation import prepare
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import load_data
+from torchdoctor.files.writing import write_json, write_weights
 from torchdoctor.models.loading import load_model
-from torchdoctor.runs.files import write_json, write_weights
 from torchdoctor.runs.folder import open_run
 from torchdoctor.types import InputError
 from torchdoctor.verbs.checkup import run_checkup

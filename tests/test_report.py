@@ -20,11 +20,11 @@ from fake_results import (
     with_first,
     with_more_arms,
 )
+from torchdoctor.display import overlays as figures
 from torchdoctor.proof.result import Gain
-from torchdoctor.report import plots as figures
 from torchdoctor.report.number_text import number, plain_value, share, signed
 from torchdoctor.report.page import ReportContents, render_report
-from torchdoctor.report.pictures import least_accurate, most_changed, photograph
+from torchdoctor.report.pictures import photograph
 from torchdoctor.report.verdict_text import headline
 
 HOSTILE = (
@@ -236,13 +236,13 @@ def test_small_images_keep_sharp_pixels_and_show_the_outline():
 
 def test_with_many_categories_the_telling_ones_are_kept():
     diagnosis = fake_diagnosis(empty=(2,))
-    fewer = least_accurate(diagnosis, 3)
+    fewer = diagnosis.least_accurate(3)
     worst = sorted(np.argsort(diagnosis.accuracy)[:3])
     assert fewer.classes == tuple(CLASSES[one] for one in worst)
     np.testing.assert_array_equal(fewer.layers[0].correlation, diagnosis.layers[0].correlation[worst])
-    assert least_accurate(diagnosis, 8) is diagnosis
+    assert diagnosis.least_accurate(8) is diagnosis
     gains = fake_comparison().splits["shifted"].first.gain_per_category
-    kept = most_changed(fake_comparison(), "shifted", 4).splits["shifted"].first.gain_per_category
+    kept = fake_comparison().most_changed("shifted", 4).splits["shifted"].first.gain_per_category
     ranked = sorted(gains, reverse=True)
     assert list(kept) == ranked[:2] + ranked[-2:]
 

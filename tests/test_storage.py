@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from processes import killed_at
 from test_cli import weights
 from torchdoctor.case.settings import Settings
-from torchdoctor.runs.files import write_bytes, write_json
+from torchdoctor.files.writing import write_bytes, write_json
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.types import InputError, ModelDoctorError
 from torchdoctor.verbs.diagnose import run_diagnose

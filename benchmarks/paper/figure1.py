@@ -36,9 +36,9 @@ from benchmarks.experiment.recording import (
 from benchmarks.experiment.running import arguments, bench_of
 from benchmarks.ledger.lines import Line
 from benchmarks.paper.sparseness import sparseness
+from torchdoctor.display.style import INK, MUTED, RULE, canvas
 from torchdoctor.evidence.measurement import first_images
 from torchdoctor.network.layers import compute_before
-from torchdoctor.report.plots import INK, MUTED, RULE, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,8 +27,9 @@ from benchmarks.experiment.running import arguments, bench_of, run_cells
 from benchmarks.paper.sparseness import sparseness
 from torchdoctor import survey_layers
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.display.matrices import kernel_order, normalised_rows
+from torchdoctor.display.style import AMOUNTS, INK, MUTED, canvas, literal
 from torchdoctor.evidence.measurement import first_images
-from torchdoctor.report.plots import AMOUNTS, INK, MUTED, canvas, kernel_order, literal, normalised_rows
 from torchdoctor.types import Evidence
 
 if TYPE_CHECKING:

@@ -33,9 +33,9 @@ from benchmarks.experiment.recording import (
 from benchmarks.experiment.running import arguments, bench_of
 from benchmarks.ledger.lines import Line
 from torchdoctor import RobustnessSettings, measure_robustness
-from torchdoctor.diagnosis.robustness import Units
-from torchdoctor.report.diagnosis_plots import CURVES
-from torchdoctor.report.plots import INK, RULE, canvas
+from torchdoctor.diagnosis.robustness_result import Units
+from torchdoctor.display.curves import CURVES
+from torchdoctor.display.style import INK, RULE, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

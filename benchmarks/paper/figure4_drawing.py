@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.experiment.recording import ARM_COLOURS, mean_of
 from benchmarks.ledger.lines import Line
-from torchdoctor.report.plots import INK, MUTED, RULE, canvas, literal
+from torchdoctor.display.style import INK, MUTED, RULE, canvas, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

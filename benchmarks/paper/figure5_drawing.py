@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from benchmarks.experiment.cells import MEAN, STD, Cell
 from torchdoctor import InputError
 from torchdoctor.diagnosis.grad_cam import grad_cam
+from torchdoctor.display.overlays import overlay
+from torchdoctor.display.style import INK, MUTED, canvas, literal
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, summed_maps
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.hooks import measuring
 from torchdoctor.network.prediction import predict_logits
-from torchdoctor.report.plots import INK, MUTED, canvas, literal, overlay
 from torchdoctor.treatment.recipe import move
 from torchdoctor.types import Evidence
 

@@ -33,7 +33,7 @@ from benchmarks.experiment.cells import Bench, Cell, measure
 from benchmarks.experiment.recording import ARM_COLOURS, keep_picture, lines_of, picture_name, run_and_draw
 from benchmarks.experiment.running import arguments, bench_of
 from benchmarks.ledger.lines import Line
-from torchdoctor.report.plots import INK, RULE, canvas
+from torchdoctor.display.style import INK, RULE, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.experiment.recording import number
 from torchdoctor import Diagnosis
 from torchdoctor.diagnosis.result import QUANTILES
-from torchdoctor.diagnosis.statistics import cosine, sparsity
+from torchdoctor.diagnosis.sparsity import sparsity
+from torchdoctor.diagnosis.statistics import cosine
 
 
 def sparseness(diagnosis: Diagnosis, layer: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from torch import nn
 
 from benchmarks.study import planted_faults as planted
 from torchdoctor import Batch, diagnose
-from torchdoctor.diagnosis.causes import Causes, find_causes
+from torchdoctor.diagnosis.causes import find_causes
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.network.prediction import predict_logits

@@ -3,8 +3,10 @@
 from torchdoctor.data.load import load_data
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.causes import find_causes
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.explanation import explain
+from torchdoctor.diagnosis.explanation_result import Explanation
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness import RobustnessSettings, measure_robustness
 from torchdoctor.diagnosis.settings import DiagnosisSettings
@@ -25,12 +27,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "Causes",
     "Comparison",
     "Constraint",
     "Course",
     "DataSettings",
     "Diagnosis",
     "DiagnosisSettings",
+    "Explanation",
     "InputError",
     "ModelDoctorError",
     "Recipe",

@@ -12,7 +12,8 @@ from torchdoctor.case.config import former_names, settings_record
 from torchdoctor.case.preparation import Case, environment
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.diagnose import state_sha256
-from torchdoctor.runs.files import sha256_of, write_json, write_yaml
+from torchdoctor.files.reading import sha256_of
+from torchdoctor.files.writing import write_json, write_yaml
 from torchdoctor.runs.folder import ENVIRONMENT
 
 CONFIG = "config.yaml"

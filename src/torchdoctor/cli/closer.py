@@ -154,7 +154,7 @@ def robustness(
         as_json: Whether the result is printed as JSON.
         **given: Settings.
     """
-    from torchdoctor.diagnosis.robustness import Units
+    from torchdoctor.diagnosis.robustness_result import Units
     from torchdoctor.verbs import run_robustness
 
     check_choice("--units", units, Units)

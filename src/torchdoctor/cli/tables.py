@@ -12,7 +12,7 @@ from rich.table import Table
 
 from torchdoctor.case.outcome import Outcome
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.statistics import sparsity
+from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.proof.result import Comparison, Gain
 
 

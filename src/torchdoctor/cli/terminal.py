@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 def show(found: Any, as_json: bool, pretty: Callable[[Console, Any], None]) -> None:
     """Print JSON on stdout, or tables for a person."""
     if as_json:
-        from torchdoctor.runs.files import plain
+        from torchdoctor.files.writing import plain
 
         sys.stdout.write(json.dumps(plain(found), ensure_ascii=False, allow_nan=False) + "\n")
     else:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from torchdoctor.diagnosis.causes_result import Cause, Causes, ErrorCause
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
@@ -21,21 +20,6 @@ from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.types import Progress, silent
 
-Cause = Literal[
-    "background", "rare category", "wrong kernels", "label looks wrong", "ambiguous", "under-fitted",
-    "over-fitted", "unknown",
-]  # fmt: skip
-
-MEANINGS: Mapping[Cause, str] = {
-    "background": "before other backgrounds the same object is classified correctly",
-    "rare category": "far fewer training images than the other categories have",
-    "wrong kernels": "kernels it relies on no longer do what they did in training",
-    "label looks wrong": "nothing speaks for the label, and predictions as sure as this are right",
-    "ambiguous": "the two categories are confused in training too, or all but tied",
-    "under-fitted": "the network has not learned its training images either",
-    "over-fitted": "training images of the category are classified much better",
-    "unknown": "none of these is supported by the evidence",
-}
 DONORS = 16  # backgrounds that an object is tried before, of all categories alike
 GONE, MOSTLY_GONE = 0.25, 0.4  # share of all errors that vanish before other backgrounds
 SELDOM = 0.25  # share of other backgrounds before which a prediction still stands that its own one gave
@@ -49,32 +33,6 @@ BOTH = 0.4  # confidence that the two hold together
 TIED, OF_TIED = 0.15, 0.8  # how near a tie is, and what the two categories hold together
 UNFITTED = 70.0  # points of training accuracy below which a network has not learned its images
 GAP = 15.0  # points lost from training to validation that count as over-fitting
-
-
-@dataclass(frozen=True)
-class ErrorCause:
-    """One wrongly classified image: `numbers` are what the cause was decided by (percent, or 0..1)."""
-
-    id: int
-    label: str
-    prediction: str
-    confidence: float
-    cause: Cause
-    numbers: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Causes:
-    """The causes of all errors on some images, in the order of their ids."""
-
-    errors: tuple[ErrorCause, ...]
-    images: int
-    accuracy: float
-
-    @property
-    def counts(self) -> dict[Cause, int]:
-        """The number of errors by cause, the most frequent first."""
-        return dict(Counter(one.cause for one in self.errors).most_common())
 
 
 @dataclass(frozen=True)
@@ -293,15 +251,3 @@ def _before_backgrounds(
             "background_alone_predicts_it": float(logits[-1].argmax() == called[row]),
         }
     return found
-
-
-def some_of(causes: Causes, most: int) -> Sequence[ErrorCause]:
-    """Return some errors of every cause in turn, the surest first."""
-    groups = [
-        sorted(
-            (one for one in causes.errors if one.cause == cause), key=lambda one: (-one.confidence, one.id)
-        )
-        for cause in causes.counts
-    ]
-    turns = [group[turn] for turn in range(most) for group in groups if turn < len(group)]
-    return turns[:most]

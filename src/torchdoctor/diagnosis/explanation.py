@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from torchdoctor.diagnosis.explanation_result import CausalCheck, Explanation, StandingOut
 from torchdoctor.diagnosis.result import Diagnosis, LayerDiagnosis
 from torchdoctor.diagnosis.silencing import random_sets, silenced_logits
 from torchdoctor.diagnosis.statistics import cosine
@@ -27,105 +27,6 @@ from torchdoctor.types import Evidence, InputError
 UNUSUAL = 3.0  # standard deviations of the category's images
 LEAST_OF_MEAN = 0.5  # of the evidence of the layer's kernels: less does not matter, however unusual
 RANDOM_SETS = 19  # a named set that beats them all does so by chance once in twenty
-
-
-@dataclass(frozen=True)
-class StandingOut:
-    """A kernel whose evidence for the prediction is more than usual for the predicted category.
-
-    `usual` is the category's mean and `deviations` how many of its standard deviations the image lies
-    above it; both None without a diagnosis. `times_mean` is the evidence relative to the mean of the layer's
-    kernels in this image. `owners` are the categories the kernel is correlated with, the strongest first.
-    """
-
-    layer: str
-    kernel: int
-    evidence: float
-    usual: float | None
-    deviations: float | None
-    times_mean: float
-    owners: tuple[str, ...]
-
-    @property
-    def prominence(self) -> float:
-        """What kernels of different layers are ranked by: how unusual, else how strong in its layer."""
-        return self.times_mean if self.deviations is None else self.deviations
-
-
-@dataclass(frozen=True)
-class CausalCheck:
-    """What happens when the kernels are silenced, beside random sets of as many with as much evidence.
-
-    `drop` is how far the lead of the prediction over the next category falls, in logits; `random_drop`
-    the most that any of 19 random sets took. `agrees`: another category wins, and no random set took as
-    much.
-    """
-
-    prediction: str
-    confidence: float
-    drop: float
-    random_drop: float
-    agrees: bool
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a prediction rests on. Confidences and shares are in 0..1; `label` is None where it is unknown.
-
-    `alike` is how alike the evidence is to the predicted category's, by layer (cosine), with the range
-    of nine in ten of its images. `summed_map` is the summed derivative map of `layer`, stretched onto the
-    image (Fig. 2b).
-    """
-
-    label: str | None
-    prediction: str
-    runner_up: str
-    confidence: float
-    runner_up_confidence: float
-    label_confidence: float | None
-    kernels: tuple[StandingOut, ...]
-    check: CausalCheck | None
-    alike: Mapping[str, tuple[float, float, float]]
-    layer: str
-    summed_map: Float[np.ndarray, "height width"]
-    background_share: float | None
-    usual_background_share: float | None
-    compared: bool = True  # with a diagnosis; else nothing is known of what is usual
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """Say it in words; "because" only where the causal check agrees."""
-        said = [
-            f"Predicted {self.prediction} ({100 * self.confidence:.0f} %), then {self.runner_up} "
-            f"({100 * self.runner_up_confidence:.0f} %)."
-        ]
-        if self.label is not None and self.label != self.prediction:
-            said.append(f"The label is {self.label} ({100 * (self.label_confidence or 0):.0f} %).")
-        names = ", ".join(f"{one.layer}[{one.kernel}]" for one in self.kernels)
-        if self.check is None:
-            said.append("No kernel's evidence is unusual for this category.")
-        elif self.check.agrees:
-            said.append(
-                f"It is predicted because of {names}: with them silenced the prediction is "
-                f"{self.check.prediction}, which no random set of kernels achieved as clearly."
-            )
-        else:
-            after = (
-                f"the prediction stays {self.prediction}"
-                if self.check.prediction == self.prediction
-                else f"the prediction becomes {self.check.prediction}, but random kernels matter as much"
-            )
-            what = "stand out" if self.compared else "hold the most evidence in their layers"
-            said.append(f"{names} {what}, but they do not decide: with them silenced {after}.")
-        if self.background_share is not None:
-            usual = self.usual_background_share
-            beside = f", {100 * usual:.0f} % in this category" if usual is not None else ""
-            said.append(
-                f"{100 * self.background_share:.0f} % of the evidence lies on the background{beside}."
-            )
-        if not self.compared:
-            said.append("Without a diagnosis nothing is known of what is usual: --diagnosis RUN names one.")
-        return tuple(said)
 
 
 def explain(

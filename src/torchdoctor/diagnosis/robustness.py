@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchdoctor.diagnosis.robustness_result import Robustness, Units
 from torchdoctor.evidence.measurement import first_images
 from torchdoctor.images.batches import Images
 from torchdoctor.network.hooks import map_shapes, measuring, run_tapped
@@ -21,8 +21,6 @@ from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.randomness import key, uniform_noise
 from torchdoctor.types import InputError, Progress, check_choice, silent
-
-Units = Literal["absolute", "deviation"]  # noise in units of the layer's map, or of its standard deviation
 
 RANGES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 RANDOM_LAYER = "random"
@@ -67,40 +65,6 @@ class RobustnessSettings:
                 f"epsilon {self.epsilon:g} of 1 ({255 * self.epsilon:g} of 255): expected a step above 0, "
                 "up to all of it"
             )
-
-
-@dataclass(frozen=True)
-class Robustness:
-    """How images and their adversarial twins are classified under noise in a layer (Fig. 3).
-
-    The images are classified correctly and their twins are not. Each repeat adds noise to a single layer,
-    uniform in [-range, range]. All percentages are of these images.
-
-    Attributes:
-        ranges: The ranges of the noise.
-        normal: The images that are still classified correctly, in percent.
-        restored: The twins that are classified correctly again, in percent.
-        fooled: The twins that are still classified as without noise, in percent.
-        layers: The layer of each repeat.
-        units: The unit of the ranges: that of the layer's map ("absolute"), or the map's standard deviation.
-        images: The number of images.
-        tried: How many correctly classified images were attacked to get them.
-        attack_success: The share of attacked images whose twin is misclassified, in percent.
-        epsilon: The size of the attack, for pixels in 0..1.
-        seed: The seed of the noise and of the layers.
-    """
-
-    ranges: tuple[float, ...]
-    normal: Float[np.ndarray, "range repeat"]
-    restored: Float[np.ndarray, "range repeat"]
-    fooled: Float[np.ndarray, "range repeat"]
-    layers: tuple[str, ...]
-    units: Units
-    images: int
-    tried: int
-    attack_success: float
-    epsilon: float
-    seed: int
 
 
 @dataclass(frozen=True)

@@ -170,27 +170,6 @@ def correlated_kernels(
     return (relative >= theta) & (width > 0)
 
 
-def sparsity(
-    correlation: Float[np.ndarray, "category kernel"], evidence_share: float = 0.9
-) -> Float[np.ndarray, " category"]:
-    """Return how large a share of a layer's kernels is needed to carry most of a category's evidence.
-
-    A small share means that the network recognises the category by few kernels (the paper's first discovery).
-
-    Args:
-        correlation: The mean evidence of each category and kernel, not negative.
-        evidence_share: The share of the category's evidence that the kernels must carry together.
-
-    Returns:
-        The smallest such share of kernels, in 0..1; NaN for a category without evidence.
-    """
-    falling = -np.sort(-correlation, axis=1)
-    total = falling.sum(1, keepdims=True)
-    reached = np.cumsum(falling, axis=1) >= evidence_share * total * (1 - 1e-12)
-    needed = reached.argmax(1) + 1.0
-    return np.where(total[:, 0] > 0, needed / correlation.shape[1], np.nan)
-
-
 def out_of_step(drift: Float[np.ndarray, " kernel"]) -> tuple[int, ...]:
     """Return the kernels whose statistics have changed since training far more than those of the others.
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from torchdoctor.diagnosis.causes import MEANINGS, Causes, ErrorCause
-from torchdoctor.diagnosis.explanation import Explanation
-from torchdoctor.report import plots
+from torchdoctor.diagnosis.causes_result import MEANINGS, Causes, ErrorCause
+from torchdoctor.diagnosis.explanation_result import Explanation
+from torchdoctor.display import overlays
 from torchdoctor.report.pictures import Picture, photograph
 
 # What the page calls the numbers behind a cause (`ErrorCause.numbers`).
@@ -74,7 +74,7 @@ def error_cards(explained: Sequence[ExplainedError]) -> list[dict[str, Any]]:
     cards = []
     for error in explained:
         evidence = error.explanation.summed_map
-        overlaid = plots.overlay(error.image, evidence, float(np.nan_to_num(evidence).max()))
+        overlaid = overlays.overlay(error.image, evidence, float(np.nan_to_num(evidence).max()))
         pictures: list[tuple[str, Picture]] = [
             ("image", photograph(error.image, None, f"Image {error.name}")),
             (

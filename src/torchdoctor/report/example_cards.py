@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from torchdoctor.report import plots
+from torchdoctor.display import overlays
 from torchdoctor.report.pictures import Picture, photograph
 
 Kind = Literal["repaired", "broken", "still wrong", "annotated"]
@@ -94,7 +94,7 @@ def _pictures(example: Example, arm: str | None) -> list[tuple[str, Picture]]:
     maps = [("base", example.map_before)] + ([(arm, example.map_after)] if arm else [])
     pictures = [("image", photograph(example.image, example.mask, f"Image {example.name}"))]
     for network, evidence in maps:
-        pixels = plots.overlay(example.image, evidence, example.maximum)
+        pixels = overlays.overlay(example.image, evidence, example.maximum)
         alt = f"Evidence of the {network} network in {example.name}"
         pictures.append((network, photograph(pixels, example.mask, alt)))
     return pictures

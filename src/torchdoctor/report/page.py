@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from torchdoctor.diagnosis.causes import Causes
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.robustness import Robustness
-from torchdoctor.diagnosis.statistics import sparsity
+from torchdoctor.diagnosis.robustness_result import Robustness
+from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.error_cards import ExplainedError, cause_rows, error_cards
 from torchdoctor.report.example_cards import Example, example_groups

@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.robustness import Robustness
+from torchdoctor.diagnosis.robustness_result import Robustness
+from torchdoctor.display import overlays
 from torchdoctor.proof.result import Comparison
-from torchdoctor.report import plots
-from torchdoctor.report.diagnosis_plots import noise_curves, sparsity_by_layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,92 +63,30 @@ def drawn_figures(
         `sparsity`: the share of kernels that carry the evidence; `noise`: the noise curves or None. With a
         comparison also `summary`: the accuracies; `gains`: pairs of a split's name and its figure.
     """
-    fewer = least_accurate(diagnosis, MOST_CATEGORIES)
+    fewer = diagnosis.least_accurate(MOST_CATEGORIES)
     drawn: dict[str, Any] = {
         "layers": [
-            (name, draw(plots.correlation_heat_map(fewer, name), f"Heat map of layer {name}"))
-            for name in [layer.name for layer in fewer.layers[-most_layers:]]
+            (layer.name, draw(fewer.correlation_figure(layer.name), f"Heat map of layer {layer.name}"))
+            for layer in fewer.layers[-most_layers:]
         ],
         "confusion": None,
-        "sparsity": draw(sparsity_by_layer(fewer), "Share of kernels that carry the evidence, by layer"),
+        "sparsity": draw(fewer.sparsity_figure(), "Share of kernels that carry the evidence, by layer"),
         "noise": None,
     }
     if robustness is not None:
-        drawn["noise"] = draw(
-            noise_curves(robustness), "Accuracy of normal and adversarial images under noise"
-        )
+        drawn["noise"] = draw(robustness.figure(), "Accuracy of normal and adversarial images under noise")
     if fewer is diagnosis:
         alt = "Confusion matrix of the diagnosed images"
-        drawn["confusion"] = draw(plots.confusion_matrix(diagnosis), alt)
+        drawn["confusion"] = draw(diagnosis.confusion_figure(), alt)
     if comparison is not None:
         alt = "Accuracy of base, control and treated on every split"
-        drawn["summary"] = draw(plots.accuracy_summary(comparison), alt)
-        extreme = {name: most_changed(comparison, name, MOST_CATEGORIES) for name in comparison.splits}
+        drawn["summary"] = draw(comparison.accuracy_figure(), alt)
+        extreme = {name: comparison.most_changed(name, MOST_CATEGORIES) for name in comparison.splits}
         drawn["gains"] = [
-            (name, draw(plots.category_gains(extreme[name], name), f"Gain of each category on {name}"))
+            (name, draw(extreme[name].category_gains_figure(name), f"Gain of each category on {name}"))
             for name in sorted(comparison.splits, key=lambda name: name != comparison.primary)
         ]
     return drawn
-
-
-def least_accurate(diagnosis: Diagnosis, most: int) -> Diagnosis:
-    """Reduce a diagnosis to its least accurate categories.
-
-    Args:
-        diagnosis: The diagnosis.
-        most: How many categories to keep at most.
-
-    Returns:
-        The diagnosis of these categories, in their old order.
-    """
-    if len(diagnosis.classes) <= most:
-        return diagnosis
-    worst = np.sort(np.argsort(np.nan_to_num(diagnosis.accuracy, nan=101.0), kind="stable")[:most])
-    layers = tuple(
-        replace(
-            layer,
-            correlation=layer.correlation[worst],
-            variance=layer.variance[worst],
-            interval=layer.interval[:, worst],
-            quantiles=layer.quantiles[:, worst],
-            activation=layer.activation[worst],
-            correlated=layer.correlated[worst],
-            agreement=layer.agreement[:, worst],
-            background_share=layer.background_share[worst],
-        )
-        for layer in diagnosis.layers
-    )
-    names, counts = tuple(diagnosis.classes[category] for category in worst), diagnosis.counts[worst]
-    confusion = diagnosis.confusion[np.ix_(worst, worst)]
-    return replace(diagnosis, classes=names, counts=counts, confusion=confusion, layers=layers)
-
-
-def most_changed(comparison: Comparison, split: str, most: int) -> Comparison:
-    """Reduce a comparison to a split and the categories whose accuracy changed most in it.
-
-    Args:
-        comparison: The comparison.
-        split: The name of the test split.
-        most: How many categories to keep at most: half of them with the greatest gains, half with the
-            smallest.
-
-    Returns:
-        The comparison of these categories on this split, by falling gain. With no more categories than that
-        the comparison is returned unchanged.
-    """
-    full = comparison.splits[split]
-    if len(comparison.classes) <= most:
-        return comparison
-    order = np.argsort(-np.nan_to_num(full.first.gain_per_category), kind="stable")
-    extremes = [*order[: most // 2].tolist(), *order[-(most // 2) :].tolist()]
-    rows = {
-        arm: tuple(values[category] for category in extremes) for arm, values in full.per_category.items()
-    }
-    gains = tuple(full.first.gain_per_category[category] for category in extremes)
-    first = replace(full.first, gain_per_category=gains)
-    fewer = replace(full, per_category=rows, arms={**full.arms, comparison.arm: first})
-    names = tuple(comparison.classes[category] for category in extremes)
-    return replace(comparison, classes=names, splits={split: fewer})
 
 
 def draw(figure: Figure, alt: str) -> Picture:
@@ -212,7 +149,7 @@ def ramp(steps: int = 9) -> list[str]:
         CSS colours from no evidence to the maximum, as `plots.overlay` draws them on grey.
     """
     amounts = np.linspace(0, 1, steps)[None]
-    colours = plots.overlay(np.full((1, steps, 3), 0.5), amounts, 1.0)[0]
+    colours = overlays.overlay(np.full((1, steps, 3), 0.5), amounts, 1.0)[0]
     return [f"rgb({', '.join(f'{255 * part:.0f}' for part in colour)})" for colour in colours]
 
 

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from torchdoctor.runs.files import write_bytes
-from torchdoctor.runs.kill_points import kill_point
+from torchdoctor.files.kill_points import kill_point
+from torchdoctor.files.writing import write_bytes
 from torchdoctor.treatment.recipe import TrainingState
 from torchdoctor.types import InputError
 

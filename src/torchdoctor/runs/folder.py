@@ -11,7 +11,8 @@ from types import TracebackType
 
 import yaml
 
-from torchdoctor.runs.files import plain, read_json, sha256_of, write_json
+from torchdoctor.files.reading import read_json, sha256_of
+from torchdoctor.files.writing import plain, write_json
 from torchdoctor.runs.lock import LOCK, FolderLock, refuse_locked
 from torchdoctor.types import InputError
 

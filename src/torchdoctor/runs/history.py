@@ -7,7 +7,7 @@ import io
 from importlib.util import find_spec
 from pathlib import Path
 
-from torchdoctor.runs.files import write_bytes
+from torchdoctor.files.writing import write_bytes
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.types import InputError
 

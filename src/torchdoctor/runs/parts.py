@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from torchdoctor.runs.files import write_weights
+from torchdoctor.files.writing import write_weights
 
 
 class PartsFolder(MutableMapping[str, Mapping[str, np.ndarray]]):

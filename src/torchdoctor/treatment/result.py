@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from torchdoctor.display.cards import Card, listed
+from torchdoctor.display.curves import history_curves
+from torchdoctor.files.reading import Number, Record, read_record, read_tensors, sha256_of
+from torchdoctor.files.writing import weights_bytes, write_bytes, write_json
+from torchdoctor.types import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HISTORY, WEIGHTS, CARD, PRESCRIPTION = "history.json", "model.safetensors", "model.json", "prescription.json"
 
 
 @dataclass(frozen=True)
@@ -22,6 +39,59 @@ class Arm:
     steps: int
     seconds: float
     skipped: tuple[tuple[int, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        """Return one line without the weights."""
+        return (
+            f"Arm({self.name!r}, seed {self.seed}: {len(self.history)} epochs, {self.steps} steps, "
+            f"{self.seconds:.1f} s, {len(self.state)} tensors)"
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, card: Mapping[str, object] | None = None) -> None:
+        """Write the arm: how its training went, the card, and last the weights, which say it is finished.
+
+        Args:
+            folder: The arm's own folder; made where it is missing.
+            card: What `model.json` says about the network, so that the weights can be loaded without the
+                run; without it the file is not written.
+
+        Raises:
+            ModelDoctorError: Where a file cannot be written.
+        """
+        home, content = Path(folder), weights_bytes(self.state)
+        if card is not None:
+            write_json(home / CARD, card)
+        record = {
+            "epochs": [{name: _as_json(value) for name, value in epoch.items()} for epoch in self.history],
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "skipped_batches": self.skipped,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        write_json(home / HISTORY, record)
+        write_bytes(home / WEIGHTS, content)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], name: str, seed: int) -> Arm:
+        """Read an arm back that `save` or a run wrote.
+
+        Args:
+            folder: The arm's own folder, such as `RUN/treatment/treated/seed0`.
+            name: The arm's name.
+            seed: The arm's seed.
+
+        Returns:
+            The arm.
+
+        Raises:
+            InputError: Where a file is missing, of another kind, or not what was written.
+        """
+        record = read_record(Path(folder) / HISTORY, HistoryRecord)
+        file = Path(folder) / WEIGHTS
+        if not file.is_file() or sha256_of(file) != record.sha256:
+            raise InputError(f"{str(file)!r} is missing or damaged (its sha256 differs)")
+        state = read_tensors(file)
+        return cls(name, seed, state, record.epochs, record.steps, record.seconds, record.skipped_batches)
 
 
 @dataclass(frozen=True)
@@ -45,3 +115,145 @@ class Treatment:
             if arm.name == name and arm.seed == seed:
                 return arm
         raise KeyError(f"no arm {name!r} with seed {seed}; there are {[(a.name, a.seed) for a in self.arms]}")
+
+    def __repr__(self) -> str:
+        """Return a few lines: each arm's length and last numbers, each constraint's weight."""
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        """Return the same as an HTML table, which notebooks show."""
+        return self._card().html()
+
+    def _card(self) -> Card:
+        """Summarise the treatment."""
+        terms = [term for term in ("loss", "validation_accuracy") if term in self._terms()]
+        lines = [_sentence(constraint) for constraint in self.prescription[:4]]
+        rows = []
+        for arm in self.arms:
+            last = arm.history[-1] if arm.history else {}
+            numbers = [f"{last[term]:.4g}" if term in last else "-" for term in terms]
+            rows.append((arm.name, str(arm.seed), str(arm.steps), f"{arm.seconds:.1f}", *numbers))
+        names, seeds = self.names(), self.seeds()
+        counted = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        return Card(
+            f"Treatment with {len(names)} arms ({listed(names)}) and {counted}",
+            tuple(lines),
+            ("arm", "seed", "steps", "seconds", *(f"last {term.replace('_', ' ')}" for term in terms)),
+            tuple(rows),
+        )
+
+    def _terms(self) -> tuple[str, ...]:
+        """Return the names of the numbers that the histories hold."""
+        names = (name for arm in self.arms for epoch in arm.history for name in epoch if name != "epoch")
+        return tuple(dict.fromkeys(names))
+
+    def history_figure(self, term: str = "loss") -> Figure:
+        """Draw how one number of the trainings went on, epoch by epoch.
+
+        Args:
+            term: The name of the number in the histories: "loss", "validation_accuracy", a constraint's name.
+
+        Returns:
+            A matplotlib figure with a line for each arm and seed; all seeds of an arm have its colour.
+
+        Raises:
+            InputError: Where no history holds such a number.
+        """
+        if term not in self._terms():
+            raise InputError(f"no history holds {term!r}; they hold: {', '.join(self._terms()) or 'nothing'}")
+        histories = {name: [arm.history for arm in self.arms if arm.name == name] for name in self.names()}
+        return history_curves(histories, term)
+
+    def save(self, folder: str | os.PathLike[str], *, card: Mapping[str, object] | None = None) -> None:
+        """Write every arm into a folder of its own (`ARM/seedN`), and `prescription.json`.
+
+        Args:
+            folder: Where to write them; made where it is missing.
+            card: What the `model.json` of every arm says about the network; without it none is written.
+
+        Raises:
+            InputError: Where an arm's name cannot be the name of a folder.
+            ModelDoctorError: Where a file cannot be written.
+        """
+        for name in self.names():
+            if Path(name).name != name or "\\" in name or "\0" in name or name == "..":
+                raise InputError(f"arm {name!r} cannot be saved: its name cannot be the name of a folder")
+        for arm in self.arms:
+            arm.save(Path(folder) / arm.name / f"seed{arm.seed}", card=card)
+        self.save_prescription(folder)
+
+    def save_prescription(self, folder: str | os.PathLike[str]) -> None:
+        """Write `prescription.json` alone, where the arms were written as they ended.
+
+        Args:
+            folder: The folder of the arms.
+
+        Raises:
+            ModelDoctorError: Where the file cannot be written.
+        """
+        record = {"constraints": self.prescription, "arms": list(self.names())}
+        write_json(Path(folder) / PRESCRIPTION, record)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Treatment:
+        """Read a treatment back that `save` or a run wrote.
+
+        Args:
+            folder: The folder of the arms, such as `RUN/treatment`.
+
+        Returns:
+            The treatment, its arms by seed and then in the order in which they were run.
+
+        Raises:
+            InputError: Where there is no arm, or a file is missing, damaged or of another kind.
+        """
+        home = Path(folder)
+        if not home.is_dir():
+            raise InputError(f"{str(home.parent)!r} holds no treatment: give a run of treat or checkup")
+        record = read_record(home / PRESCRIPTION, PrescriptionRecord)
+        places = []
+        for place in home.glob("*/seed*"):
+            if re.fullmatch(r"seed\d+", place.name):
+                name, seed = place.parent.name, int(place.name.removeprefix("seed"))
+                if name not in record.arms:
+                    raise InputError(
+                        f"{str(home / PRESCRIPTION)!r} names the arms {', '.join(record.arms)}; there is a "
+                        f"folder of another one, {name!r}"
+                    )
+                places.append((seed, record.arms.index(name), name, place))
+        arms = tuple(Arm.load(place, name, seed) for seed, _, name, place in sorted(places))
+        if not arms:
+            raise InputError(f"{str(home)!r} holds no arm: run treat first")
+        return cls(arms, record.constraints)
+
+
+class HistoryRecord(Record):
+    """What an arm's `history.json` holds."""
+
+    epochs: tuple[dict[str, Number], ...]
+    steps: int
+    seconds: float
+    skipped_batches: tuple[tuple[int, ...], ...]
+    sha256: str
+
+
+class PrescriptionRecord(Record):
+    """What `prescription.json` holds: the constraints as they were weighed, and the names of the arms."""
+
+    constraints: tuple[dict[str, Any], ...]
+    arms: tuple[str, ...]
+
+
+def _as_json(value: float) -> float | str | None:
+    """Return a number as JSON can hold it, so that it is read back as it was."""
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return None if math.isnan(value) else value
+
+
+def _sentence(constraint: Mapping[str, object]) -> str:
+    """Say which constraint was on which layers, with which weight."""
+    layers, weight = constraint.get("layers"), constraint.get("weight")
+    where = listed([str(layer) for layer in layers]) if isinstance(layers, list) else "-"
+    weighed = f"{weight:.4g}" if isinstance(weight, float) else str(weight)
+    return f"constraint {constraint.get('constraint')} at {where}, weight {weighed}"

@@ -16,7 +16,6 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.runs.folder import RunFolder, is_finished, open_run
 from torchdoctor.runs.interruption import interruptible
 from torchdoctor.runs.lock import LOCK, FolderLock
-from torchdoctor.runs.records import load_diagnosis
 from torchdoctor.types import InputError, Progress
 
 Say = Callable[[str], None]
@@ -67,7 +66,7 @@ def reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case, Diagnos
     if not (folder / "diagnosis").is_dir():
         raise InputError(f"run {run!r} holds no diagnosis: give a run of diagnose, treat or checkup")
     case = prepare(settings.but(auto=False), "treat")
-    diagnosis = load_diagnosis(folder / "diagnosis")
+    diagnosis = Diagnosis.load(folder / "diagnosis")
     check_weights(case, diagnosis, f"run {run!r}")
     return folder, case, diagnosis
 

@@ -1,27 +1,23 @@
-"""Run what follows a diagnosis: causes of errors, pictures, noise curves; and read them back."""
+"""Run what follows a diagnosis: causes of errors, pictures, noise curves."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from torchdoctor.case.preparation import Case
-from torchdoctor.diagnosis.causes import Causes, ErrorCause, find_causes, some_of
+from torchdoctor.diagnosis.causes import find_causes
+from torchdoctor.diagnosis.causes_result import Causes, some_of
 from torchdoctor.diagnosis.explanation import explain
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.robustness import Robustness
+from torchdoctor.diagnosis.robustness_result import Robustness
+from torchdoctor.display.overlays import overlays
 from torchdoctor.evidence.per_image import clean_evidence, summed_maps
 from torchdoctor.network.hooks import measuring
 from torchdoctor.network.prediction import device_of, dtype_of
-from torchdoctor.report.diagnosis_plots import noise_curves, overlays, sparsity_by_layer
 from torchdoctor.report.error_cards import ExplainedError
-from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS, least_accurate
-from torchdoctor.report.plots import confusion_matrix, correlation_heat_map
-from torchdoctor.runs.files import read_json, write_json
+from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS
 from torchdoctor.types import Progress
 from torchdoctor.verbs.pictures import mask_of, shown_pixels, write_figure
 
@@ -36,26 +32,8 @@ def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progr
         causes = find_causes(
             case.model, case.data.validation, diagnosis, seed=case.plan.seed, progress=progress
         )
-    names = _names(case)
-    record = asdict(causes)
-    for entry in record["errors"]:
-        entry["image"] = names[entry["id"]]
-    write_json(folder / "causes.json", {**record, "split": "validation", "counts": causes.counts})
+    causes.save(folder, names=_names(case))
     return causes
-
-
-def load_causes(file: Path) -> Causes:
-    """Read causes.json back."""
-    found: dict[str, Any] = read_json(file)
-    errors = tuple(
-        ErrorCause(
-            **{**one, "numbers": {k: float("nan") if v is None else v for k, v in one["numbers"].items()}}
-        )
-        for one in (
-            {name: value for name, value in each.items() if name != "image"} for each in found["errors"]
-        )
-    )
-    return Causes(errors, found["images"], math.nan if found["accuracy"] is None else found["accuracy"])
 
 
 def _names(case: Case) -> dict[int, str]:
@@ -66,12 +44,12 @@ def _names(case: Case) -> dict[int, str]:
 
 def figures_stage(case: Case, folder: Path, diagnosis: Diagnosis) -> None:
     """Write the pictures of a diagnosis, each as PNG and SVG."""
-    fewer = least_accurate(diagnosis, MOST_CATEGORIES)
+    fewer = diagnosis.least_accurate(MOST_CATEGORIES)
     for layer in fewer.layers[-MOST_LAYERS:]:
-        write_figure(folder, f"kernels-{layer.name}", correlation_heat_map(fewer, layer.name))
-    write_figure(folder, "sparsity", sparsity_by_layer(diagnosis))
+        write_figure(folder, f"kernels-{layer.name}", fewer.correlation_figure(layer.name))
+    write_figure(folder, "sparsity", diagnosis.sparsity_figure())
     if fewer is diagnosis:
-        write_figure(folder, "confusion", confusion_matrix(diagnosis))
+        write_figure(folder, "confusion", diagnosis.confusion_figure())
     chosen = [images[0] for images in diagnosis.sifting.high if images][:OVERLAID]
     if chosen:
         write_figure(folder, "overlays", _overlays(case, chosen))
@@ -96,17 +74,8 @@ def _overlays(case: Case, ids: list[int]) -> Any:
 
 def write_robustness(folder: Path, found: Robustness) -> None:
     """Write robustness.json and the noise curves."""
-    write_json(folder / "robustness.json", asdict(found))
-    write_figure(folder / "figures", "noise-curves", noise_curves(found))
-
-
-def load_robustness(file: Path) -> Robustness:
-    """Read robustness.json back."""
-    found: dict[str, Any] = read_json(file)
-    arrays = {name: np.array(found[name], dtype=float) for name in ("normal", "restored", "fooled")}
-    return Robustness(
-        **{**found, **arrays, "ranges": tuple(found["ranges"]), "layers": tuple(found["layers"])}
-    )
+    found.save(folder)
+    write_figure(folder / "figures", "noise-curves", found.figure())
 
 
 def explained_errors(case: Case, diagnosis: Diagnosis, causes: Causes) -> list[ExplainedError]:

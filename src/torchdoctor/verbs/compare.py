@@ -11,10 +11,10 @@ from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, arm_of, exit_c
 from torchdoctor.case.preparation import Case, loading_code
 from torchdoctor.case.splits import splits_to_compare
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.files.reading import read_json
 from torchdoctor.proof.compare import compare
-from torchdoctor.runs.files import read_json, write_json
+from torchdoctor.proof.result import Comparison
 from torchdoctor.runs.folder import RunFolder
-from torchdoctor.runs.records import comparison_record, load_comparison, load_diagnosis, load_treatment
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopened
@@ -42,9 +42,8 @@ def compare_stage(
         progress=progress,
     )
     code = exit_code_of(diagnosis, comparison)
-    record = comparison_record(comparison, code)
-    write_json(folder / "compare.json", record)
-    record = {"out": str(folder), **record}
+    comparison.save(folder, exit_code=code)
+    record = {"out": str(folder), **comparison.record(code)}
     return Outcome(code, record, diagnosis, treatment, comparison, lines_of(case, folder))
 
 
@@ -60,13 +59,13 @@ def _handed_back(case: Case, folder: Path, outcome: Outcome, found: Mapping[str,
 
 def read_checkup(case: Case, folder: Path) -> Outcome:
     """Read what a checkup found."""
-    diagnosis = load_diagnosis(folder / "diagnosis")
-    comparison = load_comparison(folder / "compare.json")
+    diagnosis = Diagnosis.load(folder / "diagnosis")
+    comparison = Comparison.load(folder)
     code = exit_code_of(diagnosis, comparison)
-    record = {"out": str(folder), **comparison_record(comparison, code)}
+    record = {"out": str(folder), **comparison.record(code)}
     if (folder / "report.html").is_file():
         record["report"] = str(folder / "report.html")
-    treatment = load_treatment(folder / "treatment")
+    treatment = Treatment.load(folder / "treatment")
     lines = lines_of(case, folder, comparison.arm)
     outcome = with_model(folder, Outcome(code, record, diagnosis, treatment, comparison, lines))
     chosen = read_json(folder / TRIALS).get("handed_back") if (folder / TRIALS).is_file() else None
@@ -84,5 +83,5 @@ def run_compare(run: str, given: Mapping[str, object], progress: Progress = sile
             raise InputError(
                 f"run {run!r} is compared already ({folder / 'compare.json'}): the test split is used once"
             )
-        treatment = load_treatment(folder / "treatment")
+        treatment = Treatment.load(folder / "treatment")
         return model_stage(case, folder, compare_stage(case, folder, diagnosis, treatment, progress))

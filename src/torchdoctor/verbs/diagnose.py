@@ -10,20 +10,19 @@ from torchdoctor.case.identity import comparable, identity_of, start_run
 from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, check_weights
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Plan, Settings
-from torchdoctor.diagnosis.causes import Causes
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.settings import DiagnosisSettings
-from torchdoctor.diagnosis.statistics import sparsity
+from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.evidence.per_image import diagnosis_cost
 from torchdoctor.network.hooks import measuring
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.runs.parts import PartsFolder
-from torchdoctor.runs.records import load_diagnosis, save_diagnosis
 from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import Say, is_done, refuse_without_out, silent_text, with_facts
-from torchdoctor.verbs.causes import causes_stage, figures_stage, load_causes
+from torchdoctor.verbs.causes import causes_stage, figures_stage
 
 
 def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
@@ -40,7 +39,7 @@ def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
         parts=parts,
         progress=progress,
     )
-    save_diagnosis(folder / "diagnosis", diagnosis)
+    diagnosis.save(folder / "diagnosis")
     parts.remove()
     return diagnosis
 
@@ -114,9 +113,9 @@ def run_diagnose(
     case = prepare(settings, "diagnose")
     folder = case.folder
     if resume and is_done(folder):
-        diagnosis = load_diagnosis(open_run(folder) / "diagnosis")
+        diagnosis = Diagnosis.load(open_run(folder) / "diagnosis")
         check_weights(case, diagnosis, f"run {str(folder)!r}")
-        return _diagnosed(case, folder, diagnosis, load_causes(folder / "causes.json"))
+        return _diagnosed(case, folder, diagnosis, Causes.load(folder))
     say(cost_of(case))
     wanted = comparable(folder, identity_of("diagnose", case))
     with RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder) as run:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,13 +16,12 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
-from torchdoctor.diagnosis.explanation import Explanation, explain
+from torchdoctor.diagnosis.explanation import explain
+from torchdoctor.diagnosis.explanation_result import Explanation
 from torchdoctor.diagnosis.grad_cam import grad_cam
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.report.diagnosis_plots import explanation_figure
-from torchdoctor.runs.files import write_json
+from torchdoctor.files.writing import write_json
 from torchdoctor.runs.folder import RunFolder, open_run
-from torchdoctor.runs.records import load_diagnosis
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.pictures import mask_of, shown_pixels, write_figure
 from torchdoctor.verbs.predict import image_files, load_classifier, table_of_files
@@ -84,7 +82,7 @@ def run_explain(
                 category = classifier.classes.index(explanation.prediction)
                 drawn = grad_cam(classifier.model, subject.image, explanation.layer, category)
             pictures = _draw(run.path, number, subject, explanation, classifier.preprocessing, drawn)
-            found.append({"image": subject.name, **explanation_record(explanation), "pictures": pictures})
+            found.append({"image": subject.name, **explanation.record(), "pictures": pictures})
             progress("explain", number + 1, number + 1)
         record: dict[str, object] = {"out": str(run.path), "explanations": found}
         write_json(run.path / "explain.json", record)
@@ -100,7 +98,7 @@ def classifier_of(settings: Settings) -> Classifier:
         case = prepare(settings, "diagnose")
         return Classifier(case.model, case.classes, case.data.preprocessing, case.data, None)
     folder = open_run(Path(settings.diagnosis))
-    diagnosis = load_diagnosis(folder / "diagnosis")
+    diagnosis = Diagnosis.load(folder / "diagnosis")
     kept = {name: value for name, value in read_config(folder / "config.yaml").items() if name in SHARED}
     default = Settings()
     changed = {
@@ -179,18 +177,5 @@ def _draw(
 ) -> list[str]:
     """Write the picture of one explanation; return the files' names."""
     mask = None if subject.mask is None else subject.mask[0].numpy() > 0.5
-    figure = explanation_figure(explanation, shown_pixels(subject.image, preprocessing), mask, cam)
+    figure = explanation.figure(shown_pixels(subject.image, preprocessing), mask, cam)
     return write_figure(folder, f"{number:03d}", figure)
-
-
-def explanation_record(explanation: Explanation) -> dict[str, Any]:
-    """Return an explanation without its map, for JSON."""
-    record: dict[str, Any] = asdict(explanation)
-    del record["summed_map"]
-    alike: Mapping[str, tuple[float, float, float]] = record.pop("alike")
-    record["alike"] = {
-        layer: dict(zip(("cosine", "usual_from", "usual_to"), one, strict=True))
-        for layer, one in alike.items()
-    }
-    return {**record, "because": explanation.check is not None and explanation.check.agrees,
-            "sentences": explanation.sentences}  # fmt: skip

@@ -13,7 +13,7 @@ from torch import nn
 from torchdoctor.case.outcome import Outcome
 from torchdoctor.case.preparation import Case
 from torchdoctor.data.pixels import Preprocessing
-from torchdoctor.runs.files import write_bytes, write_json, write_weights
+from torchdoctor.files.writing import write_bytes, write_json, write_weights
 from torchdoctor.verbs.model_card import WEIGHTS, is_timm, model_card, public_name
 
 FOLDER = "model"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchdoctor.data.pixels import Preprocessing
+from torchdoctor.files.writing import write_bytes
 from torchdoctor.images.batches import Batch
 from torchdoctor.report.pictures import figure_files
-from torchdoctor.runs.files import write_bytes
 
 
 def mask_of(batch: Batch, row: int) -> Tensor | None:

@@ -9,16 +9,18 @@ from pathlib import Path
 from torchdoctor.case.config import settings_record, verb_of
 from torchdoctor.case.outcome import DONE, Outcome, arm_of, command_of, lines_of, notes_of
 from torchdoctor.case.preparation import Case, environment
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.robustness_result import Robustness
+from torchdoctor.files.reading import read_json
+from torchdoctor.files.writing import write_bytes
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.page import ReportContents, render_report
-from torchdoctor.runs.files import read_json, write_bytes
 from torchdoctor.runs.folder import RunFolder
-from torchdoctor.runs.records import load_comparison, load_treatment
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopened
-from torchdoctor.verbs.causes import explained_errors, load_causes, load_robustness
+from torchdoctor.verbs.causes import explained_errors
 from torchdoctor.verbs.examples import collect_examples
 from torchdoctor.verbs.search import TRIALS
 
@@ -35,8 +37,7 @@ def report_stage(
 ) -> None:
     """Collect the images behind the errors, explain some, and write the page."""
     progress("report", 0, 1)
-    found = folder / "causes.json"
-    causes = load_causes(found) if found.is_file() else None
+    causes = Causes.load(folder) if (folder / "causes.json").is_file() else None
     curves, trials = folder / "robustness.json", folder / TRIALS
     examples = collect_examples(case, treatment, comparison)
     contents = ReportContents(
@@ -52,7 +53,7 @@ def report_stage(
         notes=notes_of(diagnosis),
         causes=causes,
         explained=explained_errors(case, diagnosis, causes) if causes else (),
-        robustness=load_robustness(curves) if curves.is_file() else None,
+        robustness=Robustness.load(folder) if curves.is_file() else None,
         trials=read_json(trials) if trials.is_file() else None,
         arm=arm_of(case, comparison),
     )
@@ -68,9 +69,8 @@ def run_report(
     target = Path(file) if file else folder / "report.html"
     if target.exists():
         raise InputError(f"{str(target)!r} exists already: give --out another file")
-    treatment = load_treatment(folder / "treatment") if (folder / "treatment").is_dir() else None
-    found = folder / "compare.json"
-    comparison = load_comparison(found) if found.is_file() else None
+    treatment = Treatment.load(folder / "treatment") if (folder / "treatment").is_dir() else None
+    comparison = Comparison.load(folder) if (folder / "compare.json").is_file() else None
     with nullcontext() if file else RunFolder(folder):
         report_stage(case, folder, target, diagnosis, treatment, comparison, progress, verb_of(folder))
     record = {"out": str(folder), "report": str(target)}

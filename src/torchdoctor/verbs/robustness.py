@@ -13,9 +13,9 @@ from torchdoctor.diagnosis.robustness import (
     RANDOM_LAYER,
     RANGES,
     RobustnessSettings,
-    Units,
     measure_robustness,
 )
+from torchdoctor.diagnosis.robustness_result import Units
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopened, with_facts

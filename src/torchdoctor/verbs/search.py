@@ -18,8 +18,9 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.case.splits import swapped_images
 from torchdoctor.case.timing import seconds_per_step
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.files.reading import read_json
+from torchdoctor.files.writing import write_json
 from torchdoctor.images.batches import Batch
-from torchdoctor.runs.files import read_json, write_json
 from torchdoctor.treatment.arms import LEAST_MASKS, default_arms
 from torchdoctor.treatment.remedies import last_linear
 from torchdoctor.treatment.result import Treatment

@@ -9,9 +9,10 @@ from typing import Any
 from torchdoctor.case.outcome import DONE, Outcome
 from torchdoctor.case.preparation import Case, loading_code, prepare
 from torchdoctor.case.settings import Settings
+from torchdoctor.files.reading import read_json
+from torchdoctor.files.writing import write_json, write_weights
 from torchdoctor.models.weights import load_into, load_weights
 from torchdoctor.runs.checkpoints import CheckpointFolder
-from torchdoctor.runs.files import read_json, write_json, write_weights
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard, write_trackers
 from torchdoctor.treatment.result import Arm, Treatment

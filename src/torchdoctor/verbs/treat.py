@@ -21,14 +21,6 @@ from torchdoctor.runs.checkpoints import CheckpointFolder
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard, write_trackers
 from torchdoctor.runs.parts import PartsFolder
-from torchdoctor.runs.records import (
-    load_arm,
-    load_diagnosis,
-    load_treatment,
-    save_arm,
-    save_diagnosis,
-    save_treatment,
-)
 from torchdoctor.treatment.recipe import Checkpoints
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.settings import TreatmentSettings
@@ -60,7 +52,7 @@ def run_treat(
     given = taken_over(case)
     folder = case.folder
     if resume and is_done(folder):
-        return _treated(case, open_run(folder), load_diagnosis(folder / "diagnosis"))
+        return _treated(case, open_run(folder), Diagnosis.load(folder / "diagnosis"))
     with open_locked_run(case, "treat", resume, progress, say) as (place, watch):
         diagnosis, treatment = treat_stage(case, place, given, watch)
         return _treated(case, place, diagnosis, treatment)
@@ -68,7 +60,7 @@ def run_treat(
 
 def _treated(case: Case, folder: Path, diagnosis: Diagnosis, treatment: Treatment | None = None) -> Outcome:
     """Return what a treatment ends with; its arms are read from the run unless they are at hand."""
-    treatment = treatment or load_treatment(folder / "treatment")
+    treatment = treatment or Treatment.load(folder / "treatment")
     arms = [
         {"arm": arm.name, "seed": arm.seed, "seconds": round(arm.seconds, 1), "steps": arm.steps,
          "skipped_batches": [case.names_of(ids) for ids in arm.skipped],
@@ -100,7 +92,7 @@ class ArmFolder:
         if not (home / "model.safetensors").is_file():
             return None
         try:
-            arm = load_arm(home, name, seed)
+            arm = Arm.load(home, name, seed)
             self._checkpoints(name, seed).remove()  # left where the process was killed right after saving
             return arm
         except InputError as error:
@@ -113,7 +105,7 @@ class ArmFolder:
 
     def save(self, arm: Arm) -> None:
         """Write a finished arm; its checkpoints are no longer needed."""
-        save_arm(self.home(arm.name, arm.seed), arm, self.card)
+        arm.save(self.home(arm.name, arm.seed), card=self.card)
         self._checkpoints(arm.name, arm.seed).remove()
 
     def _checkpoints(self, name: str, seed: int) -> CheckpointFolder:
@@ -149,7 +141,7 @@ def treat_stage(
         store=ArmFolder(folder / "treatment", case.card, watch),
         progress=watch.progress,
     )
-    save_treatment(folder / "treatment", treatment)
+    treatment.save_prescription(folder / "treatment")
     write_trackers(folder, treatment, tensorboard=settings.tensorboard)
     return diagnosis, treatment
 
@@ -158,11 +150,11 @@ def diagnosis_of(case: Case, folder: Path, given: Diagnosis | None, watch: Watch
     """Return the diagnosis of a run: given, made before it was interrupted, or made now."""
     home = folder / "diagnosis"
     if given is not None:
-        save_diagnosis(home, given)
+        given.save(home)
         return given
     if (home / "diagnosis.json").is_file():
         try:
-            found = load_diagnosis(home)
+            found = Diagnosis.load(home)
             check_weights(case, found, f"the diagnosis in {str(folder)!r}")
             PartsFolder(home / "parts").remove()
             return found
@@ -183,7 +175,7 @@ def taken_over(case: Case) -> Diagnosis | None:
     if settings.diagnosis is None:
         return None
     source = open_run(Path(settings.diagnosis))
-    diagnosis = load_diagnosis(source / "diagnosis")
+    diagnosis = Diagnosis.load(source / "diagnosis")
     check_weights(case, diagnosis, f"--diagnosis {settings.diagnosis!r}")
     data = str(read_config(source / "config.yaml").get("data"))
     if _place(data) != _place(str(settings.data)):

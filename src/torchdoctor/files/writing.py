@@ -1,8 +1,7 @@
-"""Write files as a whole, and read them back."""
+"""Write files as a whole: a reader finds the old content or the new, never a part."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -15,8 +14,8 @@ import yaml
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from torchdoctor.runs.kill_points import kill_point
-from torchdoctor.types import InputError, ModelDoctorError
+from torchdoctor.files.kill_points import kill_point
+from torchdoctor.types import ModelDoctorError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -94,22 +93,3 @@ def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as safetensors."""
     write_bytes(path, weights_bytes(state))
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object; InputError names the file and what is wrong with it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{str(path)!r} is not there; expected it in a finished run folder") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{str(path)!r} holds {type(found).__name__}; expected an object")
-    return found
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

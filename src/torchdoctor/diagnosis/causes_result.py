@@ -1,0 +1,174 @@
+"""The result of `find_causes`: the errors of a network, each with its cause."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torchdoctor.display.cards import Card
+from torchdoctor.display.curves import cause_bars
+from torchdoctor.files.reading import Number, Record, read_record
+from torchdoctor.files.writing import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Cause = Literal[
+    "background", "rare category", "wrong kernels", "label looks wrong", "ambiguous", "under-fitted",
+    "over-fitted", "unknown",
+]  # fmt: skip
+
+MEANINGS: Mapping[Cause, str] = {
+    "background": "before other backgrounds the same object is classified correctly",
+    "rare category": "far fewer training images than the other categories have",
+    "wrong kernels": "kernels it relies on no longer do what they did in training",
+    "label looks wrong": "nothing speaks for the label, and predictions as sure as this are right",
+    "ambiguous": "the two categories are confused in training too, or all but tied",
+    "under-fitted": "the network has not learned its training images either",
+    "over-fitted": "training images of the category are classified much better",
+    "unknown": "none of these is supported by the evidence",
+}
+FILE = "causes.json"
+
+
+@dataclass(frozen=True)
+class ErrorCause:
+    """One wrongly classified image: `numbers` are what the cause was decided by (percent, or 0..1)."""
+
+    id: int
+    label: str
+    prediction: str
+    confidence: float
+    cause: Cause
+    numbers: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        """Return one line without the numbers."""
+        return (
+            f"ErrorCause(image {self.id}: {self.label!r} taken for {self.prediction!r} with "
+            f"{100 * self.confidence:.0f} %, {self.cause})"
+        )
+
+
+@dataclass(frozen=True)
+class Causes:
+    """The causes of all errors on some images, in the order of their ids.
+
+    Example:
+        >>> error = ErrorCause(7, "cat", "dog", 0.9, "background", {"label_confidence": 0.05})
+        >>> Causes((error,), images=50, accuracy=98.0)
+        Causes of 1 error in 50 images (accuracy 98.0 %)
+          cause       errors  meaning
+          background  1       before other backgrounds the same object…
+    """
+
+    errors: tuple[ErrorCause, ...]
+    images: int
+    accuracy: float
+
+    @property
+    def counts(self) -> dict[Cause, int]:
+        """The number of errors by cause, the most frequent first."""
+        return dict(Counter(error.cause for error in self.errors).most_common())
+
+    def __repr__(self) -> str:
+        """Return a few lines: the number of errors, and of each cause."""
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        """Return the same as an HTML table, which notebooks show."""
+        return self._card().html()
+
+    def _card(self) -> Card:
+        """Summarise the causes."""
+        errors = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        return Card(
+            f"Causes of {errors} in {self.images} images (accuracy {self.accuracy:.1f} %)",
+            columns=("cause", "errors", "meaning"),
+            rows=tuple((cause, str(number), MEANINGS[cause]) for cause, number in self.counts.items()),
+        )
+
+    def figure(self) -> Figure:
+        """Draw how many errors have which cause.
+
+        Returns:
+            A matplotlib figure with one bar for each cause, the most frequent first.
+        """
+        title = f"{len(self.errors)} errors in {self.images} images, by cause"
+        return cause_bars({str(cause): number for cause, number in self.counts.items()}, title=title)
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        names: Mapping[int, str] | None = None,
+        split: str = "validation",
+    ) -> None:
+        """Write `causes.json`.
+
+        Args:
+            folder: Where to write it; made where it is missing.
+            names: The names of the images by id, for readers of the file.
+            split: The name of the images together, for readers of the file.
+
+        Raises:
+            ModelDoctorError: Where the file cannot be written.
+        """
+        record = asdict(self)
+        for entry in record["errors"]:
+            if names is not None:
+                entry["image"] = names[entry["id"]]
+        write_json(Path(folder) / FILE, {**record, "split": split, "counts": self.counts})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Causes:
+        """Read the causes back that `save` or a run wrote.
+
+        Args:
+            folder: The folder with `causes.json`: a run of `diagnose` or `checkup`.
+
+        Returns:
+            The causes.
+
+        Raises:
+            InputError: Where the file is missing, damaged or of another kind.
+        """
+        record = read_record(Path(folder) / FILE, CausesRecord)
+        return cls(
+            tuple(ErrorCause(**error.model_dump()) for error in record.errors), record.images, record.accuracy
+        )
+
+
+class ErrorRecord(Record):
+    """One wrongly classified image in `causes.json`."""
+
+    id: int
+    label: str
+    prediction: str
+    confidence: Number
+    cause: Cause
+    numbers: dict[str, Number]
+
+
+class CausesRecord(Record):
+    """What `causes.json` holds."""
+
+    errors: tuple[ErrorRecord, ...]
+    images: int
+    accuracy: Number
+
+
+def some_of(causes: Causes, most: int) -> Sequence[ErrorCause]:
+    """Return some errors of every cause in turn, the surest first."""
+    groups = [
+        sorted(
+            (one for one in causes.errors if one.cause == cause), key=lambda one: (-one.confidence, one.id)
+        )
+        for cause in causes.counts
+    ]
+    turns = [group[turn] for turn in range(most) for group in groups if turn < len(group)]
+    return turns[:most]

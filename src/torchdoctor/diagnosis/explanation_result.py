@@ -1,0 +1,315 @@
+"""The result of `explain`: what a prediction rests on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from torchdoctor.display.cards import Card, listed
+from torchdoctor.display.overlays import explanation_panels
+from torchdoctor.files.reading import Number, Record, read_record, read_tensors
+from torchdoctor.files.writing import write_json, write_weights
+from torchdoctor.types import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILE = "explanation"
+
+
+@dataclass(frozen=True)
+class StandingOut:
+    """A kernel whose evidence for the prediction is more than usual for the predicted category.
+
+    `usual` is the category's mean and `deviations` how many of its standard deviations the image lies
+    above it; both None without a diagnosis. `times_mean` is the evidence relative to the mean of the layer's
+    kernels in this image. `owners` are the categories the kernel is correlated with, the strongest first.
+    """
+
+    layer: str
+    kernel: int
+    evidence: float
+    usual: float | None
+    deviations: float | None
+    times_mean: float
+    owners: tuple[str, ...]
+
+    @property
+    def prominence(self) -> float:
+        """What kernels of different layers are ranked by: how unusual, else how strong in its layer."""
+        return self.times_mean if self.deviations is None else self.deviations
+
+    def __repr__(self) -> str:
+        """Return one line; of many owners the first few."""
+        owners = f", correlated with {listed(self.owners)}" if self.owners else ""
+        return (
+            f"StandingOut({self.layer}[{self.kernel}]: evidence {self.evidence:.3g}, "
+            f"{self.times_mean:.1f} times the layer's mean{owners})"
+        )
+
+
+@dataclass(frozen=True)
+class CausalCheck:
+    """What happens when the kernels are silenced, beside random sets of as many with as much evidence.
+
+    `drop` is how far the lead of the prediction over the next category falls, in logits; `random_drop`
+    the most that any of 19 random sets took. `agrees`: another category wins, and no random set took as
+    much.
+    """
+
+    prediction: str
+    confidence: float
+    drop: float
+    random_drop: float
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a prediction rests on. Confidences and shares are in 0..1; `label` is None where it is unknown.
+
+    `alike` is how alike the evidence is to the predicted category's, by layer (cosine), with the range
+    of nine in ten of its images. `summed_map` is the summed derivative map of `layer`, stretched onto the
+    image (Fig. 2b).
+    """
+
+    label: str | None
+    prediction: str
+    runner_up: str
+    confidence: float
+    runner_up_confidence: float
+    label_confidence: float | None
+    kernels: tuple[StandingOut, ...]
+    check: CausalCheck | None
+    alike: Mapping[str, tuple[float, float, float]]
+    layer: str
+    summed_map: Float[np.ndarray, "height width"]
+    background_share: float | None
+    usual_background_share: float | None
+    compared: bool = True  # with a diagnosis; else nothing is known of what is usual
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Say it in words; "because" only where the causal check agrees."""
+        said = [
+            f"Predicted {self.prediction} ({100 * self.confidence:.0f} %), then {self.runner_up} "
+            f"({100 * self.runner_up_confidence:.0f} %)."
+        ]
+        if self.label is not None and self.label != self.prediction:
+            said.append(f"The label is {self.label} ({100 * (self.label_confidence or 0):.0f} %).")
+        names = ", ".join(f"{one.layer}[{one.kernel}]" for one in self.kernels)
+        if self.check is None:
+            said.append("No kernel's evidence is unusual for this category.")
+        elif self.check.agrees:
+            said.append(
+                f"It is predicted because of {names}: with them silenced the prediction is "
+                f"{self.check.prediction}, which no random set of kernels achieved as clearly."
+            )
+        else:
+            after = (
+                f"the prediction stays {self.prediction}"
+                if self.check.prediction == self.prediction
+                else f"the prediction becomes {self.check.prediction}, but random kernels matter as much"
+            )
+            what = "stand out" if self.compared else "hold the most evidence in their layers"
+            said.append(f"{names} {what}, but they do not decide: with them silenced {after}.")
+        if self.background_share is not None:
+            usual = self.usual_background_share
+            beside = f", {100 * usual:.0f} % in this category" if usual is not None else ""
+            said.append(
+                f"{100 * self.background_share:.0f} % of the evidence lies on the background{beside}."
+            )
+        if not self.compared:
+            said.append("Without a diagnosis nothing is known of what is usual: --diagnosis RUN names one.")
+        return tuple(said)
+
+    def __repr__(self) -> str:
+        """Return a few lines: the sentences, and the kernels that stand out."""
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        """Return the same as an HTML table, which notebooks show."""
+        return self._card().html()
+
+    def _card(self) -> Card:
+        """Summarise the explanation."""
+        rows = tuple(
+            (
+                f"{kernel.layer}[{kernel.kernel}]",
+                f"{kernel.evidence:.3g}",
+                "-" if kernel.usual is None else f"{kernel.usual:.3g}",
+                "-" if kernel.deviations is None else f"{kernel.deviations:.1f}",
+                listed(kernel.owners) or "-",
+            )
+            for kernel in self.kernels
+        )
+        title, *lines = self.sentences
+        return Card(
+            f"Explanation: {title}",
+            tuple(lines),
+            ("kernel", "evidence", "usual", "deviations", "correlated with"),
+            rows,
+        )
+
+    def figure(
+        self,
+        image: np.ndarray,
+        mask: Bool[np.ndarray, "height width"] | None = None,
+        cam: Float[np.ndarray, "height width"] | None = None,
+    ) -> Figure:
+        """Draw the image, the evidence laid over it (Fig. 2b), and the kernels that stand out.
+
+        Args:
+            image: The image as [height, width, 3] in 0..1, of the size that the network was given.
+            mask: True on the object, which gets an outline.
+            cam: A Grad-CAM map for a panel of its own.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            InputError: Where the image has another shape than the explanation's map.
+        """
+        expected = (*self.summed_map.shape, 3)
+        if np.shape(image) != expected:
+            raise InputError(
+                f"image has shape {list(np.shape(image))}, expected {list(expected)}: the image that was "
+                "explained, its colours last"
+            )
+        kernels = [
+            (f"{kernel.layer}[{kernel.kernel}]", kernel.evidence, kernel.usual) for kernel in self.kernels
+        ]
+        return explanation_panels(
+            image, self.summed_map, kernels, layer=self.layer, caption=self._caption(), mask=mask, cam=cam
+        )
+
+    def _caption(self) -> str:
+        """Say the prediction and what the causal check showed, in one line."""
+        said = [self.sentences[0]]
+        if self.label not in (None, self.prediction):
+            said.append(f"Label: {self.label}.")
+        if self.check is not None:
+            after = self.check.prediction
+            same = f"stays {after}" if after == self.prediction else f"becomes {after}"
+            verdict = "they decide" if self.check.agrees else "they do not decide"
+            said.append(f"With these kernels silenced it {same}: {verdict}.")
+        return " ".join(said)
+
+    def record(self) -> dict[str, Any]:
+        """Return what JSON says about the explanation: everything but the map, and the sentences.
+
+        Returns:
+            The fields by name, `alike` with its three numbers named, `because` (whether the causal check
+            agrees) and `sentences`.
+        """
+        record: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("summed_map", "alike")
+        }
+        record["kernels"] = tuple(asdict(kernel) for kernel in self.kernels)
+        record["check"] = None if self.check is None else asdict(self.check)
+        record["alike"] = {
+            layer: dict(zip(("cosine", "usual_from", "usual_to"), numbers, strict=True))
+            for layer, numbers in self.alike.items()
+        }
+        because = self.check is not None and self.check.agrees
+        return {**record, "because": because, "sentences": self.sentences}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `explanation.json` (an entry of `explain.json`) and `explanation.safetensors` (the map).
+
+        Args:
+            folder: Where to write them; made where it is missing.
+
+        Raises:
+            ModelDoctorError: Where a file cannot be written.
+        """
+        tensor = torch.from_numpy(np.ascontiguousarray(self.summed_map))
+        write_weights(Path(folder) / f"{FILE}.safetensors", {"summed_map": tensor})
+        write_json(Path(folder) / f"{FILE}.json", self.record())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Explanation:
+        """Read an explanation back that `save` wrote.
+
+        Args:
+            folder: The folder with the two files.
+
+        Returns:
+            The explanation.
+
+        Raises:
+            InputError: Where a file is missing, damaged or of another kind.
+        """
+        record = read_record(Path(folder) / f"{FILE}.json", ExplanationRecord)
+        file = Path(folder) / f"{FILE}.safetensors"
+        tensors = read_tensors(file)
+        if "summed_map" not in tensors or tensors["summed_map"].ndim != 2:
+            raise InputError(f"{str(file)!r} holds {sorted(tensors)}; expected one matrix, summed_map")
+        saved = record.model_dump(exclude={"kernels", "check", "alike"})
+        return cls(
+            **saved,
+            kernels=tuple(StandingOut(**kernel.model_dump()) for kernel in record.kernels),
+            check=None if record.check is None else CausalCheck(**record.check.model_dump()),
+            alike={
+                layer: (numbers.cosine, numbers.usual_from, numbers.usual_to)
+                for layer, numbers in record.alike.items()
+            },
+            summed_map=tensors["summed_map"].numpy(),
+        )
+
+
+class KernelRecord(Record):
+    """A kernel that stands out, in `explanation.json`."""
+
+    layer: str
+    kernel: int
+    evidence: Number
+    usual: float | None
+    deviations: float | None
+    times_mean: Number
+    owners: tuple[str, ...]
+
+
+class CheckRecord(Record):
+    """The causal check in `explanation.json`."""
+
+    prediction: str
+    confidence: Number
+    drop: Number
+    random_drop: Number
+    agrees: bool
+
+
+class AlikeRecord(Record):
+    """How alike the evidence of an image is to its category's, in `explanation.json`."""
+
+    cosine: Number
+    usual_from: Number
+    usual_to: Number
+
+
+class ExplanationRecord(Record):
+    """What `explanation.json` holds; the summed map is in `explanation.safetensors`."""
+
+    label: str | None
+    prediction: str
+    runner_up: str
+    confidence: Number
+    runner_up_confidence: Number
+    label_confidence: float | None
+    kernels: tuple[KernelRecord, ...]
+    check: CheckRecord | None
+    alike: dict[str, AlikeRecord]
+    layer: str
+    background_share: float | None
+    usual_background_share: float | None
+    compared: bool

@@ -1,0 +1,1 @@
+"""Draw figures and write short summaries from plain numbers and names."""

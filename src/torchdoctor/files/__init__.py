@@ -1,0 +1,1 @@
+"""Write files as a whole, and read them back with their content checked."""
