@@ -63,7 +63,7 @@ class Causes:
         >>> Causes((error,), images=50, accuracy=98.0)
         Causes of 1 error in 50 images (accuracy 98.0 %)
           cause       errors  meaning
-          background  1       before other backgrounds the same object…
+          background  1       before other backgrounds the same object is classified correctly
     """
 
     errors: tuple[ErrorCause, ...]

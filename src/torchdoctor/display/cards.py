@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 MOST_ROWS_OF_TEXT, MOST_ROWS_OF_HTML = 6, 30
-WIDEST_LINE, WIDEST_CELL = 118, 40
+WIDEST_LINE, WIDEST_CELL, MOST_LINES = 118, 68, 3
 
 HTML = """<div style="font-family: sans-serif; font-size: 13px">
 <p style="margin: 0 0 4px 0"><strong>{{ card.title }}</strong></p>
@@ -39,14 +40,18 @@ class Card:
     rows: tuple[tuple[str, ...], ...] = ()
 
     def text(self) -> str:
-        """Return the card as plain text: at most 6 rows of the table, lines of at most 118 characters."""
+        """Return the card as plain text: at most 6 rows of the table, 3 lines for each sentence."""
         rows = self.rows[:MOST_ROWS_OF_TEXT]
         table = [
             [shortened(cell, WIDEST_CELL) for cell in row] for row in ((self.columns, *rows) if rows else ())
         ]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [shortened(self.title, WIDEST_LINE)]
-        lines += [f"  {shortened(line, WIDEST_LINE - 2)}" for line in self.lines]
+        for line in self.lines:
+            wrapped = textwrap.wrap(
+                shortened(line, 1000), WIDEST_LINE - 2, max_lines=MOST_LINES, placeholder="…"
+            )
+            lines += [f"  {part}" for part in wrapped]
         for row in table:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             lines.append(f"  {'  '.join(cells).rstrip()}"[:WIDEST_LINE])

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import yaml
 
-from torchdoctor.files.reading import read_json, sha256_of
+from torchdoctor.files.reading import Record, read_record, sha256_of
 from torchdoctor.files.writing import plain, write_json
 from torchdoctor.runs.lock import LOCK, FolderLock, refuse_locked
 from torchdoctor.types import InputError
@@ -209,6 +209,13 @@ def is_finished(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
+class Manifest(Record):
+    """What `manifest.json` holds: the version of the run format, and the sha256 of every file."""
+
+    schema_version: int
+    files: dict[str, str]
+
+
 def seal(path: Path) -> None:
     """Write the manifest: the schema's version and the sha256 of every file, last of all."""
     files = sorted(
@@ -226,14 +233,13 @@ def open_run(path: Path) -> Path:
         raise InputError(f"run {str(path)!r}: no such folder")
     if not (path / MANIFEST).is_file():
         raise InputError(f"run {str(path)!r} has no {MANIFEST}: it was not finished, or is no run folder")
-    manifest = read_json(path / MANIFEST)
-    files = manifest.get("files")
-    if manifest.get("schema_version") != SCHEMA_VERSION or not isinstance(files, dict):
+    manifest = read_record(path / MANIFEST, Manifest)
+    if manifest.schema_version != SCHEMA_VERSION:
         raise InputError(
-            f"{str(path / MANIFEST)!r} has schema version {manifest.get('schema_version')!r}; expected "
+            f"{str(path / MANIFEST)!r} has schema version {manifest.schema_version}; expected "
             f"{SCHEMA_VERSION}"
         )
-    for name, wanted in files.items():
+    for name, wanted in manifest.files.items():
         file = path / name
         if not file.is_file() or sha256_of(file) != wanted:
             raise InputError(

@@ -176,7 +176,7 @@ class Treatment:
             ModelDoctorError: Where a file cannot be written.
         """
         for name in self.names():
-            if Path(name).name != name or "\\" in name or "\0" in name or name == "..":
+            if not name or Path(name).name != name or name == ".." or set(name) & {"\\", "\0"}:
                 raise InputError(f"arm {name!r} cannot be saved: its name cannot be the name of a folder")
         for arm in self.arms:
             arm.save(Path(folder) / arm.name / f"seed{arm.seed}", card=card)
