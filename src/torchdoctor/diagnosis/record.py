@@ -77,7 +77,7 @@ def layer_arrays(arrays: Mapping[str, np.ndarray], number: int, file: Path) -> d
         array = array_of(arrays, f"{number}.{name}", file)
         known = tuple(sizes.get(axis) for axis in axes)
         if array.ndim != len(axes) or any(
-            size not in (None, found) for size, found in zip(known, array.shape, strict=True)
+            size not in (None, length) for size, length in zip(known, array.shape, strict=True)
         ):
             expected = " x ".join(
                 axis if size is None else f"{size} {axis}" for axis, size in zip(axes, known, strict=True)

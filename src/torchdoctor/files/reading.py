@@ -140,8 +140,8 @@ def _problems(error: ValidationError) -> str:
         if problem["type"] == "value_error":
             said.append(problem["msg"].removeprefix("Value error, "))
             continue
-        found = repr(problem["input"])
+        value = repr(problem["input"])
         expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        said.append(f"{place} is {found if len(found) <= 60 else found[:57] + '...'}, expected {expected}")
+        said.append(f"{place} is {value if len(value) <= 60 else value[:57] + '...'}, expected {expected}")
     more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
     return f"does not hold what a run writes there: {'; '.join(said)}{more}"

@@ -213,7 +213,10 @@ class Comparison:
         return accuracy_summary(
             {name: split.accuracy for name, split in self.splits.items()},
             {
-                name: {arm: (of.gain.mean, of.gain.low, of.gain.high) for arm, of in split.arms.items()}
+                name: {
+                    arm: (against.gain.mean, against.gain.low, against.gain.high)
+                    for arm, against in split.arms.items()
+                }
                 for name, split in self.splits.items()
             },
             first=self.arm,
@@ -265,7 +268,7 @@ class Comparison:
                 arm: {name: _arm_record(split, arm) for name, split in self.splits.items()} for arm in arms
             },
             "against_control": {
-                name: {arm: _against_record(of) for arm, of in split.arms.items()}
+                name: {arm: _against_record(against) for arm, against in split.arms.items()}
                 for name, split in self.splits.items()
             },
         }
@@ -323,15 +326,17 @@ def _split_of(record: ComparisonRecord, name: str) -> SplitComparison:
     """Return one split of a record."""
     arms: dict[str, ArmRecord] = {arm: splits[name] for arm, splits in record.arms.items()}
     return SplitComparison(
-        accuracy={arm: of.accuracy for arm, of in arms.items()},
-        per_category={arm: of.per_category for arm, of in arms.items()},
-        background_share={arm: of.background_share for arm, of in arms.items()},
+        accuracy={arm: measured.accuracy for arm, measured in arms.items()},
+        per_category={arm: measured.per_category for arm, measured in arms.items()},
+        background_share={arm: measured.background_share for arm, measured in arms.items()},
         arms={
             arm: ArmComparison(**{**against.model_dump(), "gain": Gain(**against.gain.bounded())})
             for arm, against in record.against_control[name].items()
         },
         images=record.images[name],
         calibration_error={
-            arm: of.calibration_error for arm, of in arms.items() if of.calibration_error is not None
+            arm: measured.calibration_error
+            for arm, measured in arms.items()
+            if measured.calibration_error is not None
         },
     )
