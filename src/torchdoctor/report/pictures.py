@@ -146,7 +146,7 @@ def ramp(steps: int = 9) -> list[str]:
         steps: The number of colours.
 
     Returns:
-        CSS colours from no evidence to the maximum, as `plots.overlay` draws them on grey.
+        CSS colours from no evidence to the maximum, as `overlays.overlay` draws them on grey.
     """
     amounts = np.linspace(0, 1, steps)[None]
     colours = overlays.overlay(np.full((1, steps, 3), 0.5), amounts, 1.0)[0]
