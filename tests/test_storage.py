@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from processes import killed_at
 from test_cli import weights
 from torchdoctor.case.settings import Settings
+from torchdoctor.diagnosis.robustness import RobustnessSettings
 from torchdoctor.files.writing import write_bytes, write_json
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.types import InputError, ModelDoctorError
@@ -183,7 +184,7 @@ def test_a_typing_error_does_not_cost_a_finished_run(trained, photos, tmp_path):
     run_diagnose(Settings(**{**vars(settings), "out": str(out)}))
     before = tree(out)
     with pytest.raises(InputError, match="'bogus' is not in this"):
-        run_robustness(Settings(), str(out), layer="bogus")
+        run_robustness(Settings(), str(out), RobustnessSettings(layer="bogus"))
     assert tree(out) == before and open_run(out)
 
 

@@ -13,9 +13,12 @@ from rich.table import Table
 from torchdoctor.case.config import settings_from
 from torchdoctor.cli.options import AS_JSON, CONFIG, Groups, add_command, parameters_of
 from torchdoctor.cli.terminal import ProgressBar, show
+from torchdoctor.diagnosis.robustness import RobustnessSettings
+from torchdoctor.diagnosis.robustness_result import Units
 from torchdoctor.settings import flag_of
 from torchdoctor.types import InputError, check_choice
 
+ATTACK = RobustnessSettings()
 EXPLAIN = (
     "weights",
     "model",
@@ -94,12 +97,15 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
         app, "robustness", robustness,
         [
             argument("run", str | None, "A finished run to add to; else --weights and --data.", None),
-            option("layer", str, "random", "A layer by name, or random. [random]"),
+            option("layer", str | None, None, f"A layer by name, or random. [{ATTACK.layer}]"),
             option("ranges", str | None, None, "Noise ranges, by commas. [0 to 0.3 by 0.05, then to 2]"),
-            option("units", str, "absolute", "Of the ranges: absolute or deviation (of the map). [absolute]"),
-            option("number", int, 100, "How many images are attacked at most. [100]", "--images"),
-            option("repeats", int, 10, "How many times, each with noise of its own. [10]"),
-            option("epsilon", float, 8.0, "Step of the attack (FGSM), in pixel values of 0..255. [8]"),
+            option("units", str | None, None, f"Of the ranges: absolute or deviation. [{ATTACK.units}]"),
+            option("number", int | None, None, f"How many images are used. [{ATTACK.number}]", "--images"),
+            option("repeats", int | None, None, f"How often, with new noise. [{ATTACK.repeats}]"),
+            option(
+                "epsilon", float | None, None,
+                f"Step of the attack (FGSM), in pixel values of 0..255. [{255 * ATTACK.epsilon:g}]",
+            ),
             *parameters_of(groups, ROBUSTNESS), CONFIG.parameter, AS_JSON.parameter,
         ],
         "Measure how normal and adversarial images fare under noise, range by range.",
@@ -130,12 +136,8 @@ def explain(
 def robustness(
     *,
     run: str | None,
-    layer: str,
     ranges: str | None,
-    units: str,
-    number: int,
-    repeats: int,
-    epsilon: float,
+    epsilon: float | None,
     config: str | None,
     as_json: bool,
     **given: Any,
@@ -144,27 +146,22 @@ def robustness(
 
     Args:
         run: A finished run to add to.
-        layer: A layer by name, or `random`.
         ranges: Noise ranges, separated by commas.
-        units: `absolute` or `deviation`.
-        number: How many images are attacked at most.
-        repeats: How many times.
         epsilon: The step of the attack, in pixel values of 0..255.
         config: A YAML file of settings.
         as_json: Whether the result is printed as JSON.
-        **given: Settings.
+        **given: Settings, and the other fields of `RobustnessSettings`.
     """
-    from torchdoctor.diagnosis.robustness_result import Units
     from torchdoctor.verbs import run_robustness
 
-    check_choice("--units", units, Units)
-    settings = settings_from(given, config)
-    more = {} if ranges is None else {"ranges": _numbers(ranges)}
+    values = {name: given.pop(name) for name in ("layer", "units", "number", "repeats")}
+    values["ranges"] = None if ranges is None else _numbers(ranges)
+    values["epsilon"] = None if epsilon is None else epsilon / 255
+    if values["units"] is not None:
+        check_choice("--units", values["units"], Units)
+    attack = RobustnessSettings(**{name: value for name, value in values.items() if value is not None})
     with ProgressBar(as_json) as progress:
-        outcome = run_robustness(
-            settings, run, layer=layer, units=units, number=number, repeats=repeats,  # type: ignore[arg-type]
-            epsilon=epsilon / 255, progress=progress, **more,
-        )  # fmt: skip
+        outcome = run_robustness(settings_from(given, config), run, attack, progress=progress)
     show(outcome.record, as_json, _print_curves)
 
 

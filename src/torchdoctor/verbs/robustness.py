@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from torchdoctor.case.identity import start_run
@@ -10,12 +9,9 @@ from torchdoctor.case.outcome import DONE, Outcome
 from torchdoctor.case.preparation import prepare
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.robustness import (
-    RANDOM_LAYER,
-    RANGES,
     RobustnessSettings,
     measure_robustness,
 )
-from torchdoctor.diagnosis.robustness_result import Units
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopened, with_facts
@@ -25,16 +21,24 @@ from torchdoctor.verbs.causes import write_robustness
 def run_robustness(
     settings: Settings,
     run: str | None = None,
+    attack: RobustnessSettings | None = None,
     *,
-    layer: str = RANDOM_LAYER,
-    ranges: Sequence[float] = RANGES,
-    units: Units = "absolute",
-    number: int = 100,
-    repeats: int = 10,
-    epsilon: float = 8 / 255,
     progress: Progress = silent,
 ) -> Outcome:
-    """Measure the noise curves on validation images, into a new run or into a finished one (`run`)."""
+    """Measure how validation images fare under noise, beside their adversarial twins.
+
+    Args:
+        settings: What was asked for: network, data, where to write.
+        run: A finished run to add to; None: a new run.
+        attack: How images are attacked and how much noise is added; None: the defaults.
+        progress: Called with stage, done, of how many.
+
+    Returns:
+        The curves, and where they were written.
+
+    Raises:
+        InputError: A setting is out of range, the run holds curves already, or no image can be attacked.
+    """
     if run is not None:
         folder, case, _ = reopened(run, {"device": settings.device, "workers": settings.workers})
         if (folder / "robustness.json").exists():
@@ -47,7 +51,7 @@ def run_robustness(
         found = measure_robustness(
             case.model,
             case.data.validation,
-            RobustnessSettings(layer, ranges, units, number, repeats, epsilon),
+            attack or RobustnessSettings(),
             mean=fitted.mean,
             std=fitted.std,
             seed=case.plan.seed,
