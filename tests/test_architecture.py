@@ -120,3 +120,13 @@ def test_public_names():
         "treat",
     ]
     assert all(hasattr(torchdoctor, name) for name in torchdoctor.__all__)
+
+
+def test_hooks_are_registered_in_one_place():
+    registering = {
+        module
+        for module, file in MODULES.items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and "hook" in node.attr
+    }
+    assert registering == {"network.hooks", "treatment.remedies"}

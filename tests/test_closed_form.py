@@ -10,9 +10,10 @@ from torch import nn
 from reference import correlation, tiny_net
 from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.settings import DiagnosisSettings
-from torchdoctor.evidence.closed_form import ClosedForm, NoClosedFormError, closed_form, gated
+from torchdoctor.evidence.closed_form import ClosedForm, closed_form
+from torchdoctor.evidence.gates import NoClosedFormError, gated
 from torchdoctor.images.batches import Batch
-from torchdoctor.network.hooks import measuring
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.types import InputError
 
 SHAPE = (6, 4, 4)
@@ -117,13 +118,13 @@ def test_other_tails_are_run_again(tail):
         delta=0.4, draws=2, seed=7, kind="gradient", categories=4,
     ).numpy()  # fmt: skip
     np.testing.assert_allclose(found.correlation, wanted, rtol=1e-10, atol=1e-13)
-    with measuring(model), pytest.raises(NoClosedFormError):
+    with frozen_eval(model), pytest.raises(NoClosedFormError):
         gated(model, batch.images[:2], "conv")
 
 
 def test_batch_statistics_have_no_closed_form():
     model = Tail("plain")
-    with measuring(model):
+    with frozen_eval(model):
         model.bn.train()
         with pytest.raises(NoClosedFormError, match="the batch's own statistics"):
             gated(model, torch.rand(2, 1, 8, 8, dtype=torch.float64), "conv")
@@ -132,11 +133,11 @@ def test_batch_statistics_have_no_closed_form():
 def test_a_closed_form_that_the_network_does_not_confirm_is_not_taken(monkeypatch):
     model = Tail("plain")
     images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-    with measuring(model):
-        assert closed_form(model, images, "conv") is not None
+    with frozen_eval(model) as frozen:
+        assert closed_form(frozen, images, "conv") is not None
         right = ClosedForm.slope
         monkeypatch.setattr(ClosedForm, "slope", lambda *given: 1.01 * right(*given))
-        assert closed_form(model, images, "conv") is None
+        assert closed_form(frozen, images, "conv") is None
 
 
 def integral(model, batch, delta, kind, points=2001):

@@ -66,7 +66,7 @@ def test_batches_order_and_chunks_change_no_bit(monkeypatch):
     one = diagnose(model, batches_of(model, images, 24), **settings)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     many = diagnose(model, batches_of(model, images, 5, order), **settings)
-    monkeypatch.setattr("torchdoctor.evidence.per_image.floats_at_hand", lambda _device: 1)
+    monkeypatch.setattr("torchdoctor.evidence.probes.floats_at_hand", lambda _device: 1)
     chunked = diagnose(model, batches_of(model, images, 24), **settings)
     for other in (many, chunked):
         for field in ("correlation", "variance", "quantiles", "activation"):

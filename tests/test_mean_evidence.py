@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from test_shortcuts import batch_for, residual
-from torchdoctor.network.tails import find_shortcuts, remembering
+from torchdoctor.network.shortcuts import find_shortcuts
+from torchdoctor.network.tails import remembering
 from torchdoctor.treatment import penalties
 from torchdoctor.treatment.constraints import CONSTRAINTS, Constraint, constraints_named
 from torchdoctor.treatment.passes import Noise, Tails
@@ -50,11 +51,11 @@ def both_ways(model, layer, constraints, reduce="mean"):
     shortcuts = find_shortcuts(model, batch.images, [layer])
     found = []
     for closed in ((layer,), ()):
-        with remembering(model, list(shortcuts.values())) as trunk:
+        with remembering(model, shortcuts) as trunk:
             logits, _ = classification_terms(model, batch)
         value = penalise(
             model, batch, constraints, diagnosis, noise=Noise(6, reduce, seed=2), expand_pixels=1, step=5,
-            logits=logits.detach(), tails=Tails(shortcuts, closed, trunk),
+            logits=logits.detach(), tails=Tails(trunk, closed),
         )  # fmt: skip
         found.append(value)
     return found

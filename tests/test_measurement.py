@@ -13,7 +13,7 @@ from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.diagnosis.statistics import correlated_kernels, out_of_step, summarise
-from torchdoctor.evidence import per_image as evidence_module
+from torchdoctor.evidence import probes as evidence_module
 from torchdoctor.evidence.measurement import measure
 from torchdoctor.evidence.rows import ImageRows, merge
 from torchdoctor.images.batches import Batch

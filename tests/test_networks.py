@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from torchdoctor import Batch, InputError, check_model, diagnose, treat
 from torchdoctor.diagnosis.settings import DiagnosisSettings
-from torchdoctor.network.double_backward import derived_twice
+from torchdoctor.evidence.per_image import clean_evidence
+from torchdoctor.network.double_backward import fast_double_backward
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import find_layer, hooked
 from torchdoctor.network.outputs import as_logits, auxiliary_logits, unwrap
 from torchdoctor.treatment.recipe import Recipe
 
@@ -358,7 +361,7 @@ def test_what_is_cheap_to_derive_twice_gives_the_same_scores_and_derivatives(act
         return [scores, first, *(one for one in second if one is not None)]
 
     plain = found()
-    with derived_twice(model):
+    with fast_double_backward(model):
         cheap = found()
     assert len(plain) == len(cheap) and all("forward" not in module.__dict__ for module in model.modules())
     for one, other in zip(plain, cheap, strict=True):
@@ -374,5 +377,58 @@ def test_only_what_is_known_is_changed_to_be_derived_twice():
     model = nn.ModuleList(
         [joined, training, subclass, pool, nn.BatchNorm2d(4, track_running_stats=False).eval()]
     )
-    with derived_twice(model):
+    with fast_double_backward(model):
         assert all("forward" not in module.__dict__ for module in model)
+
+
+def test_a_frozen_network_is_one_only_inside_its_block():
+    model = tiny().train()
+    model.one.weight.requires_grad_(False)
+    images = torch.randn(2, 3, 8, 8)
+    with frozen_eval(model) as frozen:
+        assert frozen.model is model and not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert torch.equal(frozen.logits(images), model(images))
+        with frozen_eval(model) as again:
+            assert again.logits(images).shape == (2, 2)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert [name for name, one in model.named_parameters() if not one.requires_grad] == ["one.weight"]
+    for leftover in (frozen, again):
+        with pytest.raises(RuntimeError, match="no longer frozen: use a FrozenModel inside the"):
+            leftover.logits(images)
+    with pytest.raises(RuntimeError, match="no longer frozen"):
+        clean_evidence(frozen, images, None, ["one"], "gradient")
+
+
+def test_a_network_is_put_back_where_the_block_raises():
+    model = tiny().train()
+    with pytest.raises(ZeroDivisionError), frozen_eval(model):
+        raise ZeroDivisionError
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_hooks_are_removed_however_the_block_ends(kind):
+    model = tiny()
+    calls = []
+
+    def hooks(names):
+        for name in names:
+            yield find_layer(model, name), lambda *given, name=name: calls.append((name, len(given)))
+
+    def left():
+        return [one for one in model.modules() if one._forward_hooks or one._forward_pre_hooks]
+
+    with hooked(hooks(["one", "two"]), kind):
+        model(torch.randn(2, 3, 8, 8))
+    assert calls == [(name, 3 if kind == "forward" else 2) for name in ("one", "two")] and left() == []
+    with pytest.raises(ZeroDivisionError), hooked(hooks(["one", "two"]), kind):
+        raise ZeroDivisionError
+    assert left() == []
+    with (
+        pytest.raises(InputError, match="layer 'nowhere' is not in"),
+        hooked(hooks(["one", "nowhere"]), kind),
+    ):
+        raise AssertionError
+    assert left() == []

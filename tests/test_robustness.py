@@ -10,7 +10,7 @@ from reference import tiny_net
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.robustness import RobustnessSettings, fast_gradient_sign, measure_robustness
 from torchdoctor.images.batches import Batch
-from torchdoctor.network.hooks import measuring
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.randomness import uniform_noise
 from torchdoctor.types import InputError
 
@@ -97,8 +97,8 @@ def test_twins_stay_within_the_pixels_and_one_step():
     model, batches = case()
     images, labels = batches[0].images, batches[0].labels
     pixel = tuple(torch.tensor(one, dtype=torch.float64).view(1, 1, 1, 1) for one in (-2.0, 2.0, 4.0))
-    with measuring(model):
-        _, twins = fast_gradient_sign(model, images, labels, pixel, 0.1)
+    with frozen_eval(model) as frozen:
+        _, twins = fast_gradient_sign(frozen, images, labels, pixel, 0.1)
     assert float(twins.min()) >= -2 and float(twins.max()) <= 2
     assert float((twins - images).abs().max()) == pytest.approx(0.4)
 

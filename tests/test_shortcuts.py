@@ -14,7 +14,8 @@ from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.images.batches import Batch
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import load_model
-from torchdoctor.network.tails import find_shortcuts, first_layer, remembering
+from torchdoctor.network.shortcuts import find_shortcuts, first_layer
+from torchdoctor.network.tails import Trunk, remembering
 from torchdoctor.treatment.constraints import constraints_named
 from torchdoctor.treatment.passes import Noise, Tails
 from torchdoctor.treatment.penalties import penalise
@@ -90,7 +91,7 @@ def test_penalties_and_gradients_equal_the_long_way(draws, names):
     if draws == 0:
         assert first_layer(model, batch.images, ["two.conv1", "one.conv2"]) == "one.conv2"
         shortcuts = {"one.conv2": shortcuts["one.conv2"]}
-    with remembering(model, list(shortcuts.values())) as trunk:
+    with remembering(model, shortcuts) as trunk:
         logits, _ = classification_terms(model, batch)
     settings = {"noise": Noise(draws, seed=2), "expand_pixels": 1, "step": 5}
     found = penalise(
@@ -99,7 +100,7 @@ def test_penalties_and_gradients_equal_the_long_way(draws, names):
         constraints,
         diagnosis,
         logits=logits.detach(),
-        tails=Tails(shortcuts, trunk=trunk),
+        tails=Tails(trunk),
         **settings,
     )  # fmt: skip
     wanted = penalise(model, batch, constraints, diagnosis, **settings)
@@ -239,3 +240,31 @@ def test_mixed_precision_stays_within_the_stated_bound_of_float32(kind, of_value
         pairs = [(one, other) for one, other in zip(rough, right, strict=True) if other is not None]
         error = sum(float((one - other).square().sum()) for one, other in pairs) ** 0.5
         assert error < of_gradient * sum(float(other.square().sum()) for _, other in pairs) ** 0.5
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([0, 3, 4])])
+def test_a_tail_gives_the_same_with_and_without_its_shortcut(rows):
+    model = residual()
+    batch, _ = batch_for(model)
+    layer, behind = "one.conv2", ["two.conv1"]
+    images = batch.images if rows is None else batch.images[rows]
+    with remembering(model, find_shortcuts(model, batch.images, [layer])) as trunk:
+        model(batch.images)
+    short, long = trunk.tail(layer, images, rows), Trunk(model).tail(layer, images, rows)
+    assert short.shortcut is not None and long.shortcut is None
+    noise = torch.rand(2, len(images), 6, 8, 8, dtype=torch.float64)
+    fast, slow = short.noisy(noise.clone()), long.noisy(noise.clone())
+    assert (fast.path, slow.path) == ("shared trunk", "vmap")
+    for mine, other in ((fast.logits, slow.logits), (fast.maps, slow.maps)):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    logits, maps = short.clean(behind)
+    wanted, whole = long.clean(behind)
+    torch.testing.assert_close(logits, wanted, rtol=1e-10, atol=1e-12)
+    assert set(maps) == set(whole) == {layer, *behind}
+    for name in maps:
+        torch.testing.assert_close(maps[name], whole[name], rtol=1e-10, atol=1e-12)
+    with short.alone() as (own, blank):
+        assert torch.equal(own, maps[layer])
+        torch.testing.assert_close(model(blank), wanted, rtol=1e-10, atol=1e-12)
+    with pytest.raises(RuntimeError, match=r"'one\.conv2' has no shortcut: its tail cannot be run alone"):
+        long.alone().__enter__()

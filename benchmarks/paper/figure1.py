@@ -38,7 +38,7 @@ from benchmarks.ledger.lines import Line
 from benchmarks.paper.sparseness import sparseness
 from torchdoctor.display.style import INK, MUTED, RULE, canvas
 from torchdoctor.evidence.measurement import first_images
-from torchdoctor.network.layers import compute_before
+from torchdoctor.network.flops import compute_before
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from torchdoctor.display.overlays import overlay
 from torchdoctor.display.style import INK, MUTED, canvas, literal
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, summed_maps
 from torchdoctor.images.batches import Batch
-from torchdoctor.network.hooks import measuring
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.treatment.recipe import move
 from torchdoctor.types import Evidence
@@ -39,8 +39,8 @@ def draw_maps(cell: Cell, networks: Mapping[str, nn.Module], layer: str, evidenc
     pixels = batch.images.to(cell.bench.device)
     columns: dict[str, list[tuple[np.ndarray, str]]] = {}
     for arm, network in networks.items():
-        with measuring(network):
-            found = clean_evidence(network, pixels, batch.labels.to(pixels.device), [layer], evidence)[0]
+        with frozen_eval(network) as frozen:
+            found = clean_evidence(frozen, pixels, batch.labels.to(pixels.device), [layer], evidence)[0]
         shares = background_shares_of(found[layer].cpu(), batch)
         maps = summed_maps(found[layer], (pixels.shape[2], pixels.shape[3]))
         name = arm if arm in ("base", "control") else f"+{arm}"

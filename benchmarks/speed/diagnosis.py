@@ -30,9 +30,11 @@ from torch import Tensor, nn
 
 from torchdoctor import Batch, candidate_layers, diagnose
 from torchdoctor.diagnosis.settings import DiagnosisSettings
-from torchdoctor.evidence.per_image import NoiseSource, clean_evidence, probe
-from torchdoctor.network.hooks import map_shapes, measuring
-from torchdoctor.network.layers import compute_before
+from torchdoctor.evidence.per_image import clean_evidence
+from torchdoctor.evidence.probes import NoiseSource, probe
+from torchdoctor.network.flops import compute_before
+from torchdoctor.network.frozen import FrozenModel, frozen_eval
+from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.randomness import uniform_noise
 
@@ -109,10 +111,10 @@ class Case:
     def _scores(self, pixels: Tensor) -> Tensor:
         return as_logits(self.model(pixels))
 
-    def ours(self, layer: str) -> tuple[Callable[[], Result], str]:
+    def ours(self, frozen: FrozenModel, layer: str) -> tuple[Callable[[], Result], str]:
         """Return our way to the same rows, chosen once as a diagnosis does, and its name."""
         shape = map_shapes(self.model, self.pixels, [layer])[layer]
-        way = probe(self.model, self.pixels, NoiseSource(layer, shape, DRAWS, DELTA, SEED), "gradient")
+        way = probe(frozen, self.pixels, NoiseSource(layer, shape, DRAWS, DELTA, SEED), "gradient")
 
         def run() -> Result:
             rows = [part.sum((-2, -1)) for part, _ in way.draws(self.pixels, self.targets, self.ids)]
@@ -121,9 +123,9 @@ class Case:
         run()
         return run, way.path
 
-    def together(self, layers: list[str]) -> Result:
+    def together(self, frozen: FrozenModel, layers: list[str]) -> Result:
         """Take all layers from one gradient call, without noise."""
-        found = clean_evidence(self.model, self.pixels, self.targets, layers, "gradient")[0]
+        found = clean_evidence(frozen, self.pixels, self.targets, layers, "gradient")[0]
         return {layer: one.sum((-2, -1)) for layer, one in found.items()}
 
     def one_by_one(self, layers: list[str]) -> Result:
@@ -203,14 +205,14 @@ def peak(device: torch.device) -> float:
 def noisy(net: str, layer: str, size: int, batch: int, times: int, device: torch.device) -> dict[str, object]:
     """Measure one layer with noise."""
     exact = Case(net, size, 2, device, torch.float64)
-    with measuring(exact.model):
-        run, path = exact.ours(layer)
+    with frozen_eval(exact.model) as frozen:
+        run, path = exact.ours(frozen, layer)
         mine = run()
         worst = max(error(mine, exact.naive(layer)), error(mine, exact.captum(layer)))
         before = compute_before(exact.model, exact.pixels[:1], [layer])[0]
     case = Case(net, size, batch, device, torch.float32)
-    with measuring(case.model):
-        run, path = case.ours(layer)
+    with frozen_eval(case.model) as frozen:
+        run, path = case.ours(frozen, layer)
         ways = {"ours": run, "naive": lambda: case.naive(layer), "captum": lambda: case.captum(layer)}
         took = medians(ways, times, device)
     return {
@@ -230,11 +232,11 @@ def all_convolutions(net: str, size: int, batch: int, times: int, device: torch.
     """Measure all convolutions of a network without noise."""
     exact = Case(net, size, 2, device, torch.float64)
     layers = [one.name for one in candidate_layers(exact.model, exact.pixels)]
-    with measuring(exact.model):
-        worst = error(exact.together(layers), exact.one_by_one(layers))
+    with frozen_eval(exact.model) as frozen:
+        worst = error(exact.together(frozen, layers), exact.one_by_one(layers))
     case = Case(net, size, batch, device, torch.float32)
-    with measuring(case.model):
-        ways = {"ours": lambda: case.together(layers), "naive": lambda: case.one_by_one(layers)}
+    with frozen_eval(case.model) as frozen:
+        ways = {"ours": lambda: case.together(frozen, layers), "naive": lambda: case.one_by_one(layers)}
         took = medians(ways, times, device)
     return {
         "case": f"{net} {size} px, batch {batch}, no noise",

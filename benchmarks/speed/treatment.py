@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from reference import literal_penalties
 from torchdoctor import Batch, Course, Recipe, candidate_layers, classification_terms, diagnose
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.network.layers import compute_before
+from torchdoctor.network.flops import compute_before
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.treatment.constraints import constraints_named
 from torchdoctor.treatment.passes import Noise

@@ -12,10 +12,18 @@ _MIX_FIRST, _MIX_SECOND, _GOLDEN = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B
 
 
 def key(*parts: int | str) -> int:
-    """Return a 63-bit number that depends on every part and on their order.
+    """Return a number that depends on every part and on their order, to seed a generator with.
 
-    >>> key("shuffle", 0, 3) == key("shuffle", 0, 3), key(1, 2) == key(2, 1)
-    (True, False)
+    Args:
+        parts: Numbers and words that name what is drawn, such as `"shuffle", seed, epoch`.
+
+    Returns:
+        A number from 0 to 2^63 - 1: the same in every process and on every system.
+
+    Example:
+        >>> from torchdoctor.randomness import key
+        >>> key("shuffle", 0, 3) == key("shuffle", 0, 3), key(1, 2) == key(2, 1)
+        (True, False)
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
@@ -51,6 +59,27 @@ def uniform_noise(
     """Draw sigma of Eq. 4, uniform in (-1, 1), keyed by (seed, stream, step, layer, image, draw, position).
 
     The values are multiples of 2^-24, so that float32 and float64 hold the same numbers.
+
+    Args:
+        ids: The images' ids; the noise is drawn on their device.
+        draws: The numbers of the draws.
+        shape: [channel, height, width] of the layer's map.
+        seed: What everything random in a run is keyed by.
+        layer: The name of the layer.
+        stream: What the noise is for, so that two uses do not share their noise.
+        step: The step of a training.
+        dtype: The floating type of the noise.
+
+    Returns:
+        The noise, to be multiplied by the range delta.
+
+    Example:
+        >>> import torch
+        >>> from torchdoctor.randomness import uniform_noise
+        >>> both = uniform_noise(torch.tensor([7, 8]), range(3), (4, 2, 2), seed=0, layer="conv1")
+        >>> second = uniform_noise(torch.tensor([8]), range(1, 2), (4, 2, 2), seed=0, layer="conv1")
+        >>> both.shape, torch.equal(both[1, 1], second[0, 0])
+        (torch.Size([3, 2, 4, 2, 2]), True)
     """
     device = ids.device
     start = key("noise", seed, stream, step, layer)

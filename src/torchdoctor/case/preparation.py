@@ -24,7 +24,8 @@ from torchdoctor.models.loading import TIMM_SOURCES, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import load_into, load_weights, weights_card
 from torchdoctor.network.checks import check_model
-from torchdoctor.network.hooks import map_shapes, measuring
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.layers import chosen_layers, default_layers
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.prediction import device_of
@@ -273,7 +274,7 @@ def _layers(settings: Settings, name: str, model: nn.Module, data: Splits) -> tu
 def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
     """Return the number of logits; InputError where the model cannot run on the data's images at all."""
     try:
-        with measuring(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             return as_logits(model(example)).shape[1]
     except InputError:
         raise

@@ -15,7 +15,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
 from torchdoctor.images.batches import Batch, Images, only
-from torchdoctor.network.hooks import measuring
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.types import Progress, silent
@@ -242,7 +242,7 @@ def _before_backgrounds(
         image, mask = batch.images[row : row + 1], batch.masks[row : row + 1]
         others = before_other_backgrounds(image, mask, *donors)[0]
         shown = torch.cat([others, background_alone(image, mask)]).to(device, dtype)
-        with measuring(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             logits = as_logits(model(shown)).double().cpu()
         mean = logits[:-1].log_softmax(1).mean(0)
         found[row] = {

@@ -14,8 +14,9 @@ from torchdoctor.diagnosis.result import Diagnosis, LayerDiagnosis, Sifting
 from torchdoctor.diagnosis.settings import EVIDENCE_ALONE, DiagnosisSettings
 from torchdoctor.diagnosis.sifting import sift
 from torchdoctor.diagnosis.statistics import summarise
-from torchdoctor.evidence.measurement import Parts, Survey, first_images, measure, tensor_bytes
-from torchdoctor.evidence.per_image import Draws
+from torchdoctor.evidence.measurement import Parts, first_images, measure, tensor_bytes
+from torchdoctor.evidence.probes import Draws
+from torchdoctor.evidence.survey import Survey
 from torchdoctor.images.batches import Images
 from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.layers import chosen_layers, norms_behind

@@ -17,7 +17,7 @@ from torchdoctor.diagnosis.statistics import cosine
 from torchdoctor.evidence.measurement import measure
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.images.batches import Batch
-from torchdoctor.network.hooks import measuring
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.layers import chosen_layers
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
@@ -58,7 +58,7 @@ def explain(
         None if mask is None else mask[None],
     )
     pixels = batch.images.to(device_of(model), dtype_of(model))
-    with measuring(model), torch.no_grad():
+    with frozen_eval(model), torch.no_grad():
         logits = as_logits(model(pixels))[0].double().cpu()
     names = _names(diagnosis, classes, len(logits))
     if label is not None and label not in names:
@@ -193,9 +193,9 @@ def _on_the_image(
     """Return the deepest layer fine enough to look at, its summed map on the image, its background share."""
     kind: Evidence = "gradient_x_activation" if diagnosis is None else diagnosis.evidence
     device = device_of(model)
-    with measuring(model):
+    with frozen_eval(model) as frozen:
         pixels, targets = batch.images.to(device, dtype_of(model)), batch.labels.to(device)
-        maps = clean_evidence(model, pixels, targets, layers, kind)[0]
+        maps = clean_evidence(frozen, pixels, targets, layers, kind)[0]
     shown = finest(layers, {one: (maps[one].shape[2], maps[one].shape[3]) for one in layers})
     size = (batch.images.shape[2], batch.images.shape[3])
     return shown, summed_maps(maps[shown], size)[0], float(background_shares_of(maps[shown], batch)[0])

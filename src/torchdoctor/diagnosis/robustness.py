@@ -15,10 +15,10 @@ from torch.nn import functional
 from torchdoctor.diagnosis.robustness_result import Robustness, Units
 from torchdoctor.evidence.measurement import first_images
 from torchdoctor.images.batches import Images
-from torchdoctor.network.hooks import map_shapes, measuring, run_tapped
+from torchdoctor.network.frozen import FrozenModel
+from torchdoctor.network.hooks import map_shapes, run_tapped
 from torchdoctor.network.layers import candidate_layers
-from torchdoctor.network.outputs import as_logits, unwrap
-from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.outputs import unwrap
 from torchdoctor.randomness import key, uniform_noise
 from torchdoctor.types import InputError, Progress, check_choice, silent
 
@@ -129,9 +129,9 @@ def measure_robustness(
     pixel = _pixel_limits(mean, std, example)
     layers = _layers(model, example, settings.layer, settings.repeats, seed)
     shapes = map_shapes(model, example, list(dict.fromkeys(layers)))
-    with measuring(model):
-        attacked = _attacked(model, images, pixel, settings.epsilon, settings.number)
-    with measuring(model), torch.no_grad():
+    with frozen_eval(model) as frozen:
+        attacked = _attacked(frozen, images, pixel, settings.epsilon, settings.number)
+    with frozen_eval(model), torch.no_grad():
         curves = _curves(model, attacked, settings, layers, shapes, seed, progress)
     return Robustness(
         ranges=tuple(map(float, settings.ranges)), normal=curves[0], restored=curves[1], fooled=curves[2],
@@ -183,16 +183,17 @@ def _pixel_limits(
 
 
 def _attacked(
-    model: nn.Module, images: Images, pixel: tuple[Tensor, Tensor, Tensor], epsilon: float, number: int
+    frozen: FrozenModel, images: Images, pixel: tuple[Tensor, Tensor, Tensor], epsilon: float, number: int
 ) -> AttackedImages:
     """Attack correctly classified images until `number` of their twins are misclassified."""
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     collected, tried = 0, 0
+    device, dtype = device_of(frozen.model), dtype_of(frozen.model)
     for batch in images:
-        pixels, labels = batch.images.to(device_of(model), dtype_of(model)), batch.labels.to(device_of(model))
-        predicted, twins = fast_gradient_sign(model, pixels, labels, pixel, epsilon)
+        pixels, labels = batch.images.to(device, dtype), batch.labels.to(device)
+        predicted, twins = fast_gradient_sign(frozen, pixels, labels, pixel, epsilon)
         with torch.no_grad():
-            false_labels = as_logits(model(twins)).argmax(1)
+            false_labels = frozen.logits(twins).argmax(1)
         right = predicted == labels
         usable = (right & (false_labels != labels)).nonzero()[: number - collected, 0]
         last = int(usable[-1]) if len(usable) == number - collected else len(labels) - 1
@@ -211,31 +212,31 @@ def _attacked(
 
 
 def fast_gradient_sign(
-    model: nn.Module,
+    frozen: FrozenModel,
     pixels: Float[Tensor, "batch channel height width"],
     labels: Int[Tensor, " batch"],
     pixel: tuple[Tensor, Tensor, Tensor],
     epsilon: float,
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, "batch channel height width"]]:
-    """Make adversarial twins of images by the fast gradient sign method (Goodfellow et al., 2015).
-
-    Every pixel moves by `epsilon` in the direction that raises the cross-entropy loss, and stays within 0..1.
-    The caller must have entered `measuring(model)`.
+    """Make adversarial twins of images: one signed step up the loss, kept within the range of pixels (FGSM).
 
     Args:
-        model: The network.
-        pixels: The normalised images.
-        labels: Their categories.
-        pixel: The normalised values of the pixels 0 and 1 and their difference, each [1, channel, 1, 1].
-        epsilon: The size of the step, for pixels in 0..1.
+        frozen: The network, from `frozen_eval`.
+        pixels: Normalised images, on the network's device and in its type.
+        labels: The number of each image's label.
+        pixel: Black, white and the unit of pixels 0 to 1, in normalised values [1, channel, 1, 1] each.
+        epsilon: The size of the step, in pixels of 0 to 1.
 
     Returns:
-        The predictions for the images, and the normalised twins.
+        The predicted categories of the images, and the twins, normalised.
+
+    Raises:
+        InputError: The network returned something that holds no logits.
     """
     black, white, unit = pixel
     images = pixels.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        logits = as_logits(model(images))
+        logits = frozen.logits(images)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, images)
     twins = images.detach() + epsilon * unit * gradient.sign()

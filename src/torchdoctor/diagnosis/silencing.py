@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from torchdoctor.network.hooks import measuring, run_tapped
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import run_tapped
 
 
 def silenced_logits(
@@ -39,7 +40,7 @@ def silenced_logits(
 
         return tap
 
-    with measuring(model), torch.no_grad():
+    with frozen_eval(model), torch.no_grad():
         return run_tapped(model, pixels, {layer: tap_for(layer) for layer in kernels})
 
 

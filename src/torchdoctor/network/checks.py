@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import score_gradients
-from torchdoctor.network.hooks import keep_in, map_shapes, measuring, run_tapped
+from torchdoctor.network.hooks import hooked, keep_in, map_shapes, run_tapped
 from torchdoctor.network.layers import candidate_layers, default_layers
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.types import InputError
@@ -23,7 +24,14 @@ PROBABILITIES = ("SigmoidBackward0", "SoftmaxBackward0", "LogSoftmaxBackward0", 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a trial found: an `error` stands in the way, a `warning` changes what results mean."""
+    """One result of trying a network out.
+
+    Attributes:
+        level: `error`: a diagnosis or a treatment would fail. `warning`: it would run, but its results mean
+            less, for the reason given.
+        check: The name of the trial: a key of `TRIALS`, or `kind` where the network cannot be used at all.
+        message: One sentence: what is the matter, and what to do.
+    """
 
     level: Level
     check: str
@@ -35,40 +43,56 @@ def check_model(
     example: Float[Tensor, "batch channel height width"],
     layers: Sequence[str] | None = None,
 ) -> tuple[Finding, ...]:
-    """Try on a few images what diagnosis and treatment do to a network; an empty result means all works.
+    """Try on a few images what diagnosis and treatment do to a network.
 
-    `example` are two or more images as the network takes them; `layers` those to be constrained (None:
-    the default ones). The network is left as it was. Nothing is raised: whatever fails becomes a finding.
+    Nothing is raised: whatever fails becomes a finding.
 
-    >>> flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
-    >>> check_model(flat, torch.zeros(2, 3, 2, 2))[0].check
-    'layers'
+    Args:
+        model: The network; it is left as it was.
+        example: Two or more normalised images, as the network takes them.
+        layers: Names of the layers to be constrained; None: the default ones.
+
+    Returns:
+        What was found, in the order of the trials. Empty: everything works.
+
+    Example:
+        >>> import torch
+        >>> from torchdoctor import check_model
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> without_convolutions = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        >>> finding = check_model(without_convolutions, images)[0]
+        >>> finding.level, finding.check
+        ('error', 'layers')
+        >>> convolution = torch.nn.Conv2d(3, 4, 3)
+        >>> tail = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)]
+        >>> check_model(torch.nn.Sequential(convolution, torch.nn.ReLU(), *tail), images)
+        ()
     """
     try:
         plain = copy.deepcopy(unwrap(model)).eval()
     except Exception as error:  # an odd module can fail in any way, and each is worth reporting
-        return (Finding("error", "kind", _said(error)),)
-    found: list[Finding] = []
+        return (Finding("error", "kind", _first_line(error)),)
+    findings: list[Finding] = []
     for name, trial in TRIALS.items():
         try:
-            found += [Finding(level, name, text) for level, text in trial(plain, example, layers)]
+            findings += [Finding(level, name, text) for level, text in trial(plain, example, layers)]
         except Exception as error:
-            found.append(Finding("error", name, _said(error)))
-        if name in NEEDED and any(one.level == "error" for one in found):
+            findings.append(Finding("error", name, _first_line(error)))
+        if name in NEEDED and any(finding.level == "error" for finding in findings):
             break
-    return tuple(found)
+    return tuple(findings)
 
 
-Said = Iterator[tuple[Level, str]]
+Messages = Iterator[tuple[Level, str]]
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Return the first line of an error, with its kind where it is not ours."""
     first = (str(error).splitlines() or [""])[0]
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 
-def _forward(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+def _forward(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Run in evaluation mode: logits, finite, one row per image."""
     with torch.no_grad():
         logits = as_logits(model(example))
@@ -78,7 +102,7 @@ def _forward(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -
         yield "error", "the logits are not finite: the weights or the preprocessing are broken"
 
 
-def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Look for probabilities where logits are expected."""
     with torch.enable_grad():
         logits = as_logits(model(example.clone().requires_grad_(True)))
@@ -95,12 +119,12 @@ def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) ->
         )
 
 
-def _repeatable(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+def _repeatable(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Run twice, and each image alone: nothing random, and no image acts on another."""
     with torch.no_grad():
         both = as_logits(model(example))
         again = as_logits(model(example))
-        alone = torch.cat([as_logits(model(one[None])) for one in example])
+        alone = torch.cat([as_logits(model(image[None])) for image in example])
     scale = both.abs().max() + 1e-6
     if not bool(torch.isclose(both, again, rtol=1e-4, atol=float(1e-4 * scale)).all()):
         yield (
@@ -120,7 +144,7 @@ def _repeatable(model: nn.Module, example: Tensor, _layers: Sequence[str] | None
         )
 
 
-def _layers_found(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Said:
+def _usable_layers(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Messages:
     """Look for layers to constrain, and check those asked for."""
     chosen = tuple(layers) if layers else default_layers(model, example)
     shapes = map_shapes(model, example, chosen)
@@ -128,7 +152,7 @@ def _layers_found(model: nn.Module, example: Tensor, layers: Sequence[str] | Non
     twice = [name for name, number in called.items() if number > 1]
     if twice:
         yield "warning", f"called more than once and therefore no candidates: {', '.join(twice[:5])}"
-    known = {one.name for one in candidate_layers(model, example)}
+    known = {candidate.name for candidate in candidate_layers(model, example)}
     beside = [name for name, number in called.items() if number == 1 and name not in known]
     if beside:
         yield "warning", f"do not feed the logits and are no candidates: {', '.join(beside[:5])}"
@@ -142,7 +166,8 @@ def _layers_found(model: nn.Module, example: Tensor, layers: Sequence[str] | Non
 
 def _calls(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Count the calls of every convolution in one forward pass."""
-    counts = {name: 0 for name, one in model.named_modules() if isinstance(one, nn.Conv2d)}
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    counts = dict.fromkeys(convolutions, 0)
 
     def counting(name: str) -> Callable[..., None]:
         def count(*_call: object) -> None:
@@ -150,17 +175,12 @@ def _calls(model: nn.Module, example: Tensor) -> dict[str, int]:
 
         return count
 
-    handles = [model.get_submodule(name).register_forward_hook(counting(name)) for name in counts]
-    try:
-        with torch.no_grad():
-            model(example[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked((module, counting(name)) for name, module in convolutions.items()), torch.no_grad():
+        model(example[:1])
     return counts
 
 
-def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Said:
+def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Messages:
     """Differentiate once for the diagnosis and twice for the treatment, at every layer."""
     chosen = tuple(layers) if layers else default_layers(model, example)
     for name in chosen:
@@ -176,39 +196,39 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
                 continue
             # As in training: `backward` meets what `autograd.grad` would pass over in silence.
             (maps[name] * gradient).abs().sum().backward()
-        reached = [one.grad for one in model.parameters() if one.grad is not None]
+        reached = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         model.zero_grad(set_to_none=True)
-        if not any(bool((one != 0).any()) for one in reached):
+        if not any(bool((by_parameter != 0).any()) for by_parameter in reached):
             yield "error", f"a constraint at {name} reaches no trainable parameter: unfreeze layers"
 
 
-def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None) -> Said:
+def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Count the trainable parameters."""
     parameters = list(model.parameters())
-    frozen = sum(not one.requires_grad for one in parameters)
+    frozen = sum(not parameter.requires_grad for parameter in parameters)
     if frozen == len(parameters):
         yield "error", "no parameter is trainable (all are frozen): nothing could change"
     elif frozen:
         yield "warning", f"{frozen} of {len(parameters)} parameters are frozen and stay as they are"
 
 
-def _training(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Said:
+def _training(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Take one step in training mode, on a copy."""
     own = copy.deepcopy(model).train()
     logits = as_logits(own(example))
     if logits.requires_grad:
         torch.nn.functional.cross_entropy(logits, logits.argmax(1)).backward()
-    with measuring(model):
-        before = as_logits(model(example)).shape
+    with frozen_eval(model) as frozen:
+        before = frozen.logits(example).shape
     if logits.shape != before:
         yield "error", f"training mode gives {tuple(logits.shape)}, evaluation mode {tuple(before)}"
 
 
-TRIALS: dict[str, Callable[[nn.Module, Tensor, Sequence[str] | None], Said]] = {
+TRIALS: dict[str, Callable[[nn.Module, Tensor, Sequence[str] | None], Messages]] = {
     "forward": _forward,
     "output": _output,
     "repeatable": _repeatable,
-    "layers": _layers_found,
+    "layers": _usable_layers,
     "trainable": _trainable,
     "derivatives": _derivatives,
     "training": _training,

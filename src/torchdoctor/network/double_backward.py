@@ -12,15 +12,22 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def derived_twice(model: nn.Module) -> Iterator[None]:
-    """Let modules of a network in evaluation mode compute the same in ways whose second derivative is cheap.
+def fast_double_backward(model: nn.Module) -> Iterator[None]:
+    """Let modules compute the same values in ways whose second derivative is cheap, inside the block.
 
     Batch-norms scale and shift: PyTorch's own second derivative allows for statistics that change with the
     batch. ReLUs multiply by a fixed mask: PyTorch's own sends zeros back through all that lies before them.
     Pooling over the whole map divides after summing, where the tensor is small. Other modules, subclasses
-    with more inside (as timm's) and what already has a forward of its own stay.
+    with more inside (as timm's), batch-norms in training mode and modules whose `forward` was already
+    replaced stay as they are.
+
+    Args:
+        model: The network, in evaluation mode.
+
+    Yields:
+        Nothing.
     """
-    ways: dict[type, Callable[..., Tensor]] = {
+    replacements: dict[type, Callable[..., Tensor]] = {
         nn.ReLU: _rectified,
         nn.ReLU6: _rectified_to_6,
         nn.AdaptiveAvgPool2d: _averaged,
@@ -28,13 +35,13 @@ def derived_twice(model: nn.Module) -> Iterator[None]:
     changed: list[nn.Module] = []
     try:
         for module in model.modules():
-            way = ways.get(type(module))
+            forward = replacements.get(type(module))
             if type(module).forward is nn.modules.batchnorm._BatchNorm.forward and not module.training:
-                way = _scaled_and_shifted if module.running_mean is not None else None
-            if way is _averaged and module.output_size not in (1, (1, 1)):
-                way = None
-            if way is not None and "forward" not in module.__dict__:
-                module.__dict__["forward"] = partial(way, module)  # __setattr__ of modules is slow
+                forward = _scaled_and_shifted if module.running_mean is not None else None
+            if forward is _averaged and module.output_size not in (1, (1, 1)):
+                forward = None
+            if forward is not None and "forward" not in module.__dict__:
+                module.__dict__["forward"] = partial(forward, module)  # __setattr__ of modules is slow
                 changed.append(module)
         yield
     finally:

@@ -17,8 +17,13 @@ from torchdoctor.types import InputError, PenaltyEvidence
 class NoisyTail:
     """The scores under each noise draw, and the maps that gave them.
 
-    `logits` [draw, batch, category]; `noise` and `maps` [draw, batch, channel, height, width], where
-    maps = m + noise. `path` says how it was computed: `vmap` re-runs only what lies behind the layer.
+    Attributes:
+        logits: The scores [draw, batch, category].
+        noise: What was added to the layer's map [draw, batch, channel, height, width]; scores can be
+            differentiated by it.
+        maps: The layer's map plus the noise, of the same shape.
+        path: How it was computed: `vmap` and `shared trunk` ran only what lies behind the layer once per
+            draw, `repeat` the whole network.
     """
 
     logits: Float[Tensor, "draw batch category"]
@@ -34,11 +39,23 @@ def noisy_tail(
 
     vmap over the draws batches only the layers behind the tap. Where a model cannot be vmapped
     (batch statistics, some in-place sums), the images are repeated once per draw instead.
+
+    Args:
+        model: The network, in evaluation mode.
+        images: Normalised images [batch, channel, height, width].
+        layer: The name of a layer that is called once.
+        noise: What is added to its map, in units of the map; it is made to require a gradient.
+
+    Returns:
+        The scores, the noise and the noisy maps.
+
+    Raises:
+        InputError: The layer does not exist, is not called once, or gives no 4-dimensional map.
     """
     noise = noise.requires_grad_(True)
     try:
         logits, maps = torch.func.vmap(
-            lambda one: run_with_noise(model, images, layer, one), randomness="different"
+            lambda draw: run_with_noise(model, images, layer, draw), randomness="different"
         )(noise)
         return NoisyTail(logits, noise, maps, "vmap")
     except InputError:
@@ -53,7 +70,20 @@ def noisy_tail(
 def run_with_noise(
     model: nn.Module, images: Tensor, layer: str, noise: Tensor
 ) -> tuple[Float[Tensor, "batch category"], Float[Tensor, "batch channel height width"]]:
-    """Return the logits of the images with noise on one layer's map, and that noisy map."""
+    """Run the network once with noise on one layer's map.
+
+    Args:
+        model: The network.
+        images: Normalised images [batch, channel, height, width].
+        layer: The name of a layer that is called once.
+        noise: What is added to its map [batch, channel, height, width], in units of the map.
+
+    Returns:
+        The logits, and the noisy map.
+
+    Raises:
+        InputError: The layer does not exist, is not called once, or gives no 4-dimensional map.
+    """
     stored: list[Tensor] = []
 
     def tap(output: Tensor) -> Tensor:
@@ -72,7 +102,18 @@ def score_gradients(
     """Differentiate each score, summed over images and draws, by every map (Eq. 2).
 
     In evaluation mode an image's score depends on its own map alone, so that one backward pass gives
-    the gradients of all images. InputError names a map that the scores do not depend on.
+    the gradients of all images.
+
+    Args:
+        scores: Scores of one category per image, of any shape; each is summed.
+        maps: What to differentiate by, by layer name.
+        create_graph: Whether the gradients can be differentiated in turn.
+
+    Returns:
+        For each score the gradients by layer name, each of its map's shape.
+
+    Raises:
+        InputError: The scores do not depend on a map; the message names its layer.
     """
     results = []
     for score in scores:
@@ -94,12 +135,30 @@ def _unfed(name: str) -> str:
 
 
 def evidence_of(gradient: Tensor, maps: Tensor, kind: PenaltyEvidence) -> Tensor:
-    """Return abs(dy/dm), abs(m dy/dm) where m is the map with its noise, or dy/dm where it is positive."""
+    """Turn a gradient into evidence, position by position (Eq. 2).
+
+    Args:
+        gradient: dy/dm, of any shape.
+        maps: The map m, with its noise where noise was added, of the same shape.
+        kind: `gradient` gives abs(dy/dm), `gradient_x_activation` abs(m dy/dm), `positive_gradient` dy/dm
+            where it is positive and 0 elsewhere.
+
+    Returns:
+        The evidence, >= 0, of the same shape.
+    """
     if kind == "positive_gradient":
         return gradient.clamp(min=0)
     return gradient.abs() if kind == "gradient" else (maps * gradient).abs()
 
 
 def pick(logits: Float[Tensor, "*lead category"], targets: Int[Tensor, " batch"]) -> Float[Tensor, "*lead"]:
-    """Return the score of each image's own target category: [..., batch, category] -> [..., batch]."""
+    """Return the score of each image's own category.
+
+    Args:
+        logits: The scores [..., batch, category].
+        targets: The number of each image's category.
+
+    Returns:
+        The scores [..., batch].
+    """
     return logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0]

@@ -10,17 +10,23 @@ from fnmatch import fnmatchcase
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from torchdoctor.network.gradients import score_gradients
-from torchdoctor.network.hooks import keep_in, measuring, run_tapped, tapped
-from torchdoctor.network.outputs import as_logits, unwrap
+from torchdoctor.network.curvature import bends, gradients_move
+from torchdoctor.network.flops import compute_before
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import hooked, run_tapped
+from torchdoctor.network.outputs import unwrap
 from torchdoctor.types import Evidence, InputError
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A convolution in the order of the forward pass: its name and its map's [channel, height, width]."""
+    """A convolution that can be diagnosed.
+
+    Attributes:
+        name: Its dotted name in the network.
+        shape: [channel, height, width] of its map.
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -30,10 +36,14 @@ class Candidate:
 class LayerFacts:
     """What decides whether a layer is worth constraining.
 
-    `rho` is the share of the forward pass's arithmetic after the layer, which noise draws repeat.
-    `affine`: the logits are affine in its map, so that their gradient is the same for every map (a
-    global average and a linear head). `reaches_earlier`: by evidence, whether a penalty there has a
-    gradient for the parameters of the layer itself or of earlier ones.
+    Attributes:
+        name: Its dotted name in the network.
+        shape: [channel, height, width] of its map.
+        rho: The share of the forward pass's arithmetic after the layer, 0 to 1: what each noise draw repeats.
+        affine: Whether the logits are affine in its map, so that their gradient is the same for every map (a
+            global average and a linear head).
+        reaches_earlier: By evidence, whether a penalty there has a gradient for the parameters of the layer
+            itself or of earlier ones.
     """
 
     name: str
@@ -51,7 +61,31 @@ class LayerFacts:
 def candidate_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"]
 ) -> tuple[Candidate, ...]:
-    """Return the convolutions with a 4-dimensional map that are called once and feed the logits, in order."""
+    """List the convolutions that can be diagnosed.
+
+    These have a map [batch, channel, height, width], are called once in a forward pass, and feed the logits.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; the first one is run.
+
+    Returns:
+        The convolutions in the order of the forward pass; empty if there are none.
+
+    Raises:
+        InputError: The network cannot be used (see `unwrap`), or returns no logits.
+
+    Example:
+        >>> import torch
+        >>> from torchdoctor import candidate_layers
+        >>> convolutions = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3)]
+        >>> tail = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 2)]
+        >>> network = torch.nn.Sequential(*convolutions, *tail)
+        >>> for candidate in candidate_layers(network, torch.rand(1, 3, 8, 8)):
+        ...     print(candidate.name, candidate.shape)
+        0 (4, 6, 6)
+        2 (6, 4, 4)
+    """
     model = unwrap(model)
     names: dict[nn.Module, str] = {
         module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
@@ -59,58 +93,77 @@ def candidate_layers(
     calls: list[tuple[str, Tensor]] = []
 
     def remember(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        kept = output if output.requires_grad else output.detach().requires_grad_(True)
-        calls.append((names[module], kept))
-        return kept.clone()
+        leaf = output if output.requires_grad else output.detach().requires_grad_(True)
+        calls.append((names[module], leaf))
+        return leaf.clone()
 
-    handles = [module.register_forward_hook(remember) for module in names]
-    try:
-        with measuring(model), torch.enable_grad():
-            logits = as_logits(model(images[:1]))
-            maps = [kept for _, kept in calls]
-            live: Sequence[Tensor | None] = [None] * len(maps)
-            if maps and logits.requires_grad:
-                live = torch.autograd.grad(logits.sum(), maps, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        hooked((module, remember) for module in names),
+        frozen_eval(model) as frozen,
+        torch.enable_grad(),
+    ):
+        logits = frozen.logits(images[:1])
+        maps = [output for _, output in calls]
+        gradients: Sequence[Tensor | None] = [None] * len(maps)
+        if maps and logits.requires_grad:
+            gradients = torch.autograd.grad(logits.sum(), maps, allow_unused=True)
     counts: dict[str, int] = {}
     for name, _ in calls:
         counts[name] = counts.get(name, 0) + 1
     return tuple(
-        Candidate(name, (kept.shape[1], kept.shape[2], kept.shape[3]))
-        for (name, kept), gradient in zip(calls, live, strict=True)
-        if gradient is not None and kept.ndim == 4 and counts[name] == 1
+        Candidate(name, (output.shape[1], output.shape[2], output.shape[3]))
+        for (name, output), gradient in zip(calls, gradients, strict=True)
+        if gradient is not None and output.ndim == 4 and counts[name] == 1
     )
 
 
 def default_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"], number: int = 3
 ) -> tuple[str, ...]:
-    """Choose the last convolution and two earlier ones, in the order of the forward pass.
+    """Choose the last convolution and earlier ones.
 
-    The earlier ones are the last convolutions of the two map sizes before; a network with fewer sizes
+    The earlier ones are the last convolutions of the map sizes before; a network with fewer sizes
     fills up with the convolutions nearest the end. Gates that squeeze the map to 1 x 1 are passed over.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; the first one is run.
+        number: How many layers to choose.
+
+    Returns:
+        At most `number` names, in the order of the forward pass.
+
+    Raises:
+        InputError: No convolution feeds the logits, or the network cannot be used.
+
+    Example:
+        >>> import torch
+        >>> from torchdoctor import default_layers
+        >>> convolutions = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3)]
+        >>> tail = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 2)]
+        >>> network = torch.nn.Sequential(*convolutions, *tail)
+        >>> default_layers(network, torch.rand(1, 3, 8, 8), number=1)
+        ('2',)
     """
-    found = candidate_layers(model, images)
-    if not found:
+    candidates = candidate_layers(model, images)
+    if not candidates:
         raise InputError(
             f"{type(model).__name__} has no two-dimensional convolution that feeds its logits: Model Doctor "
             "treats convolutional classifiers"
         )
-    order = {one.name: position for position, one in enumerate(found)}
-    maps = [one for one in found if one.shape[1] * one.shape[2] > 1] or list(found)
+    order = {candidate.name: position for position, candidate in enumerate(candidates)}
+    usable = [layer for layer in candidates if layer.shape[1] * layer.shape[2] > 1] or list(candidates)
     last_of_size: dict[tuple[int, int], str] = {}
-    for one in maps:
-        size = (one.shape[1], one.shape[2])
+    for candidate in usable:
+        size = (candidate.shape[1], candidate.shape[2])
         last_of_size.pop(size, None)
-        last_of_size[size] = one.name
+        last_of_size[size] = candidate.name
     chosen = list(last_of_size.values())[-number:]
-    for one in reversed(maps):
+    for candidate in reversed(usable):
         if len(chosen) >= number:
             break
-        if one.name not in chosen:
-            chosen.append(one.name)
+        if candidate.name not in chosen:
+            chosen.append(candidate.name)
     return tuple(sorted(chosen, key=order.__getitem__))
 
 
@@ -119,35 +172,44 @@ def chosen_layers(
     images: Float[Tensor, "batch channel height width"],
     wanted: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
-    """Return the layers meant by names, patterns (`layer3.*`), `all` and `last:3`, each once, in order.
+    """Return the layers that are meant by names and patterns.
 
-    `all` and `last` are of the candidate convolutions; a pattern too, or, where none of them fits, of all
-    modules with a 4-dimensional map on the way to the logits. None: the default layers. InputError for
-    what fits nothing.
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; the first one is run.
+        wanted: Names; patterns such as `layer3.*`; `all`; `last:3`. `all` and `last` are of the candidate
+            convolutions; a pattern too, or, where none of them fits, of all modules with a 4-dimensional map
+            on the way to the logits. None: the default layers.
+
+    Returns:
+        The layers' names, each once, in the order of the forward pass; a list of plain names stays as it is.
+
+    Raises:
+        InputError: The list is empty or no list, or an entry fits nothing.
     """
     if wanted is None:
         return default_layers(model, images)
     if isinstance(wanted, str):
         raise InputError(f"layers {wanted!r}: expected a list of names, as in layers=[{wanted!r}]")
     candidates: list[str] | None = None
-    found: list[str] = []
-    for one in wanted:
-        word, _, number = one.partition(":")
-        if one != "all" and word != "last" and not any(sign in one for sign in "*?["):
-            found.append(one)
+    fitting: list[str] = []
+    for entry in wanted:
+        word, _, number = entry.partition(":")
+        if entry != "all" and word != "last" and not any(sign in entry for sign in "*?["):
+            fitting.append(entry)
             continue
         if candidates is None:
-            candidates = [each.name for each in candidate_layers(model, images)]
-        if one == "all":
-            found += candidates
+            candidates = [candidate.name for candidate in candidate_layers(model, images)]
+        if entry == "all":
+            fitting += candidates
         elif word == "last":
             if not number.isdecimal() or int(number) < 1:
-                raise InputError(f"layers {one!r}: expected last:N with N from 1, as in last:3")
-            found += candidates[-int(number) :]
+                raise InputError(f"layers {entry!r}: expected last:N with N from 1, as in last:3")
+            fitting += candidates[-int(number) :]
         else:
-            fitting = [name for name in candidates if fnmatchcase(name, one)]
-            found += fitting or _blocks(model, images, one)
-    names = list(dict.fromkeys(found))
+            matches = [name for name in candidates if fnmatchcase(name, entry)]
+            fitting += matches or _blocks(model, images, entry)
+    names = list(dict.fromkeys(fitting))
     if not names:
         raise InputError("layers: an empty list; give names, all, last:N, or None for the default ones")
     if len(names) == len(wanted) and candidates is None:
@@ -162,7 +224,7 @@ def _blocks(model: nn.Module, images: Tensor, pattern: str) -> list[str]:
     usable = []
     for name in named:
         try:
-            with measuring(model), torch.no_grad():
+            with frozen_eval(model), torch.no_grad():
                 run_tapped(model, images[:1], {name: torch.clone})
         except InputError:
             continue
@@ -178,131 +240,96 @@ def _blocks(model: nn.Module, images: Tensor, pattern: str) -> list[str]:
 def norms_behind(
     model: nn.Module, images: Float[Tensor, "batch channel height width"], layers: Sequence[str]
 ) -> dict[str, nn.Module]:
-    """Return the batch-norm that takes a layer's map as it is, for the layers that have one."""
-    handed_on: dict[str, Tensor] = {}
-    found: dict[str, nn.Module] = {}
+    """Find the batch-norms that take layers' maps as they are.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; the first one is run.
+        layers: Names of layers.
+
+    Returns:
+        The batch-norm with running statistics right behind a layer, by the layer's name, for the layers that
+        have one.
+
+    Raises:
+        InputError: A layer does not exist, is not called once, or gives no 4-dimensional map.
+    """
+    passed_on: dict[str, Tensor] = {}
+    norm_of: dict[str, nn.Module] = {}
 
     def note(name: str) -> Callable[[Tensor], Tensor]:
         def tap(output: Tensor) -> Tensor:
-            handed_on[name] = output.clone()
-            return handed_on[name]
+            passed_on[name] = output.clone()
+            return passed_on[name]
 
         return tap
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.update({name: module for name, kept in handed_on.items() if inputs[0] is kept})
+        norm_of.update({name: module for name, output in passed_on.items() if inputs[0] is output})
 
-    norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d) and one.track_running_stats]
-    handles = [one.register_forward_pre_hook(look) for one in norms]
-    try:
-        with measuring(model), torch.no_grad():
-            run_tapped(model, images[:1], {name: note(name) for name in layers})
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+    ]
+    with hooked(((norm, look) for norm in norms), "forward_pre"), frozen_eval(model), torch.no_grad():
+        run_tapped(model, images[:1], {name: note(name) for name in layers})
+    return norm_of
 
 
 def survey_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"], also: Sequence[str] = ()
 ) -> tuple[LayerFacts, ...]:
-    """Measure every candidate layer, and those named in `also`, on the first image, in forward order.
+    """Measure what decides whether each candidate layer is worth constraining.
 
     In double precision where the network allows it, so that rounding cannot pass for curvature.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; the first one is run.
+        also: Names of further layers to measure, such as blocks of convolutions.
+
+    Returns:
+        The facts of every candidate layer and of those in `also`, in the order of the forward pass.
+
+    Raises:
+        InputError: A layer in `also` does not exist, gives no 4-dimensional map or does not feed the logits.
+
+    Example:
+        >>> import torch
+        >>> from torchdoctor import survey_layers
+        >>> convolutions = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3)]
+        >>> tail = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 2)]
+        >>> network = torch.nn.Sequential(*convolutions, *tail)
+        >>> for facts in survey_layers(network, torch.rand(1, 3, 8, 8)):
+        ...     print(facts.name, facts.kernels, f"{facts.rho:.2f}", facts.affine)
+        0 4 0.47 False
+        2 6 0.00 True
     """
     model, example = unwrap(model), images[:1]
-    wanted = list(dict.fromkeys([one.name for one in candidate_layers(model, example)] + list(also)))
+    candidates = [candidate.name for candidate in candidate_layers(model, example)]
+    wanted = list(dict.fromkeys(candidates + list(also)))
     flops, maps = compute_before(model, example, wanted)
     order = sorted(wanted, key=lambda name: flops[name])
     total = max(flops[""], 1)
     try:
         exact, double = copy.deepcopy(model).double(), example.double()
-        smooth = _gradient_moves(exact, double, order)
+        moves = gradients_move(exact, double, order)
     except (RuntimeError, TypeError):  # a network that casts inside
         exact, double = model, example
-        smooth = _gradient_moves(exact, double, order)
+        moves = gradients_move(exact, double, order)
     # A bend that shows in single precision needs no double, which takes three times as long.
-    straight = [name for name, bend in _bends(model, example, order).items() if bend < 0.02]
-    bends = _bends(exact, double, straight)
+    straight = [name for name, bend in bends(model, example, order).items() if bend < 0.02]
+    exact_bends = bends(exact, double, straight)
     tolerance = 1e-7 if double.dtype == torch.float64 else 1e-3
     return tuple(
         LayerFacts(
             name=name,
             shape=maps[name],
             rho=1.0 - flops[name] / total,
-            affine=bends.get(name, 1.0) <= tolerance,
+            affine=exact_bends.get(name, 1.0) <= tolerance,
             # d abs(m g) / dm holds g itself, so that it is live wherever the layer feeds the logits.
-            reaches_earlier={"gradient": smooth[name], "gradient_x_activation": True},
+            reaches_earlier={"gradient": moves[name], "gradient_x_activation": True},
         )
         for name in order
     )
-
-
-def compute_before(
-    model: nn.Module, example: Tensor, names: Sequence[str]
-) -> tuple[dict[str, int], dict[str, tuple[int, int, int]]]:
-    """Return the operations up to each layer's map (`""`: of the whole pass), and the maps' shapes."""
-    flops: dict[str, int] = {}
-    shapes: dict[str, tuple[int, int, int]] = {}
-    counter = FlopCounterMode(display=False)
-
-    def note(name: str) -> Callable[[Tensor], Tensor]:
-        def tap(output: Tensor) -> Tensor:
-            flops[name] = counter.get_total_flops()
-            shapes[name] = (output.shape[1], output.shape[2], output.shape[3])
-            return output
-
-        return tap
-
-    with measuring(model), torch.no_grad(), counter, tapped(model, {name: note(name) for name in names}):
-        model(example)
-    return {**flops, "": counter.get_total_flops()}, shapes
-
-
-def _bends(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Return how far the logits are from affine in each layer's map, relative to a change's own effect.
-
-    0 where twice the change acts twice (a sigmoid's does not) and its opposite acts oppositely (a ReLU's
-    does not); 1 where the change has no effect.
-    """
-    generator = torch.Generator().manual_seed(0)
-    found: dict[str, float] = {}
-
-    def bent(output: Tensor) -> Tensor:
-        size = output[:1].std(correction=0) + 1.0  # 1: where a gate bends, however small its input
-        change = size * torch.randn(output[:1].shape, generator=generator).to(output)
-        return output + torch.cat([0 * change, change, 2 * change, -change])
-
-    with measuring(model), torch.no_grad():
-        for name in names:
-            with tapped(model, {name: bent}):
-                base, once, twice, back = as_logits(model(example.expand(4, -1, -1, -1)))
-            slope = float((once - base).abs().max())
-            bend = torch.stack([twice - 2 * once + base, once - 2 * base + back]).abs().max()
-            found[name] = float(bend) / slope if slope > 0 else 1.0
-    return found
-
-
-def _gradient_moves(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, bool]:
-    """Return for each layer whether dy/dm changes smoothly with what lies before it.
-
-    The image moves a little, and with it every map. Behind ReLU and frozen batch-norm the gradients
-    stay the same to the last bit (on hardware whose sums are not repeatable: as near as a repetition),
-    unless a unit switches, which so small a step makes improbable.
-    """
-    step = 1e-9 if example.dtype == torch.float64 else 1e-5
-    generator = torch.Generator().manual_seed(0)
-    moved = example + step * torch.randn(example.shape, generator=generator).to(example)
-    before, again, after = (_gradients(model, one, names) for one in (example, example, moved))
-    return {
-        name: bool((after[name] - before[name]).abs().max() > 2 * (again[name] - before[name]).abs().max())
-        for name in names
-    }
-
-
-def _gradients(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return d y_0 / d m at each layer; InputError names one that does not feed the logits."""
-    maps: dict[str, Tensor] = {}
-    with measuring(model), torch.enable_grad():
-        logits = run_tapped(model, example, {name: keep_in(maps, name) for name in names})
-        return score_gradients([logits[:, 0]], maps)[0]

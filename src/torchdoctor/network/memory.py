@@ -13,11 +13,19 @@ Result = TypeVar("Result")
 SMALLEST, LARGEST = 1 << 20, 1 << 24  # floats of noise in one pass: beyond 64 MiB nothing gets faster
 SHARE = 24  # a pass takes a few times its noise for the maps behind it and their gradients
 
-ON_CPU = ("not enough memory", "can't allocate memory", "cannot allocate memory")
+CPU_MESSAGES = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 def floats_at_hand(device: torch.device) -> int:
-    """Return how many floats of noise one pass may draw on this device."""
+    """Return how many floats of noise one pass may draw.
+
+    Args:
+        device: Where the network computes.
+
+    Returns:
+        A number of float32 values between 2^20 and 2^24: the free memory divided by 24 (`SHARE`), or 2^24
+        where the system does not tell how much is free.
+    """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -29,16 +37,33 @@ def floats_at_hand(device: torch.device) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
+    """Tell whether an error says that memory ran out.
+
+    Args:
+        error: An error raised by PyTorch or Python.
+
+    Returns:
+        True if memory ran out, on a GPU or on the CPU.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(one in str(error).lower() for one in ON_CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in CPU_MESSAGES)
 
 
 def in_halves(work: Callable[[int, int], Result], start: int, stop: int) -> list[Result]:
-    """Return the results of `work` on start..stop, cut into halves wherever memory runs out.
+    """Do work on the items start..stop, cut into halves wherever memory runs out.
 
-    The parts come in order. A single item that does not fit raises what the device said.
+    Args:
+        work: A function of (start, stop) that works on these items.
+        start: The first item.
+        stop: The item after the last.
+
+    Returns:
+        The results in the order of the items: one if everything fits at once.
+
+    Raises:
+        RuntimeError: A single item does not fit, or `work` failed for another reason; as it was raised.
+        MemoryError: A single item does not fit; as it was raised.
     """
     try:
         return [work(start, stop)]

@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from torchdoctor.types import InputError
 
 LOGIT_NAMES = ("logits", "output", "out", "scores", "predictions", "pred")
-
-
 AUXILIARY_PREFIX = "aux"
-
-
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the plain network inside torch.compile, DataParallel and DistributedDataParallel.
 
-    The parameters are the same objects. InputError for what is no module, and for scripted, traced,
-    quantised and inference-mode networks, which cannot be differentiated twice or trained.
+    Args:
+        model: A network, wrapped or not.
+
+    Returns:
+        The network without its wrappers; its parameters are the same objects.
+
+    Raises:
+        InputError: `model` is no module, or it is scripted, traced, quantised, without values (meta device)
+            or made in inference mode: it could not be differentiated twice or trained.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {type(model).__name__}; expected a torch.nn.Module")
@@ -83,10 +86,17 @@ def _refuse_unusable(model: nn.Module) -> None:
 
 
 def as_logits(output: object) -> Float[Tensor, "batch category"]:
-    """Return the logits out of what a forward pass returned; InputError says what it was instead.
+    """Return the logits out of what a forward pass returned.
 
-    A tensor; a dict, dataclass or named tuple with a field such as `logits`; or a tuple or list whose
-    first matrix they are.
+    Args:
+        output: A tensor; a dict, dataclass or named tuple with a field such as `logits`; or a tuple or list
+            whose first matrix they are.
+
+    Returns:
+        The logits.
+
+    Raises:
+        InputError: There are none in it; the message says what the network returned instead.
     """
     if isinstance(output, Tensor):
         if output.ndim == 2:
@@ -100,26 +110,33 @@ def as_logits(output: object) -> Float[Tensor, "batch category"]:
     for name in LOGIT_NAMES:
         if isinstance(named.get(name), Tensor):
             return as_logits(named[name])
-    matrices = {name: one for name, one in named.items() if isinstance(one, Tensor) and one.ndim == 2}
-    main = [one for name, one in matrices.items() if not name.startswith(AUXILIARY_PREFIX)]
+    matrices = {name: part for name, part in named.items() if isinstance(part, Tensor) and part.ndim == 2}
+    main = [matrix for name, matrix in matrices.items() if not name.startswith(AUXILIARY_PREFIX)]
     if main and (len(main) == 1 or isinstance(output, tuple | list)):
         return main[0]
-    found = ", ".join(f"{name}: {_described(one)}" for name, one in named.items()) or "nothing in it"
+    content = ", ".join(f"{name}: {_described(part)}" for name, part in named.items()) or "nothing in it"
     raise InputError(
-        f"the model returned {type(output).__name__} ({found}); expected logits, shape [batch, category], "
+        f"the model returned {type(output).__name__} ({content}); expected logits, shape [batch, category], "
         f"alone, first in a tuple, or in a field called {' or '.join(LOGIT_NAMES[:2])}"
     )
 
 
 def auxiliary_logits(output: object) -> tuple[Float[Tensor, "batch category"], ...]:
-    """Return the logits of auxiliary heads: the fields of an output whose names begin with `aux`."""
+    """Return the logits of auxiliary heads.
+
+    Args:
+        output: What a forward pass returned.
+
+    Returns:
+        The matrices in it whose field's name begins with `aux`, each [batch, category]; often none.
+    """
     if isinstance(output, Tensor):
         return ()
     named = _fields(output)
     return tuple(
-        one
-        for name, one in named.items()
-        if name.startswith(AUXILIARY_PREFIX) and isinstance(one, Tensor) and one.ndim == 2
+        part
+        for name, part in named.items()
+        if name.startswith(AUXILIARY_PREFIX) and isinstance(part, Tensor) and part.ndim == 2
     )
 
 

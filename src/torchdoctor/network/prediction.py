@@ -9,18 +9,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchdoctor.images.batches import Batch
-from torchdoctor.network.hooks import measuring
-from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.types import InputError
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where the network's parameters lie (the CPU when it has none)."""
+    """Return where a network computes.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The device of its first parameter; the CPU if it has none.
+    """
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the floating type of the network's parameters (float32 when it has none)."""
+    """Return the floating type in which a network computes.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The type of its first parameter; float32 if it has none.
+    """
     return next((parameter.dtype for parameter in model.parameters()), torch.float32)
 
 
@@ -29,18 +42,27 @@ def predict_logits(
     images: Iterable[Batch],
     run: Callable[[Batch], Float[Tensor, "batch category"]] | None = None,
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " image"], Float[Tensor, "image category"]]:
-    """Return (ids, labels, logits) of all images, on the CPU; the network is left as it was.
+    """Predict all images in evaluation mode.
 
-    `run` gives the logits of a batch where more than the network's output is wanted on the way. Raises
-    InputError when there is no image, or a label has no logit.
+    Args:
+        model: The network; it is left as it was.
+        images: Batches of normalised images; no id may come twice.
+        run: What gives the logits of a batch, if more than the network's output is wanted on the way; by
+            default the network itself.
+
+    Returns:
+        The images' ids, their labels and their logits (float32), all on the CPU, in the order of `images`.
+
+    Raises:
+        InputError: There is no image, an id comes twice, or a label has no logit.
     """
     ids, labels, logits = [], [], []
     device, dtype = device_of(model), dtype_of(model)
-    with measuring(model):
+    with frozen_eval(model) as frozen:
         for batch in images:
             with torch.inference_mode():
-                found = run(batch) if run else as_logits(model(batch.images.to(device, dtype)))
-            logits.append(found.float().cpu())
+                scores = run(batch) if run else frozen.logits(batch.images.to(device, dtype))
+            logits.append(scores.float().cpu())
             ids.append(batch.ids.cpu())
             labels.append(batch.labels.cpu())
     if not ids:

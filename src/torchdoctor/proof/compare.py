@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence
 from torchdoctor.images.batches import Images
-from torchdoctor.network.hooks import measuring
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.proof.result import Comparison
@@ -131,8 +131,8 @@ def background_share(
         if batch.masks is None:
             continue
         pixels = batch.images.to(device_of(model), dtype_of(model))
-        with measuring(model):
-            maps = clean_evidence(model, pixels, None, layers, evidence)[0]
+        with frozen_eval(model) as frozen:
+            maps = clean_evidence(frozen, pixels, None, layers, evidence)[0]
         shares += [background_shares_of(one, batch) for one in maps.values()]
     values = np.concatenate(shares) if shares else np.zeros(0)
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan

@@ -1,4 +1,4 @@
-"""Run what lies behind the constrained layers, as often as their noise asks for, on the images they judge."""
+"""Plan which passes behind the constrained layers a step needs, on which images and noise, and run them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Batch, take
-from torchdoctor.network.double_backward import derived_twice
-from torchdoctor.network.gradients import noisy_tail
-from torchdoctor.network.hooks import keep_in, map_shapes, run_tapped
-from torchdoctor.network.tails import Shortcut, Trunk, run_clean_tail, run_tail
+from torchdoctor.network.double_backward import fast_double_backward
+from torchdoctor.network.hooks import map_shapes
+from torchdoctor.network.tails import Tail, Trunk
 from torchdoctor.randomness import uniform_noise
 from torchdoctor.treatment.constraints import Constraint
 from torchdoctor.types import ReduceDraws
@@ -22,10 +21,15 @@ from torchdoctor.types import ReduceDraws
 
 @dataclass(frozen=True)
 class Noise:
-    """How sigma is drawn: J draws (0: none), and how Eq. 5-6 put them together.
+    """How the noise sigma of a treated step is drawn.
 
     `Differs from the paper:` Eq. 5-6 sum over the draws (`reduce="sum"`); the mean, as in Eq. 4, makes
     weights independent of J.
+
+    Attributes:
+        draws: The number J of draws; 0: no noise.
+        reduce: How Eq. 5-6 put the draws together.
+        seed: What the noise is keyed by.
     """
 
     draws: int = 1
@@ -35,129 +39,156 @@ class Noise:
 
 @dataclass(frozen=True)
 class Tails:
-    """What a forward pass left behind for its tails: shortcuts by layer, what they need, and map shapes.
+    """What a step knows about the tails of its layers.
 
-    `closed` names the layers whose tail has a closed form.
+    Attributes:
+        trunk: What the step's forward pass left behind; its shortcuts say which tails can be run alone.
+        closed: The names of the layers whose tail has a closed form.
+        shapes: [channel, height, width] of each layer's map, by name; empty: to be found out.
     """
 
-    shortcuts: Mapping[str, Shortcut] = field(default_factory=dict)
+    trunk: Trunk
     closed: Collection[str] = ()
-    trunk: Trunk = field(default_factory=Trunk)
     shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Round:
-    """Layers that one pass serves, the rows of the batch that they judge, and the noise (None: none)."""
-
-    layers: Sequence[str]
-    rows: Int[Tensor, " row"]
-    sigma: Float[Tensor, "draw row channel height width"] | None = None
-    in_closed_form: bool = False
-
-    def chosen(self, batch: int) -> Tensor | None:
-        """Return the rows, or None where they are the whole batch."""
-        return None if len(self.rows) == batch else self.rows
-
-
-@dataclass(frozen=True)
 class Pass:
-    """One forward pass: which rows of the batch it ran, logits [draw, row, category], maps by layer.
+    """What one pass gave.
 
-    `wanted` is what to differentiate by: the noise, or the maps themselves.
+    Attributes:
+        rows: Which images of the batch it ran, by their place.
+        logits: The scores [draw, row, category]; a single draw where there is no noise.
+        maps: The maps by layer, with their noise where there is some: [draw, row, kernel, height, width], or
+            [row, kernel, height, width].
+        differentiable: What to differentiate the scores by, of the shapes of `maps`: the noise, or the maps
+            themselves.
     """
 
     rows: Int[Tensor, " row"]
-    logits: Tensor
+    logits: Float[Tensor, "draw row category"]
     maps: Mapping[str, Tensor]
-    wanted: Mapping[str, Tensor]
+    differentiable: Mapping[str, Tensor]
 
 
-def rounds_of(
-    model: nn.Module,
+@dataclass(frozen=True)
+class PlannedPass:
+    """One pass that the constraints need.
+
+    Attributes:
+        tail: The tail that is run: of the layer, or (without noise) of the first of the layers.
+        layers: The names of the layers that the pass serves.
+        rows: Which images of the batch the constraints judge there, by their place.
+        noise: What is added to the layer's map, in units of the map; None: no noise.
+        in_closed_form: Whether the mean over the draws is known in closed form, so that no draw need be run.
+    """
+
+    tail: Tail
+    layers: Sequence[str]
+    rows: Int[Tensor, " row"]
+    noise: Float[Tensor, "draw row channel height width"] | None = None
+    in_closed_form: bool = False
+
+    def run(self) -> Pass:
+        """Run the pass, in ways whose second derivative is cheap.
+
+        Returns:
+            The scores and maps, differentiable by the weights.
+
+        Raises:
+            InputError: A layer cannot be used.
+        """
+        with fast_double_backward(self.tail.model):
+            if self.noise is None:
+                behind = [layer for layer in self.layers if layer != self.tail.layer]
+                logits, maps = self.tail.clean(behind)
+                return Pass(self.rows, logits[None], maps, maps)
+            noisy = self.tail.noisy(self.noise)
+            layer = self.tail.layer
+            return Pass(self.rows, noisy.logits, {layer: noisy.maps}, {layer: noisy.noise})
+
+
+def plan_passes(
     batch: Batch,
     constraints: Sequence[Constraint],
     diagnosis: Diagnosis,
     noise: Noise,
     step: int,
     tails: Tails,
-) -> Iterator[Round]:
-    """Say which passes the constraints' layers need, on the images that they judge.
+) -> Iterator[PlannedPass]:
+    """Plan the passes that the constraints' layers need, on the images that they judge.
 
     Without noise one pass serves all layers; with it each has its own, as in Eq. 4.
+
+    Args:
+        batch: The step's images.
+        constraints: The constraints, each with its layers.
+        diagnosis: What says the range of each layer's noise.
+        noise: How the noise is drawn.
+        step: The number of the step, which keys the noise.
+        tails: What is known about the layers' tails.
+
+    Yields:
+        The passes. There is none for layers at which no image is judged.
+
+    Raises:
+        InputError: A layer cannot be used.
     """
-    layers = list(dict.fromkeys(layer for one in constraints for layer in one.layers))
+    layers = list(dict.fromkeys(layer for constraint in constraints for layer in constraint.layers))
+    if not layers:
+        return
     groups = [layers] if noise.draws == 0 else [[layer] for layer in layers]
-    shapes = (tails.shapes or map_shapes(model, batch.images, layers)) if noise.draws else {}
+    trunk, shapes = tails.trunk, tails.shapes
+    if noise.draws and not shapes:
+        shapes = map_shapes(trunk.model, batch.images, layers)
     for group in groups:
-        judges = [one for one in constraints if set(group) & set(one.layers)]
+        judges = [constraint for constraint in constraints if set(group) & set(constraint.layers)]
         rows = torch.arange(len(batch.labels))
-        if all(one.needs_masks for one in judges):
-            rows = rows[shown(batch)]
+        if all(constraint.needs_masks for constraint in judges):
+            rows = rows[annotated_rows(batch)]
         if len(rows) == 0:
             continue
+        part = part_of(batch, rows)
+        first = next((layer for layer in group if layer in trunk.shortcuts), group[0])
+        tail = trunk.tail(first, part.images, None if part is batch else rows)
         if noise.draws == 0:
-            yield Round(group, rows)
+            yield PlannedPass(tail, group, rows)
             continue
-        sigma = diagnosis.layer(group[0]).delta * uniform_noise(
-            part_of(batch, rows).ids,
+        sigma = diagnosis.layer(first).delta * uniform_noise(
+            part.ids,
             range(noise.draws),
-            shapes[group[0]],
+            shapes[first],
             seed=noise.seed,
-            layer=group[0],
+            layer=first,
             stream="treatment",
             step=step,
             dtype=batch.images.dtype,
         )
-        known = group[0] in tails.closed and group[0] in tails.shortcuts
-        yield Round(group, rows, sigma, known and noise.draws > 1 and all(one.linear for one in judges))
+        known = first in tails.closed and first in trunk.shortcuts
+        linear = all(constraint.linear for constraint in judges)
+        yield PlannedPass(tail, group, rows, sigma, known and noise.draws > 1 and linear)
 
 
-def run_pass(model: nn.Module, batch: Batch, one: Round, tails: Tails) -> Pass:
-    """Run one pass, in ways whose second derivative is cheap."""
-    with derived_twice(model):
-        return _run(model, batch, one, tails)
+def annotated_rows(batch: Batch) -> Bool[Tensor, " batch"]:
+    """Tell which images show a mask.
 
+    Args:
+        batch: The images.
 
-def _run(model: nn.Module, batch: Batch, one: Round, tails: Tails) -> Pass:
-    """Run the tail where a shortcut is known, the whole network elsewhere."""
-    part, chosen = part_of(batch, one.rows), one.chosen(len(batch.labels))
-    if one.sigma is None:
-        return _clean_pass(model, part, one.rows, one.layers, tails, chosen)
-    layer = one.layers[0]
-    shortcut = tails.shortcuts.get(layer)
-    if shortcut is not None:
-        tail = run_tail(model, part.images, shortcut, tails.trunk, one.sigma, chosen)
-    else:
-        tail = noisy_tail(model, part.images, layer, one.sigma)
-    return Pass(one.rows, tail.logits, {layer: tail.maps}, {layer: tail.noise})
-
-
-def _clean_pass(
-    model: nn.Module,
-    batch: Batch,
-    rows: Tensor,
-    layers: Sequence[str],
-    tails: Tails,
-    chosen: Tensor | None,
-) -> Pass:
-    """Run the tail of the first layer, or everything, and keep the maps of all layers on the way."""
-    first = next((layer for layer in layers if layer in tails.shortcuts), None)
-    if first is not None:
-        others = [layer for layer in layers if layer != first]
-        shortcut = tails.shortcuts[first]
-        logits, maps = run_clean_tail(model, batch.images, shortcut, tails.trunk, others, chosen)
-    else:
-        maps = {}
-        logits = run_tapped(model, batch.images, {layer: keep_in(maps, layer) for layer in layers})
-    return Pass(rows, logits[None], maps, maps)
-
-
-def shown(batch: Batch) -> Bool[Tensor, " batch"]:
-    """Say on the CPU which images are annotated: choosing rows there waits for no device."""
+    Returns:
+        True where an image is annotated; on the CPU, so that choosing rows waits for no device.
+    """
     return torch.zeros(len(batch.labels)).bool() if batch.annotated is None else batch.annotated.cpu()
 
 
 def part_of(batch: Batch, rows: Tensor) -> Batch:
-    """Return the chosen rows of a batch, copied only where some are left out."""
+    """Return some images of a batch.
+
+    Args:
+        batch: The images.
+        rows: The places of the wanted ones [row], each once.
+
+    Returns:
+        These images; the batch itself where they are all.
+    """
     return batch if len(rows) == len(batch.labels) else take(batch, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -18,17 +18,29 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.images.masks import background_mask
 from torchdoctor.network.gradients import evidence_of, pick, score_gradients
 from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.tails import Trunk
 from torchdoctor.treatment.constraints import Constraint, LayerEvidence
-from torchdoctor.treatment.passes import Noise, Pass, Round, Tails, part_of, rounds_of, run_pass, shown
+from torchdoctor.treatment.passes import Noise, Pass, PlannedPass, Tails, annotated_rows, part_of, plan_passes
 from torchdoctor.types import PenaltyEvidence, ReduceDraws, Targets
 
 Pair = tuple[Tensor, Tensor]  # the evidence of y_n and of y_s
+Judgement = tuple[LayerEvidence, Tensor, Constraint]  # what a constraint sees, of which rows
 
 
 def choose_targets(
     logits: Float[Tensor, "batch category"], labels: Int[Tensor, " batch"], targets: Targets
 ) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
-    """Return (n, s) of Eq. 5. `prediction`: the best two categories. `label`: the label and the runner-up."""
+    """Choose the categories n and s of Eq. 5.
+
+    Args:
+        logits: The scores without noise.
+        labels: The number of each image's label.
+        targets: `prediction`: the two categories with the highest scores. `label`: the label, and the
+            category with the highest score among the others.
+
+    Returns:
+        The numbers of n and of s, by image.
+    """
     if targets == "prediction":
         best = logits.detach().topk(2, dim=1).indices
         return best[:, 0], best[:, 1]
@@ -48,13 +60,30 @@ def penalise(
     logits: Float[Tensor, "batch category"] | None = None,
     tails: Tails | None = None,
 ) -> dict[str, Float[Tensor, " batch"]]:
-    """Return each constraint's penalty per image, summed over its layers, unweighted and differentiable.
+    """Compute each constraint's penalty, summed over its layers (Eq. 5-6).
 
     Batch-norm and dropout behind the layers are held in evaluation mode meanwhile: batch statistics would
     couple the images and let the network shrink the penalty without changing a logit. The penalty is
-    computed in float32 at least. Images without a mask contribute 0 to constraints that need one.
-    `logits` are the clean scores that choose n and s; `tails` what the pass that gave them left behind,
-    so that only what lies behind the layers is run again.
+    computed in float32 at least.
+
+    Args:
+        model: The network; its modules' modes are left as they were.
+        batch: The images, on the network's device and in its type.
+        constraints: The constraints, each with its layers.
+        diagnosis: Which kernels are correlated with which categories, and the range of each layer's noise.
+        noise: How the noise is drawn.
+        expand_pixels: By how many pixels of the image the object's mask is grown in every direction.
+        step: The number of the step, which keys the noise.
+        logits: The scores without noise, which choose n and s; None: to be computed.
+        tails: What the pass that gave them left behind, so that only what lies behind the layers is run
+            again; None: the whole network is.
+
+    Returns:
+        The penalties by the constraints' names: one value per image, unweighted, differentiable by the
+        weights; 0 for an image without a mask where the constraint needs one.
+
+    Raises:
+        InputError: A layer cannot be used.
     """
     modes = {module: module.training for module in model.modules() if module.training}
     _set_modes(dict.fromkeys(modes, False))
@@ -62,20 +91,19 @@ def penalise(
         if logits is None:
             with torch.no_grad():
                 logits = as_logits(model(batch.images))
-        active = [one for one in constraints if one.layers]
-        results = {one.name: batch.images.new_zeros(len(batch.labels)) for one in constraints}
-        tails = tails or Tails()
-        rounds = list(rounds_of(model, batch, active, diagnosis, noise, step, tails))
-        short = [one for one in rounds if one.in_closed_form]
-        passes = [run_pass(model, batch, one, tails) for one in rounds if not one.in_closed_form]
-        for evidence, rows, one in chain(
-            _evidence(batch, logits, passes, active, diagnosis, expand_pixels),
-            _mean_evidence(model, batch, logits, short, active, diagnosis, noise, expand_pixels, tails),
+        active = [constraint for constraint in constraints if constraint.layers]
+        results = {constraint.name: batch.images.new_zeros(len(batch.labels)) for constraint in constraints}
+        plans = list(plan_passes(batch, active, diagnosis, noise, step, tails or Tails(Trunk(model))))
+        in_closed_form = [plan for plan in plans if plan.in_closed_form]
+        passes = [plan.run() for plan in plans if not plan.in_closed_form]
+        judged = _Judged(batch, logits, active, diagnosis, expand_pixels)
+        for evidence, rows, constraint in chain(
+            _evidence(judged, passes), _mean_evidence(judged, in_closed_form, noise.reduce)
         ):
-            value = scaled_penalty(one, evidence, noise.reduce)
-            if one.needs_masks:
-                value = value.where(shown(batch)[rows].to(value.device), torch.zeros_like(value))
-            results[one.name] = results[one.name].index_add(0, rows.to(value.device), value)
+            value = scaled_penalty(constraint, evidence, noise.reduce)
+            if constraint.needs_masks:
+                value = value.where(annotated_rows(batch)[rows].to(value.device), torch.zeros_like(value))
+            results[constraint.name] = results[constraint.name].index_add(0, rows.to(value.device), value)
         return results
     finally:
         _set_modes(modes)
@@ -90,10 +118,16 @@ def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
 def scaled_penalty(
     constraint: Constraint, evidence: LayerEvidence, reduce: ReduceDraws
 ) -> Float[Tensor, " batch"]:
-    """Return a penalty per image: put the draws together, then divide the whole by the evidence it judges.
+    """Compute one constraint's penalty at one layer: put the draws together, then scale.
 
-    `share` divides by E(y_n), or by E(y_n) + E(y_s) where the runner-up is used; an image without any
-    evidence contributes 0.
+    Args:
+        constraint: The constraint. Its scale `share` divides by the evidence that it judges: E(y_n), or
+            E(y_n) + E(y_s) where it uses the runner-up.
+        evidence: What it sees of the layer.
+        reduce: How the draws are put together.
+
+    Returns:
+        The penalty per image; 0 for a `share` of no evidence at all.
     """
 
     def over_draws(values: Float[Tensor, "draw batch"]) -> Float[Tensor, " batch"]:
@@ -108,135 +142,130 @@ def scaled_penalty(
     return torch.where(total > 0, value / total.where(total > 0, torch.ones_like(total)), 0.0 * value)
 
 
-def _evidence(
-    batch: Batch,
-    logits: Tensor,
-    passes: Sequence[Pass],
-    constraints: Sequence[Constraint],
-    diagnosis: Diagnosis,
-    expand_pixels: int,
-) -> Iterator[tuple[LayerEvidence, Tensor, Constraint]]:
+@dataclass(frozen=True)
+class _Group:
+    """Constraints that choose n and s alike, these categories, and the layers at which each is read."""
+
+    constraints: Sequence[Constraint]
+    target: Int[Tensor, " batch"]
+    runner_up: Int[Tensor, " batch"]
+    target_layers: Collection[str]
+    runner_up_layers: Collection[str]
+
+    def judges(self, layer: str) -> list[Constraint]:
+        """Return the constraints on a layer."""
+        return [constraint for constraint in self.constraints if layer in constraint.layers]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A batch with its scores, and everything by which its evidence is judged but the evidence itself."""
+
+    batch: Batch
+    logits: Float[Tensor, "batch category"]
+    constraints: Sequence[Constraint]
+    diagnosis: Diagnosis
+    expand_pixels: int
+
+    def groups(self) -> Iterator[_Group]:
+        """Yield the constraints that choose n and s alike together."""
+        for targets in dict.fromkeys(constraint.targets for constraint in self.constraints):
+            alike = [constraint for constraint in self.constraints if constraint.targets == targets]
+            target, runner_up = choose_targets(self.logits, self.batch.labels, targets)
+            layers = {layer for constraint in alike for layer in constraint.layers}
+            runner_up_layers = {
+                layer for constraint in alike if constraint.uses_runner_up for layer in constraint.layers
+            }
+            yield _Group(alike, target, runner_up, layers, runner_up_layers)
+
+    def judgements(
+        self,
+        group: _Group,
+        layer: str,
+        rows: Tensor,
+        maps: Tensor,
+        evidence: Callable[[PenaltyEvidence], Pair],
+    ) -> Iterator[Judgement]:
+        """Yield what each constraint of a group sees of a layer; evidence once for all that read its kind."""
+        constraints = group.judges(layer)
+        correlated, diagnosed = _rows_of(self.diagnosis, layer, maps.device)
+        background = _background(part_of(self.batch, rows), maps, self.expand_pixels)
+        for kind in dict.fromkeys(constraint.evidence for constraint in constraints):
+            target, runner_up = evidence(kind)
+            seen = LayerEvidence(
+                layer=layer,
+                target=target,
+                runner_up=runner_up,
+                target_category=group.target[rows],
+                runner_up_category=group.runner_up[rows],
+                correlated=correlated,
+                diagnosed=diagnosed,
+                background=background,
+            )
+            for constraint in constraints:
+                if constraint.evidence == kind:
+                    yield seen, rows, constraint
+
+
+def _evidence(judged: _Judged, passes: Sequence[Pass]) -> Iterator[Judgement]:
     """Yield the evidence that each constraint asks for, layer by layer, and the rows it is of.
 
     All layers share one derivative call for y_n and one for y_s, made only where somebody reads it.
     """
-    for group, label, other, judged, rivalled in _by_targets(batch, logits, constraints):
-        by_label, by_other = _gradients(passes, label, judged), _gradients(passes, other, rivalled)
-        for one_pass in passes:
-            for layer in [one for one in one_pass.maps if one in judged]:
-                maps = one_pass.maps[layer]
-                both = partial(_both, maps, by_label[layer], by_other.get(layer))
-                mine = [one for one in group if layer in one.layers]
-                scene = _scene(batch, one_pass.rows, layer, maps, label, other, diagnosis, expand_pixels)
-                yield from _shared(scene, one_pass.rows, mine, both)
+    for group in judged.groups():
+        by_target = _gradients(passes, group.target, group.target_layers)
+        by_runner_up = _gradients(passes, group.runner_up, group.runner_up_layers)
+        for run in passes:
+            for layer in [layer for layer in run.maps if layer in group.target_layers]:
+                maps = run.maps[layer]
+                both = partial(_both, maps, by_target[layer], by_runner_up.get(layer))
+                yield from judged.judgements(group, layer, run.rows, maps, both)
 
 
-def _mean_evidence(
-    model: nn.Module,
-    batch: Batch,
-    logits: Tensor,
-    rounds: Sequence[Round],
-    constraints: Sequence[Constraint],
-    diagnosis: Diagnosis,
-    noise: Noise,
-    expand_pixels: int,
-    tails: Tails,
-) -> Iterator[tuple[LayerEvidence, Tensor, Constraint]]:
+def _mean_evidence(judged: _Judged, plans: Sequence[PlannedPass], reduce: ReduceDraws) -> Iterator[Judgement]:
     """Yield the same for layers in closed form: evidence put together over the draws, as a single draw."""
-    for one in rounds:
-        assert one.sigma is not None
-        (layer,), rows = one.layers, one.rows
-        part = part_of(batch, rows)
-        found = mean_evidence(
-            model, part.images, tails.shortcuts[layer], tails.trunk, one.sigma, one.chosen(len(batch.labels))
-        )
-        times = len(one.sigma) if noise.reduce == "sum" else 1
-        for group, label, other, judged, rivalled in _by_targets(batch, logits, constraints):
-            if layer not in judged:
+    for plan in plans:
+        assert plan.noise is not None
+        layer, rows = plan.tail.layer, plan.rows
+        mean = mean_evidence(plan.tail, plan.noise)
+        times = len(plan.noise) if reduce == "sum" else 1
+        for group in judged.groups():
+            if layer not in group.target_layers:
                 continue
-            rival = other[rows] if layer in rivalled else None
-            both = partial(_both_means, found, label[rows], rival, times)
-            mine = [each for each in group if layer in each.layers]
-            scene = _scene(batch, rows, layer, found.maps, label, other, diagnosis, expand_pixels)
-            yield from _shared(scene, rows, mine, both)
+            runner_up = group.runner_up[rows] if layer in group.runner_up_layers else None
+            both = partial(_both_means, mean, group.target[rows], runner_up, times)
+            yield from judged.judgements(group, layer, rows, mean.maps, both)
 
 
-def _both(maps: Tensor, by_label: Tensor, by_other: Tensor | None, kind: PenaltyEvidence) -> Pair:
-    """Return the evidence of y_n and of y_s from the gradients; nothing where nobody reads that of y_s."""
-    target = _with_draws(evidence_of(by_label, maps, kind))
-    if by_other is None:
+def _both(maps: Tensor, by_target: Tensor, by_runner_up: Tensor | None, kind: PenaltyEvidence) -> Pair:
+    """Return the evidence of y_n and of y_s from the gradients; zeros where nobody reads that of y_s."""
+    target = _with_draws(evidence_of(by_target, maps, kind))
+    if by_runner_up is None:
         return target, torch.zeros_like(target)
-    return target, _with_draws(evidence_of(by_other, maps, kind))
+    return target, _with_draws(evidence_of(by_runner_up, maps, kind))
 
 
 def _both_means(
-    found: MeanEvidence, label: Tensor, other: Tensor | None, times: int, kind: PenaltyEvidence
+    mean: MeanEvidence, target: Tensor, runner_up: Tensor | None, times: int, kind: PenaltyEvidence
 ) -> Pair:
     """Return the mean evidence of y_n and of y_s, `times` it where draws are summed."""
-    target = times * found.of(label, kind)
-    return target, torch.zeros_like(target) if other is None else times * found.of(other, kind)
-
-
-def _by_targets(
-    batch: Batch, logits: Tensor, constraints: Sequence[Constraint]
-) -> Iterator[tuple[list[Constraint], Tensor, Tensor, set[str], set[str]]]:
-    """Yield the constraints that choose n and s alike, with n, s, and the layers that each is read at."""
-    for targets in dict.fromkeys(one.targets for one in constraints):
-        group = [one for one in constraints if one.targets == targets]
-        label, other = choose_targets(logits, batch.labels, targets)
-        judged = {layer for one in group for layer in one.layers}
-        rivalled = {layer for one in group if one.uses_runner_up for layer in one.layers}
-        yield group, label, other, judged, rivalled
-
-
-def _scene(
-    batch: Batch,
-    rows: Tensor,
-    layer: str,
-    maps: Tensor,
-    label: Tensor,
-    other: Tensor,
-    diagnosis: Diagnosis,
-    expand_pixels: int,
-) -> LayerEvidence:
-    """Return everything that a penalty sees of a layer but the evidence itself."""
-    correlated, diagnosed = _rows_of(diagnosis, layer, maps.device)
-    return LayerEvidence(
-        layer=layer,
-        target=_with_draws(maps),
-        runner_up=_with_draws(maps),
-        target_category=label[rows],
-        runner_up_category=other[rows],
-        correlated=correlated,
-        diagnosed=diagnosed,
-        background=_background(part_of(batch, rows), maps, expand_pixels),
-    )
-
-
-def _shared(
-    scene: LayerEvidence,
-    rows: Tensor,
-    constraints: Sequence[Constraint],
-    evidence: Callable[[PenaltyEvidence], Pair],
-) -> Iterator[tuple[LayerEvidence, Tensor, Constraint]]:
-    """Yield the scene with the evidence of each kind, once for all constraints that read it."""
-    for kind in dict.fromkeys(one.evidence for one in constraints):
-        target, rival = evidence(kind)
-        seen = replace(scene, target=target, runner_up=rival)
-        for one in constraints:
-            if one.evidence == kind:
-                yield seen, rows, one
+    of_target = times * mean.of(target, kind)
+    if runner_up is None:
+        return of_target, torch.zeros_like(of_target)
+    return of_target, times * mean.of(runner_up, kind)
 
 
 def _with_draws(evidence: Tensor) -> Float[Tensor, "draw batch kernel height width"]:
-    """Return the evidence with an axis of draws: one where there is no noise."""
+    """Return the evidence with an axis of draws: a single draw where there is no noise."""
     return evidence if evidence.ndim == 5 else evidence[None]
 
 
 def _gradients(passes: Sequence[Pass], category: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
     """Differentiate the categories' scores, summed over images, draws and passes, by these maps at once."""
-    wanted = {layer: one for each in passes for layer, one in each.wanted.items() if layer in layers}
-    scores = [pick(one.logits, category[one.rows]).sum() for one in passes if set(one.maps) & set(layers)]
+    wanted = {
+        layer: tensor for run in passes for layer, tensor in run.differentiable.items() if layer in layers
+    }
+    scores = [pick(run.logits, category[run.rows]).sum() for run in passes if set(run.maps) & set(layers)]
     return score_gradients([torch.stack(scores).sum()], wanted, create_graph=True)[0] if scores else {}
 
 
@@ -250,7 +279,7 @@ def _background(batch: Batch, maps: Tensor, expand_pixels: int) -> Float[Tensor,
     """Return the background mask at the size of the map, 0 for images without a mask."""
     size = (maps.shape[-2], maps.shape[-1])
     everywhere = maps.new_zeros(len(batch.labels), 1, *size)
-    rows = torch.arange(len(batch.labels))[shown(batch)]
+    rows = torch.arange(len(batch.labels))[annotated_rows(batch)]
     if batch.masks is None or len(rows) == 0:
         return everywhere
     mask = background_mask(batch.masks[rows].to(maps), size, expand_pixels)

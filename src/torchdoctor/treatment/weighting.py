@@ -1,4 +1,4 @@
-"""Prescribe: what each penalty reaches in the network, and the weight that it is given (Eq. 7)."""
+"""Measure what each penalty reaches in the network, and set the weights of the constraints (Eq. 7)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.evidence.closed_form import closed_form
 from torchdoctor.images.batches import Batch, TrainingImages
-from torchdoctor.network.hooks import map_shapes, measuring
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of
-from torchdoctor.network.tails import find_shortcuts, first_layer, remembering
+from torchdoctor.network.shortcuts import find_shortcuts, first_layer
+from torchdoctor.network.tails import remembering
 from torchdoctor.randomness import key
 from torchdoctor.treatment.constraints import Constraint
 from torchdoctor.treatment.passes import Noise, Tails
@@ -26,15 +28,23 @@ from torchdoctor.types import InputError
 
 MEASURED = 8  # batches from which an automatic weight is measured
 
-Watched = Callable[[nn.Module, Batch, int], tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]]
+Values = dict[str, Float[Tensor, ""]]
+# (model, batch, step) -> (terms of the loss, unweighted mean penalties), by name
+LossAndPenalties = Callable[[nn.Module, Batch, int], tuple[Values, Values]]
 
 
 @dataclass(frozen=True)
 class Prescription:
     """Everything that turns the constraints into the penalty terms of one step.
 
-    With `lazy` = k the terms are computed at every k-th step alone and count k times there: the same
-    penalty on average, for a k-th of its cost. `steps` is the length of the training, for schedules.
+    Attributes:
+        constraints: The constraints, each with its layers.
+        diagnosis: Which kernels are correlated with which categories, and the range of each layer's noise.
+        noise: How the noise is drawn; its seed is that of the training.
+        expand_pixels: By how many pixels of the image an object's mask is grown in every direction.
+        lazy: With k the penalties are computed at every k-th step alone and count k times there: the same
+            penalty on average, for a k-th of its cost.
+        steps: The number of steps of the training, for schedules.
     """
 
     constraints: tuple[Constraint, ...]
@@ -44,23 +54,36 @@ class Prescription:
     lazy: int = 1
     steps: int = 1
 
-    def penalties(self, model: nn.Module, images: Tensor, seed: int) -> Watched:
-        """Return a function (model, batch, step) -> (terms of the loss, unweighted mean penalties).
+    def penalties(self, model: nn.Module, images: Tensor, seed: int) -> LossAndPenalties:
+        """Return the function that computes the loss and the penalties of a step.
 
         Both come from one forward pass: only what lies behind the constrained layers is run again.
+
+        Args:
+            model: The network; it is left as it was.
+            images: Two or more normalised images [batch, channel, height, width], to try out which layers'
+                tails can be run alone.
+            seed: What the noise is keyed by.
+
+        Returns:
+            A function of (model, batch, step): the terms of the loss, and the penalties of Eq. 5-6 averaged
+            over the batch, unweighted, each by name. It takes this model or a copy of it.
+
+        Raises:
+            InputError: A layer cannot be used.
         """
         noise = replace(self.noise, seed=seed)
-        layers = list(dict.fromkeys(layer for one in self.constraints for layer in one.layers))
+        layers = list(dict.fromkeys(layer for constraint in self.constraints for layer in constraint.layers))
         needed = layers if noise.draws or not layers else [first_layer(model, images, layers)]
         shortcuts = find_shortcuts(model, images, needed)
         closed = self._closed(model, images, [layer for layer in shortcuts if layer in layers])
         shapes: dict[tuple[int, ...], dict[str, tuple[int, int, int]]] = {}
 
-        def watched(model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        def loss_and_penalties(model: nn.Module, batch: Batch, step: int) -> tuple[Values, Values]:
             size = tuple(batch.images.shape[1:])
             if noise.draws and size not in shapes:
                 shapes[size] = map_shapes(model, batch.images, layers)
-            with remembering(model, list(shortcuts.values())) as trunk:
+            with remembering(model, shortcuts) as trunk:
                 logits, terms = classification_terms(model, batch)
             with autocast(batch.images.device, "fp32"):
                 values = penalise(
@@ -72,30 +95,44 @@ class Prescription:
                     expand_pixels=self.expand_pixels,
                     step=step,
                     logits=logits.detach(),
-                    tails=Tails(shortcuts, closed, trunk, shapes.get(size, {})),
+                    tails=Tails(trunk, closed, shapes.get(size, {})),
                 )
             return terms, {name: value.mean() for name, value in values.items()}
 
-        return watched
+        return loss_and_penalties
 
     def _closed(self, model: nn.Module, images: Tensor, layers: Iterable[str]) -> frozenset[str]:
         """Return the layers whose evidence under many draws has a closed form."""
         if self.noise.draws < 2:
             return frozenset()
-        with measuring(model), torch.no_grad():
-            return frozenset(layer for layer in layers if closed_form(model, images, layer) is not None)
+        with frozen_eval(model) as frozen, torch.no_grad():
+            return frozenset(layer for layer in layers if closed_form(frozen, images, layer) is not None)
 
     def terms(self, model: nn.Module, images: Tensor, seed: int) -> Terms:
-        """Return the terms of Eq. 7 as a function (model, batch, step): the loss, then every penalty."""
-        watched = self.penalties(model, images, seed)
+        """Return the function that computes the terms of Eq. 7: the loss, then every weighted penalty.
+
+        Args:
+            model: The network; it is left as it was.
+            images: Two or more normalised images [batch, channel, height, width], to try out which layers'
+                tails can be run alone.
+            seed: What the noise is keyed by.
+
+        Returns:
+            A function of (model, batch, step): scalars by name, whose sum is minimised. Every constraint's
+            weight must be a number by then.
+
+        Raises:
+            InputError: A layer cannot be used.
+        """
+        loss_and_penalties = self.penalties(model, images, seed)
 
         def total(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
             if step % self.lazy:
                 return classification_terms(model, batch)[1]
-            terms, values = watched(model, batch, step)
-            for one in self.constraints:
-                factor = self.lazy * float(one.weight) * one.factor(min(step / self.steps, 1.0))
-                terms[one.name] = factor * values[one.name]
+            terms, values = loss_and_penalties(model, batch, step)
+            for constraint in self.constraints:
+                factor = self.lazy * float(constraint.weight) * constraint.factor(min(step / self.steps, 1.0))
+                terms[constraint.name] = factor * values[constraint.name]
             return terms
 
         return total
@@ -103,10 +140,15 @@ class Prescription:
 
 @dataclass(frozen=True)
 class Balance:
-    """What a penalty is beside the loss on the first batches: its value, and the norms of gradients.
+    """What a penalty is beside the loss on the first batches.
 
-    The loss's norm is taken over the parameters that the penalty reaches. `ratios` holds loss norm over
-    penalty norm, batch by batch; NaN where a batch has no penalty.
+    Attributes:
+        value: The mean penalty, unweighted.
+        loss_norm: The mean norm of the loss's gradient over the parameters that the penalty reaches.
+        penalty_norm: The mean norm of the penalty's gradient.
+        ratios: Loss norm over penalty norm, batch by batch; NaN where a batch has no penalty.
+        reached: How many parameters the penalty has a gradient for.
+        trainable: How many parameters are trained.
     """
 
     value: float
@@ -118,26 +160,43 @@ class Balance:
 
 
 def measure_balance(
-    model: nn.Module, images: TrainingImages, watched: Watched, name: str, recipe: Recipe, seed: int
+    model: nn.Module,
+    images: TrainingImages,
+    loss_and_penalties: LossAndPenalties,
+    name: str,
+    recipe: Recipe,
+    seed: int,
 ) -> Balance:
-    """Measure a penalty and its gradient beside the loss's on the first batches; the model is left alone."""
+    """Measure a penalty and its gradient beside the loss's on the first batches.
+
+    Args:
+        model: The network; it is left as it was.
+        images: The images of the training.
+        loss_and_penalties: What computes both (see `Prescription.penalties`).
+        name: The name of the penalty.
+        recipe: What says how batch-norm is trained.
+        seed: What the order of the images and random layers are keyed by.
+
+    Returns:
+        Means over the first 8 batches, or over all if there are fewer.
+    """
     # A copy, because a forward pass in training mode moves batch-norm's running statistics.
     own = copy.deepcopy(model)
     set_mode(own, recipe.norm)
-    parameters = {each: one for each, one in own.named_parameters() if one.requires_grad}
+    parameters = {place: value for place, value in own.named_parameters() if value.requires_grad}
     reached: set[str] = set()
     values, losses, penalties = [], [], []
     for step, batch in enumerate(_first(images, MEASURED, seed)):
         batch = move(batch, device_of(own), dtype_of(own))
         torch.manual_seed(key("layers", seed, step))
-        terms, found = watched(own, batch, step)
-        penalty = found[name]
+        terms, penalty_of = loss_and_penalties(own, batch, step)
+        penalty = penalty_of[name]
         values.append(float(penalty.detach()))
         by_penalty = _gradients(penalty, parameters)
         by_loss = _gradients(terms["loss"], parameters)
-        live = [each for each, one in by_penalty.items() if bool((one != 0).any())]
+        live = [place for place, gradient in by_penalty.items() if bool((gradient != 0).any())]
         reached.update(live)
-        losses.append(_norm(by_loss[each] for each in live))
+        losses.append(_norm(by_loss[place] for place in live))
         penalties.append(_norm(by_penalty.values()))
     batches = max(len(values), 1)
     pairs = zip(losses, penalties, strict=True)
@@ -145,7 +204,7 @@ def measure_balance(
         value=sum(values) / batches,
         loss_norm=sum(losses) / batches,
         penalty_norm=sum(penalties) / batches,
-        ratios=tuple(one / other if other else math.nan for one, other in pairs),
+        ratios=tuple(loss / penalty if penalty else math.nan for loss, penalty in pairs),
         reached=len(reached),
         trainable=len(parameters),
     )
@@ -162,20 +221,33 @@ def prescribe(
     """Measure on the first batches what each constraint reaches, and set the weights that are `auto`.
 
     weight = tau x norm of the loss's gradient / norm of the penalty's, over the parameters that the
-    penalty reaches, both averaged over the batches: a single batch's ratio scatters. InputError when it
-    reaches none: training would ignore it.
+    penalty reaches, both averaged over the batches: a single batch's ratio scatters.
+
+    Args:
+        model: The network; it is left as it was.
+        images: The images of the training.
+        plan: The constraints, and how their penalties are computed.
+        recipe: What says how batch-norm is trained.
+        tau: The wanted ratio of the weighted penalty's gradient norm to the loss's.
+        seed: What the order of the images, the noise and random layers are keyed by.
+
+    Returns:
+        The plan with numbers as weights; and for each constraint what was measured, by name.
+
+    Raises:
+        InputError: A penalty reaches no trainable parameter, so that training would ignore it.
     """
     stream = key("prescribe", seed)
     example = example_of(model, images)
     chosen: list[Constraint] = []
     measured: list[Mapping[str, object]] = []
     for constraint in plan.constraints:
-        watched = replace(plan, constraints=(constraint,)).penalties(model, example, stream)
-        found = measure_balance(model, images, watched, constraint.name, recipe, stream)
-        if not found.reached:
-            raise InputError(_unreached(constraint, found.value))
+        loss_and_penalties = replace(plan, constraints=(constraint,)).penalties(model, example, stream)
+        balance = measure_balance(model, images, loss_and_penalties, constraint.name, recipe, stream)
+        if not balance.reached:
+            raise InputError(_unreached(constraint, balance.value))
         automatic = constraint.weight == "auto"
-        weight = tau * found.loss_norm / found.penalty_norm if automatic else float(constraint.weight)
+        weight = tau * balance.loss_norm / balance.penalty_norm if automatic else float(constraint.weight)
         chosen.append(replace(constraint, weight=weight))
         measured.append(
             {
@@ -188,19 +260,27 @@ def prescribe(
                 "weight": weight,
                 "weight_chosen": "auto" if automatic else "given",
                 "tau": tau if automatic else None,
-                "penalty_before": found.value,
-                "loss_gradient_norm": found.loss_norm,
-                "penalty_gradient_norm": found.penalty_norm,
-                "norm_ratio_per_batch": list(found.ratios),
-                "parameters_reached": found.reached,
-                "parameters_trainable": found.trainable,
+                "penalty_before": balance.value,
+                "loss_gradient_norm": balance.loss_norm,
+                "penalty_gradient_norm": balance.penalty_norm,
+                "norm_ratio_per_batch": list(balance.ratios),
+                "parameters_reached": balance.reached,
+                "parameters_trainable": balance.trainable,
             }
         )
     return replace(plan, constraints=tuple(chosen)), tuple(measured)
 
 
 def example_of(model: nn.Module, images: TrainingImages) -> Tensor:
-    """Return a few images where the network lies."""
+    """Return a few images to try a network out on.
+
+    Args:
+        model: The network.
+        images: The images of the training.
+
+    Returns:
+        The first two images, on the network's device and in its type.
+    """
     return next(iter(images)).images[:2].to(device_of(model), dtype_of(model))
 
 
@@ -232,14 +312,14 @@ def _first(images: TrainingImages, number: int, seed: int) -> Iterator[Batch]:
 def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return d value / d parameter, zero where the value does not depend on it; the graph is kept."""
     if not value.requires_grad:
-        return {name: torch.zeros_like(one) for name, one in parameters.items()}
-    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
+        return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)
     return {
-        name: torch.zeros_like(parameters[name]) if one is None else one
-        for name, one in zip(parameters, found, strict=True)
+        name: torch.zeros_like(parameters[name]) if gradient is None else gradient
+        for name, gradient in zip(parameters, gradients, strict=True)
     }
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all entries together."""
-    return float(sum(float(one.double().square().sum()) for one in tensors)) ** 0.5
+    return float(sum(float(tensor.double().square().sum()) for tensor in tensors)) ** 0.5

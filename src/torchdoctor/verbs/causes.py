@@ -14,7 +14,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
 from torchdoctor.display.overlays import overlays
 from torchdoctor.evidence.per_image import clean_evidence, summed_maps
-from torchdoctor.network.hooks import measuring
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.report.error_cards import ExplainedError
 from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS
@@ -60,10 +60,10 @@ def _overlays(case: Case, ids: list[int]) -> Any:
     layers = case.layers[-4:]
     images, maps = [], []
     for batch in case.data.train.select(ids):
-        with measuring(case.model):
+        with frozen_eval(case.model) as frozen:
             pixels = batch.images.to(device_of(case.model), dtype_of(case.model))
             kind = case.plan.evidence
-            found = clean_evidence(case.model, pixels, batch.labels.to(pixels.device), layers, kind)[0]
+            found = clean_evidence(frozen, pixels, batch.labels.to(pixels.device), layers, kind)[0]
         size = (batch.images.shape[2], batch.images.shape[3])
         summed = {layer: summed_maps(found[layer], size) for layer in layers}
         for row, label in enumerate(batch.labels.tolist()):

@@ -16,7 +16,6 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.evidence.per_image import diagnosis_cost
-from torchdoctor.network.hooks import measuring
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.runs.parts import PartsFolder
@@ -57,8 +56,7 @@ def cost_of(case: Case) -> str:
     draws = case.plan.diagnosis_draws
     pixels = torch.cat([batch.images for batch in case.data.train.select(case.data.train.table.ids[:2])])
     pixels = pixels.to(device_of(case.model), dtype_of(case.model))
-    with measuring(case.model):
-        passes = diagnosis_cost(case.model, pixels, case.layers, draws)
+    passes = diagnosis_cost(case.model, pixels, case.layers, draws)
     sifted = min(len(case.data.train), case.plan.images_per_category * len(case.classes))
     noise = "no noise" if draws == 0 else f"draws: {draws}"
     return (

@@ -12,7 +12,8 @@ from torchdoctor.case.preparation import Case, example_of
 from torchdoctor.data.loader import Loader
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.images.batches import Batch
-from torchdoctor.network.hooks import map_shapes, measuring
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.example_cards import Example, Kind
@@ -89,9 +90,9 @@ def _examples(
     for model in (case.model, treated):
         _, _, logits = predict_logits(model, [batch])
         evidence = case.plan.evidence
-        with measuring(model):
+        with frozen_eval(model) as frozen:
             inputs = batch.images.to(device_of(model), dtype_of(model))
-            maps = clean_evidence(model, inputs, None, [layer], evidence)[0][layer]
+            maps = clean_evidence(frozen, inputs, None, [layer], evidence)[0][layer]
         shares = background_shares_of(maps, batch)
         confidence, category = logits.double().softmax(1).max(1)
         views.append((category.tolist(), confidence.tolist(), summed_maps(maps, size), shares))
