@@ -100,8 +100,8 @@ def measure(
 ) -> tuple[dict[str, ImageRows], dict[str, str]]:
     """Measure the evidence of images for their labels, and sum it over space (the inside of Eq. 4).
 
-    Rows of shards of the images, merged by `rows.merge` in any order, are those of all images at once.
-    Where memory runs out, a pass takes fewer draws, then fewer images; the rows stay the same.
+    Rows of shards of the images, merged by `rows.merge`, are those of all images at once. Where memory runs
+    out, a pass takes fewer draws, then fewer images; the rows stay the same.
 
     Args:
         model: The network; it is left as it was.
@@ -116,7 +116,7 @@ def measure(
         progress: Told after every batch how many of the images are done.
 
     Returns:
-        The rows by layer, and by layer the name of the way they were computed (see `probes`).
+        By layer the rows, and by layer the way they were computed (see `probes`).
 
     Raises:
         InputError: A layer cannot be used, or `draws` is `exact` and it has no closed form.
@@ -125,8 +125,7 @@ def measure(
     parts_of: dict[str, list[ImageRows]] = {layer: [] for layer in layers}
     ways: dict[str, Probe] = {}
     paths = dict.fromkeys(layers, "none")
-    together = draws != "exact" and (draws == 0 or not any(deltas.values()))
-    done = 0
+    done, together = 0, draws != "exact" and (draws == 0 or not any(deltas.values()))
     with frozen_eval(model) as frozen:
 
         def compute(batch: Batch) -> dict[str, np.ndarray]:
@@ -144,9 +143,14 @@ def measure(
             done += len(batch.ids)
             progress("diagnose", done, len(ids))
     if not done:
-        shapes = map_shapes(model, first_images(model, images), layers)
-        return {layer: ImageRows.none(shapes[layer][0]) for layer in layers}, paths
+        return _no_rows(model, images, layers), paths
     return {layer: merge(parts_of[layer]) for layer in layers}, paths
+
+
+def _no_rows(model: nn.Module, images: Images, layers: Sequence[str]) -> dict[str, ImageRows]:
+    """Return the rows of no image."""
+    shapes = map_shapes(model, first_images(model, images), layers)
+    return {layer: ImageRows.none(shapes[layer][0]) for layer in layers}
 
 
 def _packed(rows: Mapping[str, ImageRows], paths: Sequence[str]) -> dict[str, np.ndarray]:
