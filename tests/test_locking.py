@@ -178,3 +178,30 @@ def test_a_file_system_without_locks_is_said_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fcntl.flock", none)
     FolderLock.acquire(tmp_path).release()
     assert "cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_a_forked_child_cannot_free_the_lock(tmp_path):
+    lock = FolderLock.acquire(tmp_path)
+    assert Child(lambda: lock.release()).ended() == 0
+    with pytest.raises(InputError, match=f"process {os.getpid()}"):
+        FolderLock.acquire(tmp_path)
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_the_locks_place_is_not_written_through(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic link"):
+        FolderLock.acquire(tmp_path / "run")
+    assert precious.read_text() == "mine"
+
+
+def test_the_lock_of_a_version_that_wrote_no_blank_is_understood(tmp_path):
+    lock = FolderLock.acquire(tmp_path)
+    (tmp_path / LOCK).write_text((tmp_path / LOCK).read_text().lstrip())
+    with pytest.raises(InputError, match=f"process {os.getpid()}"):
+        FolderLock.acquire(tmp_path)
+    lock.release()

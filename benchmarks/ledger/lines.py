@@ -6,7 +6,6 @@ is there is not measured again. A line that was cut off by a kill is ignored and
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import torchvision
+from filelock import lock_descriptor
 
 import torchdoctor
 
@@ -98,7 +98,7 @@ class Ledger:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_descriptor(file.fileno())
             file.seek(0, os.SEEK_END)
             torn = file.tell() > 0 and _last_byte(file) != b"\n"
             file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")

@@ -1,8 +1,9 @@
-"""Kill the own process at a named place, to prove that a run goes on after kill -9 at any step.
+"""Kill the own process at a named place, for tests that prove that a killed run goes on correctly.
 
-Places are named `before/FILE` and `after/FILE` (a file's replacement) and `ARM/seedK/stepN`. The environment
-variable TORCHDOCTOR_KILL_AT names one, as a pattern (`before/*`); `#n` behind it means its n-th passing:
-`*#17` is the seventeenth place that is passed, whatever it is called.
+A place is named `before/FILE` and `after/FILE` (around the moment in which a file replaces its older
+version), or `ARM/seedK/stepN` (after a training step). The environment variable TORCHDOCTOR_KILL_AT names
+the place at which the process is to die, as a pattern of `fnmatch` (`before/*`). `#n` behind it means the
+n-th time that a matching place is passed: `*#17` is the seventeenth place of all, whatever it is called.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from collections import Counter
 from fnmatch import fnmatchcase
 
 VARIABLE = "TORCHDOCTOR_KILL_AT"
+# Ends a process without any clean-up. Windows has no SIGKILL; there os.kill does the same with SIGTERM.
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 _passings: Counter[str] = Counter()
 
 
 def kill_point(name: str) -> None:
-    """Kill the process if this is where TORCHDOCTOR_KILL_AT says so; else do nothing."""
+    """Kill the process if this place is the one that TORCHDOCTOR_KILL_AT names; else do nothing.
+
+    Args:
+        name: The name of the place, such as `after/model.safetensors`.
+    """
     wanted = os.environ.get(VARIABLE)
     if not wanted:
         return
@@ -29,4 +36,4 @@ def kill_point(name: str) -> None:
         return
     _passings[wanted] += 1
     if _passings[wanted] == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), KILL)

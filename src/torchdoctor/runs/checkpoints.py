@@ -1,7 +1,7 @@
-"""Keep the state of an unfinished training in files, so that it goes on bit for bit after any interruption.
+"""Keep the state of an unfinished training in files, so that it can be resumed with exactly the same result.
 
-Each state is a safetensors file with its sha256 in a small file beside it, which is written last. The newest
-two are kept: where the newest is damaged, the training goes on from the one before.
+Each state is a safetensors file. Its sha256 stands in a small file beside it, which is written last. The
+newest two states are kept: where the newest is damaged, the training goes on from the one before.
 """
 
 from __future__ import annotations
@@ -26,18 +26,13 @@ from torchdoctor.types import InputError
 
 STEPS_VARIABLE = "TORCHDOCTOR_CHECKPOINT_STEPS"
 EVERY_SECONDS = 60.0
-LARGEST_SHARE = 0.05  # of the time that saving may take: where it is slow, it is done less often
+LARGEST_SHARE = 0.05  # of a training's time that saving may take: where it is slow, it is done less often
 NUMBERS = "__numbers__"  # the tensor that holds the JSON of what is no tensor
 ENDING, SUM_ENDING = ".safetensors", ".sha256"
 
 
 class CheckpointFolder:
-    """The checkpoints of one training, in a folder of their own.
-
-    A state is due `every_seconds`, or every n steps where the environment variable
-    TORCHDOCTOR_CHECKPOINT_STEPS is n. `label` (such as `control/seed0`) names the training in kill points.
-    `stop` says whether to save and stop, `say` is told which file was damaged.
-    """
+    """The checkpoints of one training, in a folder of their own."""
 
     def __init__(
         self,
@@ -48,43 +43,75 @@ class CheckpointFolder:
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda _text: None,
     ) -> None:
+        """Use a folder for the checkpoints of one training.
+
+        Args:
+            folder: The folder; it is made with the first checkpoint.
+            label: The training's name in kill points and messages, such as `control/seed0`; by default the
+                folder's name.
+            every_seconds: Seconds from one checkpoint to the next, unless the environment variable
+                TORCHDOCTOR_CHECKPOINT_STEPS holds a number of steps.
+            stop: Returns whether the training is to be saved and stopped.
+            say: Receives a sentence where a checkpoint is damaged.
+
+        Raises:
+            InputError: TORCHDOCTOR_CHECKPOINT_STEPS holds no whole number above 0.
+        """
         self.folder, self.label = folder, label or folder.name
         self.every_seconds, self.every_steps = every_seconds, _steps_between()
         self.stop, self.say = stop, say
-        self._good: int | None = None  # the step of the newest checkpoint known to be whole
+        self._newest_whole: int | None = None  # the step of the newest checkpoint known to be whole
         self._saved, self._cost = time.monotonic(), 0.0
 
     def load(self) -> TrainingState | None:
-        """Return the newest undamaged state, or None; `say` is told what was passed over, and why."""
+        """Read the newest undamaged state; damaged ones are passed over and reported to `say`.
+
+        Returns:
+            The state, or None where there is none that can be read.
+        """
         damaged = []
-        found = None
+        state = None
         for step in sorted(self._steps(), reverse=True):
             try:
-                found = self._read(step)
+                state = self._read(step)
                 break
             except (OSError, ValueError) as error:
                 damaged.append(f"checkpoint {str(self._file(step))!r} {error}")
         if damaged:
-            place = "the beginning" if found is None else f"step {found.step}"
+            place = "the beginning" if state is None else f"step {state.step}"
             self.say(f"{'; '.join(damaged)}: {self.label} goes on from {place}")
-        self._good = None if found is None else found.step
+        self._newest_whole = None if state is None else state.step
         self._saved = time.monotonic()
-        return found
+        return state
 
     def save(self, state: TrainingState) -> None:
-        """Write a state; the one before is kept, older ones go when this one is safely on the disk."""
-        if state.step == self._good:
+        """Write a state. The one before it is kept; older ones are removed once this one is on the disk.
+
+        Args:
+            state: The state.
+
+        Raises:
+            ModelDoctorError: The disk is full or cannot be written.
+        """
+        if state.step == self._newest_whole:
             return  # the same state, and rewriting it would leave a moment without it
         started = time.monotonic()
         content = save(_packed(state), metadata={"format": "pt"})
         write_bytes(self._file(state.step), content)
         write_bytes(self._sum_file(state.step), hashlib.sha256(content).hexdigest().encode())
         self._remove_others(state.step)
-        self._good, self._saved = state.step, time.monotonic()
+        self._newest_whole, self._saved = state.step, time.monotonic()
         self._cost = self._saved - started
 
     def due(self, step: int) -> bool:
-        """Return whether to save after this many steps."""
+        """Decide whether it is time for a checkpoint.
+
+        Args:
+            step: How many steps have been trained.
+
+        Returns:
+            True where the state is to be saved now.
+        """
         kill_point(f"{self.label}/step{step}")
         if self.every_steps is not None:
             return step % self.every_steps == 0
@@ -92,22 +119,28 @@ class CheckpointFolder:
         return time.monotonic() - self._saved >= wait
 
     def stopping(self) -> bool:
-        """Return whether to save and stop now."""
+        """Ask whether the training is to be saved and stopped.
+
+        Returns:
+            True where somebody has asked for it, for example by Ctrl-C.
+        """
         return self.stop()
 
     def remove(self) -> None:
-        """Remove everything: the training is finished."""
+        """Remove the folder with all checkpoints: the training is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, step: int) -> Path:
+        """Return the file of the state after a step."""
         return self.folder / f"step{step}{ENDING}"
 
     def _sum_file(self, step: int) -> Path:
+        """Return the file of that state's sha256."""
         return self.folder / f"step{step}{SUM_ENDING}"
 
     def _steps(self) -> list[int]:
-        """Return the steps of all checkpoints there are, whole or not."""
-        names = [one.stem.removeprefix("step") for one in self.folder.glob(f"step*{ENDING}")]
+        """Return the steps of all checkpoints in the folder, damaged ones included."""
+        names = [file.stem.removeprefix("step") for file in self.folder.glob(f"step*{ENDING}")]
         return [int(name) for name in names if name.isdecimal()]
 
     def _read(self, step: int) -> TrainingState:
@@ -125,36 +158,37 @@ class CheckpointFolder:
         return state
 
     def _remove_others(self, newest: int) -> None:
-        """Remove what is neither the newest checkpoint nor the whole one before it.
+        """Remove all checkpoints but the newest and the last one before it that is known to be whole.
 
-        Before the first one of this process no other is known to be whole: older ones stay.
+        Where no earlier one is known to be whole (this process has neither read nor written any), older ones
+        stay.
         """
-        kept = {newest, *([] if self._good is None else [self._good])}
+        stay = {newest, *([] if self._newest_whole is None else [self._newest_whole])}
         for step in self._steps():
-            if step not in kept and (self._good is not None or step > newest):
+            if step not in stay and (self._newest_whole is not None or step > newest):
                 self._file(step).unlink(missing_ok=True)
                 self._sum_file(step).unlink(missing_ok=True)
 
 
 def _steps_between() -> int | None:
     """Read TORCHDOCTOR_CHECKPOINT_STEPS; None where it is not set."""
-    given = os.environ.get(STEPS_VARIABLE)
-    if not given:
+    text = os.environ.get(STEPS_VARIABLE)
+    if not text:
         return None
-    if not given.isdecimal() or int(given) < 1:
-        raise InputError(f"{STEPS_VARIABLE} is {given!r}; expected a number of steps, 1 or more")
-    return int(given)
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{STEPS_VARIABLE} is {text!r}; expected a number of steps, 1 or more")
+    return int(text)
 
 
 def _packed(state: TrainingState) -> dict[str, Tensor]:
-    """Return a state as tensors alone: what is none as the bytes of its JSON, which keeps floats exactly."""
+    """Return a state as tensors only: everything else becomes bytes of JSON, which keeps floats exactly."""
     rest: Mapping[str, Any] = {"step": state.step, "seconds": state.seconds, "numbers": state.numbers}
     text = torch.frombuffer(bytearray(json.dumps(rest).encode()), dtype=torch.uint8)
-    tensors = {name: one.detach().cpu().contiguous().clone() for name, one in state.tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.tensors.items()}
     return {**tensors, NUMBERS: text}
 
 
 def _unpacked(tensors: dict[str, Tensor]) -> TrainingState:
-    """Return the state that `_packed` made tensors of."""
+    """Return the state that `_packed` turned into tensors."""
     rest = json.loads(tensors.pop(NUMBERS).numpy().tobytes())
     return TrainingState(rest["step"], tensors, rest["numbers"], rest["seconds"])

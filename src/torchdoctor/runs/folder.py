@@ -1,4 +1,8 @@
-"""Write run folders so that what is there is whole: each file atomically, the manifest last."""
+"""Open, lock, resume and finish run folders.
+
+Each file of a run is written atomically. The last one is the manifest, which holds the sha256 of all others:
+a folder with a manifest is a finished run, and can be checked against it.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +21,26 @@ from torchdoctor.runs.lock import LOCK, FolderLock, refuse_locked
 from torchdoctor.types import InputError
 
 SCHEMA_VERSION = 1
-
-
 MANIFEST = "manifest.json"
-
-
 ENVIRONMENT = "environment.json"
 
-
 # Settings that a resumed run may change: they change no number.
-FREE = ("out", "workers", "download", "tensorboard")
+FREE_SETTINGS = ("out", "workers", "download", "tensorboard")
 
 
 @dataclass
 class RunFolder:
-    """A run's folder, which one process has at a time. As a context it is sealed when the run is finished.
+    """The folder of a run, in which one process works at a time.
 
-    Only a folder that `create` began (`fresh`) is taken away again where the input is refused.
+    Used as a context manager, it is sealed (`seal`) when the run ends without an error. Make one with
+    `create` or `resume`.
+
+    Attributes:
+        path: The folder.
+        was_there: Whether the folder existed before this run, empty.
+        fresh: Whether `create` began it: only then is it removed again where the input is refused.
+        resumed: Whether it holds an unfinished run that goes on.
+        lock: The folder's lock while this process holds it.
     """
 
     path: Path
@@ -44,7 +51,14 @@ class RunFolder:
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
-        """Raise InputError if something is there already; an empty folder is welcome."""
+        """Refuse a path at which there is something already; an empty folder is fine.
+
+        Args:
+            path: The folder that a new run is to use.
+
+        Raises:
+            InputError: The path is a file, or a folder that is not empty.
+        """
         if path.exists() and (not path.is_dir() or _contents(path)):
             raise InputError(
                 f"--out {str(path)!r} exists already and is never overwritten: choose another folder"
@@ -52,7 +66,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Create and lock the folder; InputError if something is there, or it cannot be written."""
+        """Create and lock the folder of a new run.
+
+        Args:
+            path: The folder; missing or empty.
+
+        Returns:
+            The folder, locked by this process.
+
+        Raises:
+            InputError: Another process works there, something is there already, or it cannot be written.
+        """
         with _writable(path):
             refuse_locked(path)
             cls.refuse_existing(path)
@@ -68,10 +92,20 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path, wanted: Mapping[str, object]) -> RunFolder:
-        """Go on in an unfinished run's folder, or create it; InputError says what differs from `wanted`.
+        """Open and lock the folder of an unfinished run to go on with it, or create it where there is none.
 
-        `wanted` holds, by file name, what the run is about: its settings, its data, its weights. They are
-        the first files of a run, so one that was killed among them has nothing else.
+        Args:
+            path: The folder.
+            wanted: What the run is about (settings, data, weights): by file name, the content that the file
+                is expected to have. They are the first files that a run writes, so a run that was killed
+                among them has nothing else.
+
+        Returns:
+            The folder, locked by this process.
+
+        Raises:
+            InputError: Another process works there, the run is finished, what it is about differs from
+                `wanted` (the message says in what), or the folder cannot be read or written.
         """
         with _writable(path):
             if path.exists() and not path.is_dir():
@@ -88,7 +122,14 @@ class RunFolder:
         return cls(path, was_there=True, resumed=True, lock=lock)
 
     def __enter__(self) -> RunFolder:
-        """Return the folder, locked."""
+        """Lock the folder where it is not locked yet.
+
+        Returns:
+            This object.
+
+        Raises:
+            InputError: Another process works there, or the folder cannot be written.
+        """
         if self.lock is None:
             with _writable(self.path):
                 self.lock = _locked(self.path)
@@ -97,9 +138,14 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Seal a finished run; take away one whose input was refused before anything was trained.
+        """Seal a finished run, or remove one whose input was refused before anything was trained; unlock it.
 
         An interrupted run stays as it is, and so does whatever has been trained by then.
+
+        Args:
+            kind: The type of the exception that ends the run; None for a finished run.
+            _error: The exception; not used.
+            _trace: Its traceback; not used.
         """
         refused = kind is not None and issubclass(kind, InputError) and self.fresh
         empty = refused and not any(self.path.rglob("model.safetensors"))
@@ -127,7 +173,7 @@ class RunFolder:
 
 @contextmanager
 def _writable(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a folder into an InputError."""
+    """Turn the operating system's errors about a folder into an InputError."""
     try:
         yield
     except OSError as error:
@@ -135,14 +181,14 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> FolderLock:
-    """Make the folder where it is missing and lock it, which tries out that files can be written there."""
+    """Make the folder where it is missing and lock it, which also proves that files can be written there."""
     path.mkdir(parents=True, exist_ok=True)
     return FolderLock.acquire(path)
 
 
 def _contents(path: Path) -> set[str]:
-    """Return the names of what a run has finished writing, lock and half-written files left out."""
-    return {one.name for one in path.iterdir() if one.name != LOCK and not _is_leftover(one)}
+    """Return the names of what a run has written in full: without its lock and half-written files."""
+    return {entry.name for entry in path.iterdir() if entry.name != LOCK and not _is_leftover(entry)}
 
 
 def _is_leftover(path: Path) -> bool:
@@ -182,30 +228,38 @@ def _check_unfinished(path: Path, wanted: Mapping[str, object]) -> None:
 def _difference(was: object, now: object) -> str:
     """Name the first few entries in which two nests of mappings differ; empty where they do not."""
     old, new = _entries(was), _entries(now)
-    found = [
-        f"{name} was {_shown(old.get(name))} and is {_shown(new.get(name))}"
+    differences = [
+        f"{name} was {_shortened(old.get(name))} and is {_shortened(new.get(name))}"
         for name in {**old, **new}
-        if old.get(name) != new.get(name) and name not in FREE
+        if old.get(name) != new.get(name) and name not in FREE_SETTINGS
     ]
-    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return "; ".join(differences[:3]) + more
 
 
 def _entries(value: object, name: str = "") -> dict[str, object]:
-    """Return what is not a mapping, under its dotted name."""
+    """Flatten nested mappings: return every value that is not a mapping, under its dotted name."""
     if not isinstance(value, Mapping) or not value:
         return {name: value}
-    inner = [_entries(one, f"{name}.{key}" if name else str(key)) for key, one in value.items()]
-    return {key: one for entries in inner for key, one in entries.items()}
+    inner = [_entries(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()]
+    return {key: item for entries in inner for key, item in entries.items()}
 
 
-def _shown(value: object) -> str:
-    """Show a value, a long one by its beginning."""
+def _shortened(value: object) -> str:
+    """Return a value as text; of a long one, the beginning."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def is_finished(path: Path) -> bool:
-    """Return whether a folder holds a finished run."""
+    """Tell whether a folder holds a finished run.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        True where it has a manifest.
+    """
     return (path / MANIFEST).is_file()
 
 
@@ -217,18 +271,33 @@ class Manifest(Record):
 
 
 def seal(path: Path) -> None:
-    """Write the manifest: the schema's version and the sha256 of every file, last of all."""
+    """Write the manifest, which makes the run a finished one: the schema's version and every file's sha256.
+
+    Args:
+        path: The run's folder.
+    """
     files = sorted(
-        one
-        for one in path.rglob("*")
-        if one.is_file() and one.name not in (MANIFEST, LOCK) and not _is_leftover(one)
+        file
+        for file in path.rglob("*")
+        if file.is_file() and file.name not in (MANIFEST, LOCK) and not _is_leftover(file)
     )
-    sums = {one.relative_to(path).as_posix(): sha256_of(one) for one in files}
+    sums = {file.relative_to(path).as_posix(): sha256_of(file) for file in files}
     write_json(path / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": sums})
 
 
 def open_run(path: Path) -> Path:
-    """Check that a folder is a finished run and unchanged; InputError says which file is not."""
+    """Check that a folder holds a finished run, and that no file of it is missing or changed.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The same folder.
+
+    Raises:
+        InputError: It is no finished run, was written in another schema version, or a file of it is missing
+            or changed; the message names the file.
+    """
     if not path.is_dir():
         raise InputError(f"run {str(path)!r}: no such folder")
     if not (path / MANIFEST).is_file():

@@ -1,4 +1,4 @@
-"""Write the history of every arm where other tools can read it: a table, and TensorBoard's event files."""
+"""Write the training history of every arm in formats of other tools: CSV and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ EVENTS = "events.out.tfevents.0"  # TensorBoard knows its files by "tfevents" in
 
 
 def check_tensorboard(wanted: bool) -> None:
-    """Raise InputError where event files are wanted and TensorBoard, which knows their format, is missing."""
+    """Refuse the wish for event files where the package that writes them is missing.
+
+    Args:
+        wanted: Whether event files are wanted.
+
+    Raises:
+        InputError: They are, and the package tensorboard is not installed.
+    """
     if wanted and find_spec("tensorboard") is None:
         raise InputError(
             "--tensorboard needs the package tensorboard, which is not installed: pip install "
@@ -24,14 +31,27 @@ def check_tensorboard(wanted: bool) -> None:
 
 
 def write_trackers(folder: Path, treatment: Treatment, *, tensorboard: bool) -> None:
-    """Write the histories as a table and, where wanted, as TensorBoard's event files."""
+    """Write the histories as a table and, where wanted, as TensorBoard's event files.
+
+    Args:
+        folder: Where `history.csv` goes, and the folder `tensorboard` with one folder per arm and seed.
+        treatment: The trained arms.
+        tensorboard: Whether event files are wanted.
+    """
     write_history(folder, treatment)
     for arm in treatment.arms if tensorboard else ():
         write_bytes(folder / "tensorboard" / f"{arm.name}-seed{arm.seed}" / EVENTS, events_of(arm))
 
 
 def write_history(folder: Path, treatment: Treatment) -> None:
-    """Write `history.csv`: a line per arm, seed and epoch, a column per term; blank where there is none."""
+    """Write `history.csv`: one line per arm, seed and epoch, one column per term of the loss.
+
+    A field is blank where an arm has no such term.
+
+    Args:
+        folder: Where the file goes.
+        treatment: The trained arms.
+    """
     names = dict.fromkeys(name for arm in treatment.arms for epoch in arm.history for name in epoch)
     columns = ["arm", "seed", "epoch", *(name for name in names if name != "epoch")]
     text = io.StringIO()
@@ -44,10 +64,16 @@ def write_history(folder: Path, treatment: Treatment) -> None:
 
 
 def events_of(arm: Arm) -> bytes:
-    """Return an arm's history as a TensorBoard event file: a scalar per term, its step the epoch.
+    """Return an arm's history as the bytes of a TensorBoard event file.
 
-    Not by SummaryWriter, whose files are named after the clock, the machine and the process: a run that
-    goes on must end with the same files. For the same reason every wall time is 0.
+    SummaryWriter is not used: it names its files after the clock, the machine and the process, and a run that
+    is resumed must end with the same files. For the same reason every wall time is 0.
+
+    Args:
+        arm: The trained arm.
+
+    Returns:
+        The file's content: one scalar per term of the loss and epoch; its step is the epoch.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter

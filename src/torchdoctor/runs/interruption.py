@@ -1,4 +1,4 @@
-"""Let a run end in order: the first Ctrl-C asks it to save and stop, the second stops it at once."""
+"""Let Ctrl-C end a run in order: the first asks it to save and stop, the second stops it at once."""
 
 from __future__ import annotations
 
@@ -15,41 +15,49 @@ NOTICE = "\ntorchdoctor: will save and stop after this step; interrupt again to 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether to save and stop; the handlers before are put back at the end.
+    """Catch SIGINT and SIGTERM while the context is open; the earlier handlers come back at its end.
 
-    SIGINT and SIGTERM count alike; the second raises KeyboardInterrupt. Signals that were ignored stay so
-    (nohup). Outside the main thread, where no handler can be set, the function always says False.
+    Both signals count alike. Signals that were ignored stay ignored (nohup). Outside the main thread, where
+    Python sets no handlers, nothing is caught.
+
+    Yields:
+        A function that returns True from the first signal on: the run is to save its state and stop.
+
+    Raises:
+        KeyboardInterrupt: A second signal came.
     """
-    asked: list[int] = []
+    received: list[int] = []
     owner = os.getpid()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != owner:
-            _in_a_worker(number)
-        elif asked:
+            _handle_in_worker(number)
+        elif received:
             raise KeyboardInterrupt
         else:
-            asked.append(number)
+            received.append(number)
             os.write(2, NOTICE.encode())  # print may not be entered again from within itself
 
-    before = {}
+    earlier = {}
     if threading.current_thread() is threading.main_thread():
-        found = {one: signal.getsignal(one) for one in SIGNALS}
-        before = {one: old for one, old in found.items() if old not in (signal.SIG_IGN, None)}
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        earlier = {
+            number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)
+        }
     try:
-        for one in before:
-            signal.signal(one, handle)
-        yield lambda: bool(asked)
+        for number in earlier:
+            signal.signal(number, handle)
+        yield lambda: bool(received)
     finally:
-        for one, old in before.items():
-            signal.signal(one, old)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
-def _in_a_worker(number: int) -> None:
-    """Handle a signal in a forked process, which has the handlers of the run.
+def _handle_in_worker(number: int) -> None:
+    """Handle a signal in a forked process, which has inherited the handlers of the run.
 
-    A terminal's Ctrl-C reaches the workers of a loader too: they must go on, for the step is finished with
-    what they decode. They end with the run, by SIGTERM.
+    A terminal's Ctrl-C also reaches the worker processes that load images. They ignore it, because the run
+    finishes its step with what they decode. They end with the run, by SIGTERM.
     """
     if number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
