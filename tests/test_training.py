@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from test_treatment import Net, data, same
+from torchdoctor.treatment.optimizer import build_optimizer
 from torchdoctor.treatment.recipe import Course, Recipe, TrainingState, classification_terms
 from torchdoctor.treatment.training import fit
 from torchdoctor.types import Interrupted, ModelDoctorError
@@ -90,6 +91,37 @@ def test_averaging_hands_back_the_mean_of_the_second_half():
     late = [state.tensors["model.fc.weight"] for state in memory.states[2:]]
     torch.testing.assert_close(model.fc.weight.detach(), torch.stack(late).mean(0))
     assert len(late) == 4 and not torch.equal(late[0], late[-1])
+
+
+def test_averaging_takes_in_the_running_statistics_and_copies_their_counters():
+    batches, memory, model = data(), Memory(), net()
+    memory.due = lambda step: True
+    memory.stopping = lambda: False
+    recipe, course = Recipe(epochs=2, learning_rate=0.05), COURSES["averaging"]
+    fit(model, shuffled(batches), recipe, steps_per_epoch=3, seed=0, course=course, checkpoints=memory)
+    late = [state.tensors["model.bn1.running_mean"] for state in memory.states[2:]]
+    torch.testing.assert_close(model.bn1.running_mean, torch.stack(late).mean(0))
+    assert int(model.bn1.num_batches_tracked) == 6
+    counts = [state.numbers["averaged"] for state in memory.states]
+    assert counts == [0, 0, 1, 2, 3, 4]
+    assert not [name for name in memory.states[1].tensors if name.startswith("average.")]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_scalars_and_vectors_are_not_decayed_whatever_they_are_called(optimizer, weight_decay):
+    model = net()
+    model.shift = torch.nn.Module()
+    model.shift.bias = torch.nn.Parameter(torch.zeros(1, 3, 1, 1))  # timm would exempt it for its name
+    model.scale = torch.nn.Parameter(torch.ones(()))
+    parameters = list(model.parameters())
+    built = build_optimizer(parameters, Recipe(optimizer=optimizer, weight_decay=weight_decay))
+    matrices = [one for one in parameters if one.ndim > 1]
+    vectors = [one for one in parameters if one.ndim <= 1]
+    assert [group["weight_decay"] for group in built.param_groups] == [weight_decay, 0.0]
+    for group, wanted in zip(built.param_groups, [matrices, vectors], strict=True):
+        assert list(map(id, group["params"])) == list(map(id, wanted))
+    assert any(one is model.shift.bias for one in matrices)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -15,10 +15,11 @@ from torchdoctor.images.batches import Batch, ShuffledBatches, TrainingImages
 from torchdoctor.proof.compare import compare
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named
 from torchdoctor.treatment.masked_images import drawn_per_batch, masked_ids
+from torchdoctor.treatment.optimizer import learning_rate_factor
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.settings import TreatmentSettings
-from torchdoctor.treatment.training import _schedule, fit
+from torchdoctor.treatment.training import fit
 from torchdoctor.treatment.treat import treat
 from torchdoctor.treatment.weighting import Prescription
 from torchdoctor.types import InputError, Targets, check_choice
@@ -267,7 +268,7 @@ def test_at_least_one_annotated_image_is_drawn():
 
 def test_the_warm_up_never_exceeds_the_learning_rate():
     for total in range(1, 40):
-        factors = [_schedule(step, total, 0.1) for step in range(total)]
+        factors = [learning_rate_factor(step, total, 0.1) for step in range(total)]
         assert 0 < max(factors) <= 1.0, total
 
 

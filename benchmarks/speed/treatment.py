@@ -33,8 +33,8 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.treatment.constraints import constraints_named
+from torchdoctor.treatment.loop import Loop
 from torchdoctor.treatment.passes import Noise
-from torchdoctor.treatment.training import Loop
 from torchdoctor.treatment.weighting import Prescription
 
 SEED, PIXELS = 0, 2

@@ -53,9 +53,9 @@ def classification_terms(
     """Return the logits of a batch and its loss, with that of auxiliary heads where there are any."""
     output = model(batch.images)
     logits, heads = as_logits(output), auxiliary_logits(output)
-    terms = {"loss": loss(wide(logits), batch.labels)}
+    terms = {"loss": loss(at_least_float32(logits), batch.labels)}
     if heads:
-        losses = [loss(wide(one), batch.labels) for one in heads]
+        losses = [loss(at_least_float32(head), batch.labels) for head in heads]
         terms["auxiliary"] = AUXILIARY_WEIGHT * torch.stack(losses).sum()
     return logits, terms
 
@@ -127,8 +127,15 @@ def set_mode(model: nn.Module, norm: NormPolicy) -> None:
                 module.eval()
 
 
-def wide(value: Tensor) -> Tensor:
-    """Return a value in float32 at least."""
+def at_least_float32(value: Tensor) -> Tensor:
+    """Return a tensor in float32 or float64, so that sums of it are exact enough for a loss.
+
+    Args:
+        value: A tensor of any floating-point type.
+
+    Returns:
+        The same tensor where it is float64, else its values in float32.
+    """
     return value if value.dtype == torch.float64 else value.float()
 
 

@@ -1,4 +1,8 @@
-"""What else could help: remedies beside the paper's constraints, to be compared under one budget."""
+"""Other remedies than the paper's constraints, so that all can be compared with the same control.
+
+A remedy is a function of the network, the training images, the diagnosis and a seed. It returns a `Course`:
+what is minimised at each step of the training.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +19,50 @@ from torchdoctor.images.backgrounds import swapped_backgrounds
 from torchdoctor.images.batches import Batch, TrainingImages, take
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.randomness import key
-from torchdoctor.treatment.recipe import PLAIN, Course, Recipe, classification_terms, wide
+from torchdoctor.treatment.recipe import PLAIN, Course, Recipe, at_least_float32, classification_terms
 from torchdoctor.treatment.weighting import example_of, measure_balance
 from torchdoctor.types import InputError
 
 Remedy = Callable[[nn.Module, TrainingImages, Diagnosis, int], Course]
 
-SMOOTHING = 0.1
-AVERAGED_FROM = 0.5
-MOST_SWAPPED = 0.5  # of a batch
+SMOOTHING = 0.1  # of the probability, given to all categories alike
+AVERAGED_FROM = 0.5  # the share of the training after which weights are averaged
+MOST_SWAPPED = 0.5  # the share of a batch whose backgrounds may be swapped
 
 
 def control(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
-    """Train on with the loss alone: what every remedy is compared with."""
+    """Train on with the classification loss alone: every remedy is compared with this arm.
+
+    Args:
+        model: Not used.
+        images: Not used.
+        diagnosis: Not used.
+        seed: Not used.
+
+    Returns:
+        The course: the cross-entropy.
+    """
     del model, images, diagnosis, seed
     return PLAIN
 
 
 def background_swap(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
-    """Show annotated images of a batch, at most half of it, with each other's backgrounds.
+    """Train on images whose objects stand before the background of another image.
 
-    The objects are cut out along their masks; the donor's own object is covered by its background.
-    InputError without masks.
+    At every step up to half of the batch is changed this way, annotated images only. Objects are cut out
+    along their masks. In the image that gives its background, the own object is covered by background.
+
+    Args:
+        model: Not used.
+        images: The training images; some need masks.
+        diagnosis: Not used.
+        seed: Together with the step, decides which images are changed and who gets which background.
+
+    Returns:
+        The course: the cross-entropy on the changed batch.
+
+    Raises:
+        InputError: No image has a mask.
     """
     del model, diagnosis
     _need_masks(images, "swap")
@@ -48,11 +74,22 @@ def background_swap(model: nn.Module, images: TrainingImages, diagnosis: Diagnos
 
 
 def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
-    """Train the last linear layer alone, on data without the shortcut (deep feature reweighting, DFR).
+    """Train the last linear layer alone (deep feature reweighting, DFR; Kirichenko et al. 2022).
 
-    Where masks exist that data are the annotated images, as `swap` shows them; elsewhere all images, every
-    category weighing the same. It goes on from the layer's own weights, like every other arm.
-    InputError for a network that does not end in a linear layer.
+    Where masks exist, on annotated images with swapped backgrounds (see `background_swap`); elsewhere on all
+    images, with every category weighted alike. Training starts from the layer's present weights.
+
+    Args:
+        model: The network; it has to end in a linear layer.
+        images: The training images.
+        diagnosis: Its confusion matrix says how many images each category has.
+        seed: Together with the step, decides which backgrounds are swapped.
+
+    Returns:
+        The course: the cross-entropy, which reaches the last layer only.
+
+    Raises:
+        InputError: The logits do not come from a linear layer.
     """
     head = last_linear(model, example_of(model, images))
     masked = _has_masks(images)
@@ -68,20 +105,44 @@ def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, s
         with torch.no_grad():
             features = _input_of(model, layer, batch.images)
         balance = None if masked else weights.to(features)
-        return {"loss": functional.cross_entropy(wide(layer(features)), batch.labels, weight=balance)}
+        return {
+            "loss": functional.cross_entropy(at_least_float32(layer(features)), batch.labels, weight=balance)
+        }
 
     return Course(terms)
 
 
 def label_smoothing(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
-    """Train against labels that give a tenth of the probability to all categories alike."""
+    """Train with smoothed labels: a tenth of the probability is spread evenly over all categories.
+
+    Args:
+        model: Not used.
+        images: Not used.
+        diagnosis: Not used.
+        seed: Not used.
+
+    Returns:
+        The course: the cross-entropy with the smoothed labels.
+    """
     del model, images, diagnosis, seed
     smooth = partial(functional.cross_entropy, label_smoothing=SMOOTHING)
     return Course(lambda model, batch, _step: classification_terms(model, batch, smooth)[1])
 
 
 def weight_averaging(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
-    """Train as the control and hand back the mean of the weights of the second half of the steps."""
+    """Train as the control arm does, and return the mean of the weights over the second half of the steps.
+
+    The mean is kept by `torch.optim.swa_utils.AveragedModel`.
+
+    Args:
+        model: Not used.
+        images: Not used.
+        diagnosis: Not used.
+        seed: Not used.
+
+    Returns:
+        The course: the cross-entropy, and the share of the training after which weights are averaged.
+    """
     del model, images, diagnosis, seed
     return Course(average_from=AVERAGED_FROM)
 
@@ -89,28 +150,41 @@ def weight_averaging(model: nn.Module, images: TrainingImages, diagnosis: Diagno
 def input_gradients(
     model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int, tau: float = 0.3
 ) -> Course:
-    """Penalise squared input gradients on the background (right for the right reasons, RRR).
+    """Penalise squared input gradients on the background (right for the right reasons; Ross et al. 2017).
 
-    The gradient is that of the summed log-probabilities; the weight is set so that the penalty's gradient
-    norm is `tau` times the loss's. InputError without masks.
+    The gradient is that of the log-probabilities, summed over the categories, by the input pixels. The
+    penalty's weight is set so that the norm of its gradient by the weights is `tau` times that of the loss.
+
+    Args:
+        model: The network; its weights are left as they are.
+        images: The training images; some need masks.
+        diagnosis: Not used.
+        seed: Seeds the measurement of the two gradient norms.
+        tau: The penalty's gradient norm as a share of the loss's.
+
+    Returns:
+        The course: the cross-entropy plus the penalty. `facts` holds its weight.
+
+    Raises:
+        InputError: No image has a mask, or the penalty does not depend on any trainable parameter.
     """
     del diagnosis
     _need_masks(images, "rrr")
 
-    def watched(
+    def loss_and_penalties(
         model: nn.Module, batch: Batch, step: int
     ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
         del step
         terms = classification_terms(model, batch)[1]
         return terms, {"rrr": _input_penalty(model, batch)}
 
-    found = measure_balance(model, images, watched, "rrr", Recipe(), key("rrr", seed))
-    if not found.reached:
+    balance = measure_balance(model, images, loss_and_penalties, "rrr", Recipe(), key("rrr", seed))
+    if not balance.reached:
         raise InputError("arm 'rrr': its penalty reaches no trainable parameter, so training would ignore it")
-    weight = tau * found.loss_norm / found.penalty_norm
+    weight = tau * balance.loss_norm / balance.penalty_norm
 
     def terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        parts, penalties = watched(model, batch, step)
+        parts, penalties = loss_and_penalties(model, batch, step)
         return {**parts, "rrr": weight * penalties["rrr"]}
 
     return Course(terms, facts=({"penalty": "rrr", "weight": weight, "tau": tau},))
@@ -129,11 +203,22 @@ USE_MASKS = NEED_MASKS | {"dfr"}
 
 
 def last_linear(model: nn.Module, images: Tensor) -> str:
-    """Return the name of the linear layer whose output the logits are; InputError where there is none."""
+    """Find the linear layer whose output is the logits.
+
+    Args:
+        model: The network; it is left as it was.
+        images: A few images [batch, channel, height, width] on which it is run.
+
+    Returns:
+        The layer's dotted name.
+
+    Raises:
+        InputError: The logits do not come from a linear layer.
+    """
     called: list[str] = []
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda *_given, name=name: called.append(name))
+        model.get_submodule(name).register_forward_hook(lambda *_call, name=name: called.append(name))
         for name in names
     ]
     training = model.training
@@ -155,18 +240,18 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
 
 
 def _input_of(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    """Return what a layer is given when the network sees the images."""
-    given: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[0]))
+    """Return the input of a layer when the network runs on the images."""
+    layer_inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _module, inputs: layer_inputs.append(inputs[0]))
     try:
         model(images)
     finally:
         handle.remove()
-    return given[-1]
+    return layer_inputs[-1]
 
 
 def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-    """Return the batch's mean of squared input gradients summed over each image's background."""
+    """Return the squared input gradients summed over each image's background, averaged over the batch."""
     rows = _annotated_rows(batch)
     if len(rows) == 0 or batch.masks is None:
         return batch.images.new_zeros(())
@@ -185,10 +270,18 @@ def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
 
 
 def swapped_batch(batch: Batch, seed: int, step: int) -> Batch:
-    """Return the batch with annotated images before one another's backgrounds, keyed by seed and step.
+    """Give annotated images of a batch each other's backgrounds.
 
-    At most half of the batch: where every image has a mask and all were swapped, a background would speak
-    against its own category, and images before their own backgrounds would be lost.
+    At most half of the batch is changed. If every image had a mask and all were swapped, no image would keep
+    its own background, and a background would become evidence against its own category.
+
+    Args:
+        batch: Images [batch, channel, height, width] with masks [batch, 1, height, width], 1 on the object.
+        seed: The arm's seed.
+        step: The step; seed and step together decide which images are changed and how.
+
+    Returns:
+        A new batch; the same one where fewer than two images are annotated.
     """
     rows = _annotated_rows(batch)
     if len(rows) < 2 or batch.masks is None:
@@ -206,19 +299,19 @@ def swapped_batch(batch: Batch, seed: int, step: int) -> Batch:
 
 
 def _annotated_rows(batch: Batch) -> Tensor:
-    """Return the rows of annotated images, chosen on the CPU."""
+    """Return the places of annotated images in the batch, as a tensor on the CPU."""
     if batch.annotated is None or batch.masks is None:
         return torch.zeros(0, dtype=torch.int64)
     return torch.arange(len(batch.labels))[batch.annotated.cpu()]
 
 
 def _has_masks(images: TrainingImages) -> bool:
-    """Whether any image shows a mask."""
+    """Return whether any image has a mask."""
     return any(bool(batch.annotated.any()) for batch in images if batch.annotated is not None)
 
 
 def _need_masks(images: TrainingImages, name: str) -> None:
-    """Raise InputError where no image shows a mask."""
+    """Raise InputError where no image has a mask."""
     if not _has_masks(images):
         raise InputError(
             f"arm {name!r} needs object masks and the training data has none: give data with masks or boxes, "

@@ -1,0 +1,305 @@
+"""One training under way: its steps, its averages, and the state from which it can be resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
+
+from torchdoctor.images.batches import Batch
+from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.randomness import key
+from torchdoctor.treatment.optimizer import build_optimizer, learning_rate_factor
+from torchdoctor.treatment.recipe import (
+    Course,
+    Recipe,
+    TrainingState,
+    at_least_float32,
+    autocast,
+    move,
+    set_mode,
+)
+from torchdoctor.types import InputError, ModelDoctorError
+
+MOST_SKIPPED = 10  # steps in a row that are not finite end the training
+LOOK_EVERY = 50  # steps between two looks at which were skipped: each look waits for the device
+COUNTERS = ("step", "epoch", "place", "skipped", "seen", "in_a_row")  # as checkpoints name them
+
+
+@dataclass
+class Loop:
+    """A training under way.
+
+    Attributes:
+        model: The network, trained in place.
+        recipe: Optimiser, schedule, precision, and how long to train.
+        course: What is minimised, and whether the weights are averaged.
+        seed: Seeds the random layers.
+        total: How many steps the training has.
+        step: How many steps were taken.
+        epoch: How many epochs are over.
+        place: How many batches of the present epoch were used.
+        history: One line per finished epoch.
+        skipped: The ids of the images of every skipped batch.
+        sums: Of the present epoch, each term summed over the images.
+        seen: How many images the present epoch has used.
+        in_a_row: How many steps up to the last one were skipped without a break.
+        before: Seconds trained before an interruption, less those spent on validation.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    course: Course
+    seed: int
+    total: int
+    step: int = 0
+    epoch: int = 0
+    place: int = 0
+    history: list[Mapping[str, float]] = field(default_factory=list)
+    skipped: list[list[int]] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    seen: int = 0
+    in_a_row: int = 0
+    before: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Build the optimiser, and the averaged network where the course asks for one.
+
+        Raises:
+            InputError: No parameter is trainable, or the recipe's optimiser is unknown.
+        """
+        parameters = [value for value in self.model.parameters() if value.requires_grad]
+        if not parameters:
+            raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
+        self.parameters = parameters
+        self.device = device_of(self.model)
+        self.optimizer = build_optimizer(parameters, self.recipe)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
+        self.buffers = [value for value in self.model.buffers() if value.is_floating_point()]
+        self.average: AveragedModel | None = None
+        if self.course.average_from is not None:
+            self.average = AveragedModel(self.model, multi_avg_fn=_update_means, use_buffers=True)
+        self.pending: list[tuple[Tensor, list[int]]] = []
+        self.started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds trained so far, those before an interruption included.
+
+        Returns:
+            Seconds, without those spent on validation.
+        """
+        return self.before + time.perf_counter() - self.started
+
+    def out_of_time(self) -> bool:
+        """Tell whether a budget in seconds is used up.
+
+        Returns:
+            False where the recipe counts epochs.
+        """
+        return self.recipe.seconds is not None and self.seconds() >= self.recipe.seconds
+
+    def finished(self) -> bool:
+        """Tell whether the training is over.
+
+        Returns:
+            True where the recipe's seconds, or else its epochs, are used up.
+        """
+        return self.out_of_time() if self.recipe.seconds is not None else self.epoch >= self.recipe.epochs
+
+    def fraction(self) -> float:
+        """Return the share of the training that is over, which the learning rate follows.
+
+        Returns:
+            A number from 0 to 1, by the recipe's seconds where it has some, else by the steps.
+        """
+        if self.recipe.seconds is not None:
+            return min(self.seconds() / self.recipe.seconds, 1.0)
+        return self.step / self.total
+
+    def steps_done(self) -> int:
+        """Return how far the training is, in steps, for a progress bar.
+
+        Returns:
+            A number from 0 to `total`; with a budget in seconds, the share of the time times `total`.
+        """
+        return self.step if self.recipe.seconds is None else int(self.fraction() * self.total)
+
+    def step_on(self, batch: Batch) -> None:
+        """Train one step; where something is not finite, leave the network as it was and note the images.
+
+        Args:
+            batch: Images [batch, channel, height, width], labels and ids, on any device.
+
+        Raises:
+            ModelDoctorError: Ten steps in a row were not finite.
+        """
+        ids = batch.ids.tolist()
+        batch = move(batch, self.device, dtype_of(self.model))
+        # Batch statistics of one image would be zero: its own are used instead.
+        set_mode(self.model, self.recipe.norm if len(ids) > 1 else "frozen")
+        rate = self.recipe.learning_rate * learning_rate_factor(
+            self.fraction() * self.total, self.total, self.recipe.warm_up
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        buffers_before = [value.clone() for value in self.buffers]
+        torch.manual_seed(key("layers", self.seed, self.step))
+        with autocast(self.device, self.recipe.precision):
+            terms = self.course.terms(self.model, batch, self.step)
+        finite = self._descend(torch.stack([at_least_float32(term) for term in terms.values()]).sum())
+        for buffer, old in zip(self.buffers, buffers_before, strict=True):
+            buffer.copy_(torch.where(finite, buffer, old))
+        for name, value in terms.items():
+            value = torch.where(finite, value.detach().double(), 0.0) * len(ids)
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.seen += len(ids)
+        self.step += 1
+        self.place += 1
+        self._average()
+        self.pending.append((finite, ids))
+        if len(self.pending) >= LOOK_EVERY:
+            self.settle()
+
+    def _descend(self, total: Tensor) -> Tensor:
+        """Take the optimiser's step if loss and gradient are finite; return whether they are, as a tensor."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if total.requires_grad:
+            self.scaler.scale(total).backward()
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients)) & torch.isfinite(total.detach())
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return finite
+        # A fused optimiser reads the flag on the device, so that no step waits for it.
+        self.optimizer.__dict__.update(found_inf=(~finite).to(torch.float32), grad_scale=None)
+        self.optimizer.step()
+        return finite
+
+    def _average(self) -> None:
+        """Add the present weights to their mean, from the share of the training on that the course names."""
+        start = self.course.average_from
+        if self.average is not None and start is not None and self.fraction() >= start:
+            self.average.update_parameters(self.model)
+
+    def settle(self) -> None:
+        """Read from the device which of the last steps were skipped, and note the ids of their images.
+
+        Raises:
+            ModelDoctorError: Ten steps in a row were not finite.
+        """
+        if not self.pending:
+            return
+        flags = torch.stack([finite for finite, _ in self.pending]).tolist()
+        for finite, (_, ids) in zip(flags, self.pending, strict=True):
+            self.in_a_row = 0 if finite else self.in_a_row + 1
+            if not finite:
+                self.skipped.append(ids)
+            if self.in_a_row >= MOST_SKIPPED:
+                raise ModelDoctorError(
+                    f"the loss or its gradient is not finite in {MOST_SKIPPED} steps in a row, up to step "
+                    f"{self.step}, the last of them on images {ids}: lower the learning rate or the weight "
+                    "of the constraints, or look at these images"
+                )
+        self.pending.clear()
+
+    def end_epoch(self, validate: Callable[[], float] | None) -> Mapping[str, float]:
+        """Finish an epoch; after the last one the network gets the averaged weights, if there are any.
+
+        Args:
+            validate: Measures the accuracy in percent on the validation images; None where there are none.
+
+        Returns:
+            The epoch's line of the history: its number, each term's mean over the images, and
+            `validation_accuracy` in percent where there are validation images.
+
+        Raises:
+            ModelDoctorError: Ten steps in a row were not finite.
+        """
+        self.settle()
+        images = max(self.seen, 1)
+        means = {name: float(total) / images for name, total in self.sums.items()}
+        entry = {"epoch": float(self.epoch), **means}
+        self.sums, self.seen, self.place = {}, 0, 0
+        self.epoch += 1
+        if self.finished() and self.average is not None and self.average.n_averaged > 0:
+            self.model.load_state_dict(self.average.module.state_dict())
+        if validate is not None:
+            started = time.perf_counter()
+            entry["validation_accuracy"] = validate()
+            self.before -= time.perf_counter() - started  # validation does not count as training
+        self.history.append(entry)
+        return entry
+
+    def state(self) -> TrainingState:
+        """Return everything that is needed to go on from here with the same result.
+
+        Returns:
+            The state; its tensors are those of the training itself, not copies.
+
+        Raises:
+            ModelDoctorError: Ten steps in a row were not finite.
+        """
+        self.settle()
+        averaged = 0 if self.average is None else int(self.average.n_averaged)
+        tensors = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
+        if self.average is not None and averaged:
+            weights = self.average.module.state_dict()
+            tensors |= {f"average.{name}": value.detach() for name, value in weights.items()}
+        tensors |= {f"sums.{name}": total for name, total in self.sums.items()}
+        moments = self.optimizer.state_dict()["state"]
+        tensors |= {
+            f"optimizer.{index}.{name}": value
+            for index, entries in moments.items()
+            for name, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
+        numbers["averaged"] = averaged
+        numbers["history"] = list(self.history)
+        numbers["terms"] = list(self.sums)  # in their order, which files of tensors do not keep
+        numbers["scaler"] = self.scaler.state_dict()
+        return TrainingState(self.step, tensors, numbers, self.seconds())
+
+    def restore(self, state: TrainingState) -> None:
+        """Go back to a saved state.
+
+        Args:
+            state: What `state` returned, in this process or an earlier one, for the same model and recipe.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "sums": {}, "optimizer": {}}
+        for name, value in state.tensors.items():
+            kind, _, rest = name.partition(".")
+            parts[kind][rest] = value.to(self.device)
+        self.model.load_state_dict(parts["model"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, _, entry = name.partition(".")
+            moments.setdefault(int(index), {})[entry] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if self.average is not None and parts["average"]:
+            self.average.module.load_state_dict(parts["average"])
+            self.average.n_averaged.fill_(state.numbers["averaged"])
+        self.sums = {name: parts["sums"][name] for name in state.numbers["terms"]}
+        for name in COUNTERS:
+            setattr(self, name, state.numbers[name])
+        self.history = list(state.numbers["history"])
+        self.scaler.load_state_dict(state.numbers["scaler"])
+        self.before = state.seconds
+
+
+def _update_means(means: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    """Add values to the means of `count` earlier ones; whole numbers (batch-norm's counters) are copied."""
+    if means[0].is_floating_point():
+        get_swa_multi_avg_fn()(means, values, int(count))
+    else:
+        for mean, value in zip(means, values, strict=True):
+            mean.copy_(value)
