@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -14,10 +15,9 @@ from torchdoctor.proof.statistics import (
     compare_split,
     holm,
     mcnemar,
-    overall_verdict,
     paired_gain,
-    verdict_of,
 )
+from torchdoctor.proof.verdict import overall_verdict, verdict_of
 
 
 def draws(seeds=3, images=400, gain=0.1, key=0):
@@ -210,3 +210,35 @@ def test_another_split_that_loses_too_much_turns_the_verdict():
         "would have been seen in at least four cases of five"
         in overall_verdict({"shifted": split(control, noise)}, "shifted", 5.0)[1]
     )
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("images", [2, 3, 7, 13])
+def test_with_few_images_the_permutation_test_is_exact(seeds, images):
+    """Every way to choose signs, one by one; equal sums count, whatever rounding makes of them."""
+    for key in range(3):
+        generator = np.random.default_rng([seeds, images, key])
+        control, treated = (generator.random((seeds, images)) < share for share in (0.3, 0.7))
+        difference = treated.sum(0) - control.sum(0)
+        signs = np.array(list(itertools.product([-1, 1], repeat=images)))
+        exact = float((np.abs(signs @ difference) >= abs(difference.sum())).mean())
+        assert paired_gain(control, treated).p_value == pytest.approx(exact, abs=1e-12)
+
+
+def test_with_many_images_the_permutation_test_draws_signs_and_counts_the_measured_ones():
+    control, treated = draws(images=2000)
+    assert paired_gain(control, treated, flips=99).p_value == 1 / 100
+    control, treated = draws(images=2000, gain=0.0)
+    treated = treated ^ (np.random.default_rng(1).random(treated.shape) < 0.1)
+    difference = treated.mean(0) - control.mean(0)
+    normal = 2 * stats.norm.sf(abs(difference.sum()) / math.sqrt((difference**2).sum()))
+    assert paired_gain(control, treated).p_value == pytest.approx(normal, abs=0.02)
+    same = [paired_gain(control, treated, seed=7).p_value for _ in range(2)]
+    assert same[0] == same[1]
+
+
+def test_a_single_image_that_differs_is_no_evidence():
+    control = np.zeros((2, 5), dtype=bool)
+    treated = control.copy()
+    treated[:, 3] = True
+    assert paired_gain(control, treated).p_value == 1.0

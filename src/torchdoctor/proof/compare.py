@@ -1,12 +1,15 @@
-"""Compare base, control and all other arms on the same test images."""
+"""Compare the untreated network, the control arm and all other arms on the same test images."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence
@@ -14,8 +17,9 @@ from torchdoctor.images.batches import Images
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
-from torchdoctor.proof.result import Comparison
-from torchdoctor.proof.statistics import calibration_error, compare_split, overall_verdict
+from torchdoctor.proof.result import Comparison, SplitComparison
+from torchdoctor.proof.statistics import calibration_error, compare_split
+from torchdoctor.proof.verdict import overall_verdict
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import Evidence, InputError, Progress, silent
 
@@ -35,65 +39,107 @@ def compare(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Comparison:
-    """Compare every arm with the control, and all with the base, on every test split.
+    """Compare every arm with the control, and report the untreated network beside them, on every test split.
 
-    `model` holds the base weights and is left as it was. A gain is an arm minus the control, in
-    percentage points; with several arms p-values carry Holm's correction. The verdict is that of `arm`
-    (default: the first but the control) on the `primary` split (default: the first), but `harmed` if
-    another split loses more than `max_loss` points. `layers` are where the background share of the
-    evidence is measured: by default those that were treated. InputError for an unknown primary split or
-    arm, or without arms.
+    Args:
+        model: The untreated network; its weights are left as they are.
+        treatment: The trained arms; `control` is one of them.
+        tests: The test images by split.
+        primary: The split whose verdict counts; by default the first.
+        arm: The arm that the verdict is about; by default the first but the control.
+        classes: The names of the categories; by default those of the test images, else their numbers.
+        layers: The layers at which the evidence's share on the background is measured; by default the
+            treated ones.
+        evidence: How evidence is measured there.
+        min_gain: The gain asked for, in percentage points; the reason says where it is not reached.
+        max_loss: How many percentage points another split may lose; more makes the verdict `harmed`.
+        seed: Seeds bootstrap and permutation test.
+        progress: Called after every network and split with `compare`, the number done and the number in all.
+
+    Returns:
+        Accuracies, gains over the control in percentage points, p-values with Holm's correction, the verdict.
+
+    Raises:
+        InputError: There is no test split, no arm beside the control, or no split or arm of that name.
     """
-    model = unwrap(model)
+    model = copy.deepcopy(unwrap(model))
+    primary = _primary_split(tests, primary)
+    seeds, arm = treatment.seeds(), _first_arm(treatment, arm)
+    layers = _treated_layers(treatment) if layers is None else layers
+    names: tuple[str, ...] = tuple(classes or getattr(tests[primary], "classes", None) or ())
+    splits, states = {}, _states(model, treatment)
+    number, total = count(1), len(tests) * len(states)
+    for split, images in tests.items():
+        measured = _Measured()
+        for name, state in states:
+            measured.add(name, model, state, images, layers, evidence)
+            progress("compare", next(number), total)
+        names = names or tuple(map(str, range(measured.categories)))
+        splits[split] = measured.compared(len(names), arm, seed)
+    verdict, reason = overall_verdict(splits, primary, max_loss, min_gain)
+    seconds = {name: tuple(treatment.arm(name, each).seconds for each in seeds) for name in treatment.names()}
+    return Comparison(
+        classes=names, splits=splits, primary=primary, verdict=verdict, reason=reason, max_loss=max_loss,
+        seeds=seeds, seconds=seconds, steps=treatment.arm(arm, seeds[0]).steps, arm=arm, min_gain=min_gain,
+    )  # fmt: skip
+
+
+@dataclass
+class _Measured:
+    """What was measured of all networks on one test split, by arm with one entry per seed."""
+
+    right: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[str, list[float]] = field(default_factory=dict)
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    categories: int = 0
+
+    def add(
+        self,
+        arm: str,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        images: Images,
+        layers: Sequence[str],
+        evidence: Evidence,
+    ) -> None:
+        """Load an arm's weights into the network and measure it on the split's images."""
+        model.load_state_dict(dict(state))
+        self.ids, self.labels, logits = predict_logits(model, images)
+        certainty, predicted = logits.double().softmax(1).max(1)
+        right = (predicted == self.labels).numpy()
+        self.right.setdefault(arm, []).append(right)
+        self.errors.setdefault(arm, []).append(calibration_error(certainty.numpy(), right))
+        self.shares.setdefault(arm, []).append(background_share(model, images, layers, evidence))
+        self.categories = logits.shape[1]
+
+    def compared(self, categories: int, first: str, seed: int) -> SplitComparison:
+        """Compare all arms with the control."""
+        return compare_split(
+            self.right,
+            self.labels.numpy(),
+            self.ids.numpy(),
+            categories,
+            self.shares,
+            self.errors,
+            first=first,
+            key_seed=seed,
+        )
+
+
+def _primary_split(tests: Mapping[str, Images], primary: str | None) -> str:
+    """Return the split whose verdict counts; InputError where it is not there."""
     if not tests:
         raise InputError("there is no test split to compare on")
     primary = primary if primary is not None else next(iter(tests))
     if primary not in tests:
         raise InputError(f"primary split {primary!r} is not there; the data has: {', '.join(tests)}")
-    seeds, arm = treatment.seeds(), _first_arm(treatment, arm)
-    own, splits, done = copy.deepcopy(model), {}, 0
-    total = len(tests) * (1 + len(treatment.arms))
-    names: tuple[str, ...] = tuple(classes or getattr(tests[primary], "classes", None) or ())
-    if layers is None:
-        layers = _treated_layers(treatment)
-    for split, images in tests.items():
-        right: dict[str, list[np.ndarray]] = {}
-        shares: dict[str, list[float]] = {}
-        errors: dict[str, list[float]] = {}
-        for name, state in _states(model, treatment):
-            own.load_state_dict(dict(state))
-            ids, labels, logits = predict_logits(own, images)
-            certainty, predicted = logits.double().softmax(1).max(1)
-            row = (predicted == labels).numpy()
-            right.setdefault(name, []).append(row)
-            errors.setdefault(name, []).append(calibration_error(certainty.numpy(), row))
-            shares.setdefault(name, []).append(background_share(own, images, layers, evidence))
-            names = names or tuple(map(str, range(logits.shape[1])))
-            done += 1
-            progress("compare", done, total)
-        splits[split] = compare_split(
-            right, labels.numpy(), ids.numpy(), len(names), shares, errors, first=arm, key_seed=seed
-        )
-    verdict, reason = overall_verdict(splits, primary, max_loss, min_gain)
-    return Comparison(
-        classes=names,
-        splits=splits,
-        primary=primary,
-        verdict=verdict,
-        reason=reason,
-        max_loss=max_loss,
-        seeds=seeds,
-        seconds={
-            name: tuple(treatment.arm(name, one).seconds for one in seeds) for name in treatment.names()
-        },
-        steps=treatment.arm(arm, seeds[0]).steps,
-        arm=arm,
-        min_gain=min_gain,
-    )
+    return primary
 
 
 def _first_arm(treatment: Treatment, arm: str | None) -> str:
-    """Return the arm that the verdict speaks of; InputError where it is not there."""
+    """Return the arm that the verdict is about; InputError where it is not there."""
     names = treatment.names()
     others = [name for name in names if name != "control"]
     if "control" not in names or not others:
@@ -105,12 +151,12 @@ def _first_arm(treatment: Treatment, arm: str | None) -> str:
 
 def _treated_layers(treatment: Treatment) -> list[str]:
     """Return the layers that any constraint was on, in their order."""
-    found = [one["layers"] for one in treatment.prescription]
-    return list(dict.fromkeys(layer for some in found if isinstance(some, list) for layer in some))
+    lists = [constraint["layers"] for constraint in treatment.prescription]
+    return list(dict.fromkeys(layer for names in lists if isinstance(names, list) for layer in names))
 
 
 def _states(model: nn.Module, treatment: Treatment) -> list[tuple[str, Mapping[str, Tensor]]]:
-    """List the base's weights, then every arm's, in the order of the arms and the seeds."""
+    """Return a name and weights for every network: the untreated one (`base`), then each arm and seed."""
     base = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return [("base", base)] + [
         (name, treatment.arm(name, seed).state) for name in treatment.names() for seed in treatment.seeds()
@@ -120,9 +166,16 @@ def _states(model: nn.Module, treatment: Treatment) -> list[tuple[str, Mapping[s
 def background_share(
     model: nn.Module, images: Images, layers: Sequence[str], evidence: Evidence = "gradient_x_activation"
 ) -> float:
-    """Return the mean share of the prediction's evidence on the background, without noise.
+    """Measure which share of the evidence for a network's predictions lies on the background.
 
-    Averaged over annotated images and layers; NaN where no layer or no mask is given.
+    Args:
+        model: The network; it is left as it was.
+        images: The images; only those with an object mask count.
+        layers: The layers' dotted names.
+        evidence: How evidence is measured; no noise is added.
+
+    Returns:
+        A share from 0 to 1, averaged over images and layers; NaN without layers or without masks.
     """
     shares: list[np.ndarray] = []
     if not layers:
@@ -133,6 +186,6 @@ def background_share(
         pixels = batch.images.to(device_of(model), dtype_of(model))
         with frozen_eval(model) as frozen:
             maps = clean_evidence(frozen, pixels, None, layers, evidence)[0]
-        shares += [background_shares_of(one, batch) for one in maps.values()]
+        shares += [background_shares_of(layer_maps, batch) for layer_maps in maps.values()]
     values = np.concatenate(shares) if shares else np.zeros(0)
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan

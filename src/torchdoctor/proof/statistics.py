@@ -1,4 +1,10 @@
-"""Say what a difference between two arms can bear: paired by image and seed, corrected for many arms."""
+"""Test whether one arm is more accurate than another on the same test images.
+
+All statistics are paired: each image is judged by both arms, and each seed of the treated arm has a control
+run of the same seed. What goes in are tables of booleans, one row per seed and one column per image: was the
+image classified correctly? What comes out are gains in percentage points with 95 % intervals and p-values.
+Where several arms are compared with one control, the p-values carry Holm's correction.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +18,12 @@ from jaxtyping import Bool, Float, Int
 from scipy import optimize, stats
 
 from torchdoctor.proof.result import ArmComparison, Gain, SplitComparison
+from torchdoctor.proof.verdict import LEVEL, verdict_of
 from torchdoctor.types import Verdict
 
-LEVEL = 0.95
-POWER = 0.8
-BINS = 15
+POWER = 0.8  # the probability with which a gain of the size `detectable` is found
+BINS = 15  # of the calibration error
+BATCH_SIZE = 1 << 20  # flipped signs held in memory at once
 
 
 def compare_split(
@@ -30,10 +37,24 @@ def compare_split(
     first: str = "treated",
     key_seed: int = 0,
 ) -> SplitComparison:
-    """Compare on one split from who was right: per arm one row of booleans per seed (base: one row).
+    """Compare every arm with the control on one test split.
 
-    `shares` and `errors` hold each arm's background shares and calibration errors, one per seed. `first`
-    is the arm that the verdict speaks of.
+    Args:
+        right: By arm and seed, which images are classified correctly. `control` is needed; `base` (the
+            untreated network, one row) is reported but not compared; every other name is an arm.
+        labels: The true category of each image, from 0.
+        ids: The id of each image.
+        categories: How many categories there are.
+        shares: By arm, one background share per seed (0 to 1, NaN where unknown).
+        errors: By arm, one expected calibration error per seed, in percent.
+        first: The arm that the verdict is about.
+        key_seed: Seeds bootstrap and permutation test.
+
+    Returns:
+        The accuracies, and each arm against the control, the arm `first` before the others.
+
+    Raises:
+        KeyError: There is no `control`.
     """
     control = np.stack(right["control"])
     others = [name for name in right if name not in ("base", "control")]
@@ -42,10 +63,9 @@ def compare_split(
     adjusted = holm([gain.p_value for gain in gains.values()])
     arms = {}
     for (name, gain), p_adjusted in zip(gains.items(), adjusted, strict=True):
-        found = _against(
-            control, np.stack(right[name]), replace(gain, p_adjusted=p_adjusted), labels, ids, categories
-        )
-        arms[name] = replace(found, verdict=verdict_of(found.gain, compared=len(gains)))
+        gain = replace(gain, p_adjusted=p_adjusted)
+        verdict = verdict_of(gain, compared=len(gains))
+        arms[name] = _against(control, np.stack(right[name]), gain, verdict, labels, ids, categories)
     mean_shares = {arm: float(np.mean(values)) for arm, values in (shares or {}).items() if values}
     return SplitComparison(
         accuracy={arm: tuple(100.0 * float(row.mean()) for row in rows) for arm, rows in right.items()},
@@ -66,20 +86,21 @@ def _against(
     control: Bool[np.ndarray, "seed image"],
     treated: Bool[np.ndarray, "seed image"],
     gain: Gain,
+    verdict: Verdict,
     labels: Int[np.ndarray, " image"],
     ids: Int[np.ndarray, " image"],
     categories: int,
 ) -> ArmComparison:
-    """Describe one arm against the control."""
+    """Describe one arm against the control: its gain per category, and the images it repairs and breaks."""
     difference = (treated.astype(float) - control.astype(float)).mean(0)
     by_control, by_treated = control.mean(0), treated.mean(0)
     return ArmComparison(
         gain=gain,
         gain_per_category=tuple(_per_category(difference, labels, categories)),
-        verdict="no evidence",
+        verdict=verdict,
         repaired=tuple(ids[(by_treated > 0.5) & (by_control < 0.5)].tolist()),
         broken=tuple(ids[(by_treated < 0.5) & (by_control > 0.5)].tolist()),
-        mcnemar=tuple(mcnemar(one, other) for one, other in zip(control, treated, strict=True)),
+        mcnemar=tuple(mcnemar(*rows) for rows in zip(control, treated, strict=True)),
     )
 
 
@@ -99,12 +120,32 @@ def paired_gain(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Gain:
-    """Return treated minus control in percentage points, paired by seed and image.
+    """Estimate how much more accurate one arm is than another, paired by seed and image.
 
-    The standard error is that of a bootstrap over images and seeds at once (`bootstrap_error`), the
-    interval takes a t quantile on seeds - 1 degrees of freedom: with three seeds a bootstrap's own
-    percentiles are far too narrow. p-value: random sign flips of each image's seed-averaged difference;
-    for one seed McNemar's exact test, and an error over images only.
+    The standard error comes from a bootstrap over images and seeds (`bootstrap_error`). The interval is the
+    mean plus and minus that error times a quantile of Student's t with seeds - 1 degrees of freedom, because
+    with few seeds the percentiles of the bootstrap itself are far too narrow. The p-value is that of a
+    permutation test: under the null hypothesis each image's difference is as likely to have the other sign.
+    With one seed, the error is over images only, and the p-value is McNemar's exact one.
+
+    Args:
+        control: Which images the control classifies correctly [seed, image].
+        treated: The same for the other arm, on the same images and in the same order of seeds.
+        flips: How many times the permutation test flips signs at random; where there are no more ways to
+            flip them, it is exact.
+        resamples: How many resamples the bootstrap makes.
+        seed: Seeds bootstrap and permutation test.
+
+    Returns:
+        Treated minus control in percentage points, with interval, p-value and the smallest detectable gain.
+
+    Example:
+        >>> import numpy as np
+        >>> control = np.array([[True, False, False, True]] * 2)
+        >>> treated = np.array([[True, True, True, True]] * 2)
+        >>> gain = paired_gain(control, treated)
+        >>> gain.mean, gain.p_value
+        (50.0, 0.5)
     """
     difference = treated.astype(float) - control.astype(float)
     seeds, images = difference.shape
@@ -114,7 +155,7 @@ def paired_gain(
         freedom, p_value = max(images - 1, 1), mcnemar(control[0], treated[0])
         source = "images only (one seed)"
     else:
-        freedom, p_value = seeds - 1, _sign_flips(difference.mean(0), flips, seed)
+        freedom, p_value = seeds - 1, _permutation_p(control, treated, flips, seed)
         source = f"images and {seeds} seeds"
     quantile = float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
     return Gain(
@@ -130,10 +171,18 @@ def paired_gain(
 
 @functools.cache
 def errors_to_see(freedom: int, level: float = LEVEL) -> float:
-    """Return how many standard errors a true gain has to be, to be seen with a probability of POWER.
+    """Return how large a true gain has to be to be found with a probability of `POWER`.
 
-    Seen: the t interval of this level lies above 0. Student's t around a gain that is not 0 is the
-    noncentral one; with few seeds the sum of two central quantiles falls short of it.
+    Found means that the t interval lies above 0. Where the true gain is not 0, the ratio of the measured gain
+    to its error follows the noncentral t distribution; with few seeds, the usual sum of two central quantiles
+    is too small.
+
+    Args:
+        freedom: Degrees of freedom of the interval.
+        level: The interval's level, such as 0.95.
+
+    Returns:
+        The gain in standard errors.
     """
     quantile = float(stats.t.ppf(0.5 + level / 2, freedom))
     return float(
@@ -144,12 +193,20 @@ def errors_to_see(freedom: int, level: float = LEVEL) -> float:
 def bootstrap_error(
     difference: Float[np.ndarray, "seed image"], resamples: int = 2_000, seed: int = 0
 ) -> float:
-    """Return the standard error of the mean by resampling images and seeds, independently of each other.
+    """Estimate the standard error of the mean difference by resampling images and seeds independently.
 
-    What is resampled are the images' means over the seeds and the seeds' means over the images: what is
-    left between them is in both of these means already, and resampling it once more makes the error a
-    fifth too wide. The seeds are few: the spread of a resample of S seeds is S - 1 in S of the truth, so
-    each seed's distance from the mean of all is widened by the root of S / (S - 1) first.
+    Resampled are the images' means over seeds, and the seeds' means over images. The residual between the two
+    is part of both already; to resample it again would make the error a fifth too wide. A resample of S seeds
+    has a variance that is too small by the factor (S - 1) / S, so each seed's distance from the overall mean
+    is multiplied by the root of S / (S - 1) first.
+
+    Args:
+        difference: Treated minus control of each seed and image, -1, 0 or 1.
+        resamples: How many resamples to draw.
+        seed: Seeds the resampling.
+
+    Returns:
+        The standard error, in the unit of `difference`.
     """
     seeds, images = difference.shape
     generator = np.random.default_rng([seed, 0xB007])
@@ -161,94 +218,85 @@ def bootstrap_error(
 
 
 def mcnemar(control: Bool[np.ndarray, " image"], treated: Bool[np.ndarray, " image"]) -> float:
-    """Return McNemar's exact two-sided p-value: are as many images repaired as broken?"""
+    """Test whether an arm repairs as many images as it breaks (McNemar's exact test).
+
+    Args:
+        control: Which images the control classifies correctly.
+        treated: The same for the other arm.
+
+    Returns:
+        The two-sided p-value; 1 where no image differs.
+    """
     better, worse = int((treated & ~control).sum()), int((control & ~treated).sum())
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values after Holm's step-down correction, in their own order.
+    """Correct p-values for the number of tests (Holm's step-down method).
 
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
+    Args:
+        p_values: The p-values of all tests that were made together.
+
+    Returns:
+        The corrected p-values, in the same order.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
     """
-    found, highest = [1.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
+    adjusted, highest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        found[place] = highest
-    return found
+        adjusted[place] = highest
+    return adjusted
 
 
 def calibration_error(
     confidence: Float[np.ndarray, " image"], right: Bool[np.ndarray, " image"], bins: int = BINS
 ) -> float:
-    """Return the expected calibration error in percent: how far confidence is from accuracy, bin by bin."""
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    """Return the expected calibration error: how far confidence is from accuracy.
+
+    Images are sorted into bins of equal width by confidence. The error is the mean over all images of the
+    distance between their bin's mean confidence and its accuracy.
+
+    Args:
+        confidence: The probability of each image's predicted category, 0 to 1.
+        right: Whether each prediction is correct.
+        bins: How many bins.
+
+    Returns:
+        The error in percent.
+    """
+    bin_of_image = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = []
-    for one in np.unique(place):
-        inside = place == one
+    for number in np.unique(bin_of_image):
+        inside = bin_of_image == number
         gap = abs(float(right[inside].mean()) - float(confidence[inside].mean()))
         gaps.append(gap * float(inside.mean()))
     return 100.0 * float(sum(gaps))
 
 
-def _sign_flips(values: Float[np.ndarray, " image"], flips: int, seed: int) -> float:
-    """Return the two-sided p-value of the mean under random signs; the sample counts itself."""
-    moving = values[values != 0]
-    if len(moving) == 0:
+def _permutation_p(
+    control: Bool[np.ndarray, "seed image"], treated: Bool[np.ndarray, "seed image"], flips: int, seed: int
+) -> float:
+    """Return the two-sided p-value of the mean difference under random signs of the images' differences.
+
+    Differences are summed over the seeds, not averaged: whole numbers compare exactly. Where there are no
+    more than `flips` ways to choose the signs, each is tried once and the p-value is exact; else as many are
+    drawn, and the measured signs count as one more.
+    """
+    difference = treated.sum(0) - control.sum(0)
+    moving = difference[difference != 0]
+    if len(moving) < 2:  # the only image that differs does so as much with either sign
         return 1.0
-    generator = np.random.default_rng([seed, 0x51F])
-    observed, hits, chunk = abs(float(moving.sum())), 0, max(1, (1 << 22) // len(moving))
-    for start in range(0, flips, chunk):
-        signs = generator.integers(0, 2, size=(min(chunk, flips - start), len(moving)), dtype=np.int8) * 2 - 1
-        hits += int((np.abs(signs @ moving) >= observed - 1e-9).sum())
-    return (1 + hits) / (1 + flips)
-
-
-def verdict_of(gain: Gain, compared: int = 1) -> Verdict:
-    """Return `helped` if the interval lies above 0, `harmed` if below, else `no evidence`.
-
-    Where several arms were compared the corrected p-value must be at most 5 % as well.
-    """
-    if compared > 1 and not gain.p_adjusted <= 1 - LEVEL:
-        return "no evidence"
-    if gain.low > 0:
-        return "helped"
-    return "harmed" if gain.high < 0 else "no evidence"
-
-
-def overall_verdict(
-    splits: Mapping[str, SplitComparison], primary: str, max_loss: float, min_gain: float = 0.0
-) -> tuple[Verdict, str]:
-    """Return the primary split's verdict on its first arm, and what it rests on.
-
-    `harmed` where another split loses more than `max_loss` points; the reason says so where a gain is
-    below `min_gain`, and what could have been detected where there is no evidence.
-    """
-    for name, split in splits.items():
-        lost = -split.first.gain.mean
-        if name != primary and lost > max_loss:
-            return "harmed", (
-                f"{name} loses {lost:.1f} points against the control, more than the {max_loss:g} allowed"
-            )
-    found = splits[primary].first
-    gain = found.gain
-    reason = (
-        f"{_signed(gain.mean)} points on {primary}, 95 % interval {_signed(gain.low)} to {_signed(gain.high)}"
+    test = stats.permutation_test(
+        (moving,),
+        lambda signed, axis: np.abs(signed.sum(axis=axis)),
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=flips,
+        batch=max(1, BATCH_SIZE // len(moving)),
+        rng=np.random.default_rng([seed, 0x51F]),
     )
-    if found.verdict == "no evidence" and math.isfinite(gain.detectable):
-        reason += (
-            f"; a gain of {gain.detectable:.1f} points would have been seen in at least four cases of five"
-        )
-    elif found.verdict == "no evidence" and gain.low == gain.high == 0:
-        reason += (
-            "; it is right and wrong on the same images as the control, so that nothing can be said of power"
-        )
-    if found.verdict == "helped" and gain.mean < min_gain:
-        reason += f": below the {min_gain:g} points asked for"
-    return found.verdict, reason
-
-
-def _signed(value: float) -> str:
-    """Return a number with its sign, a true minus for negative ones."""
-    return f"{value:+.1f}".replace("-", "−").replace("inf", "∞")
+    return float(test.pvalue)

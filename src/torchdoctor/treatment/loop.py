@@ -28,6 +28,7 @@ from torchdoctor.types import InputError, ModelDoctorError
 
 MOST_SKIPPED = 10  # steps in a row that are not finite end the training
 LOOK_EVERY = 50  # steps between two looks at which were skipped: each look waits for the device
+Tensors = tuple[Tensor, ...] | list[Tensor]
 COUNTERS = ("step", "epoch", "place", "skipped", "seen", "in_a_row")  # as checkpoints name them
 
 
@@ -296,7 +297,7 @@ class Loop:
         self.before = state.seconds
 
 
-def _update_means(means: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+def _update_means(means: Tensors, values: Tensors, count: Tensor | int) -> None:
     """Add values to the means of `count` earlier ones; whole numbers (batch-norm's counters) are copied."""
     if means[0].is_floating_point():
         get_swa_multi_avg_fn()(means, values, int(count))

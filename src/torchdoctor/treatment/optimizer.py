@@ -47,7 +47,7 @@ def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dic
     `bias` that has more than one dimension is decayed like any other. The order, and two groups even where
     the decay is 0, keep the parameters' numbers as checkpoints of earlier versions have them.
     """
-    from timm.optim import param_groups_weight_decay
+    from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 
     groups: list[dict[str, Any]] = param_groups_weight_decay(nn.ParameterList(parameters), weight_decay=1.0)
     groups.sort(key=lambda group: -group["weight_decay"])

@@ -81,8 +81,7 @@ def fit(
     if state is not None:
         loop.restore(state)
     while not loop.finished():
-        place = loop.place
-        for batch in islice(images(loop.epoch), place, None):
+        for batch in islice(images(loop.epoch), loop.place, None):
             loop.step_on(batch)
             progress(stage, loop.steps_done(), loop.total)
             if checkpoints is not None and (checkpoints.due(loop.step) | checkpoints.stopping()):
