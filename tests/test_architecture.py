@@ -85,7 +85,7 @@ def test_files_and_functions_stay_short():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     ]
-    assert [name for name, lines in functions if lines > 90] == []
+    assert [name for name, lines in functions if lines > 60] == []
 
 
 def test_public_names():
@@ -129,4 +129,4 @@ def test_hooks_are_registered_in_one_place():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and "hook" in node.attr
     }
-    assert registering == {"network.hooks", "treatment.remedies"}
+    assert registering == {"network.hooks"}

@@ -402,4 +402,4 @@ def test_the_demo_lets_the_user_decide():
     assert (base.epochs, base.limit) == (14, 9) and further.learning_rate == 0.02
     assert further.constraints == ("space",)
     _, other = demo_settings(settings_from({"model": "torchvision:resnet18"}))
-    assert other.layers is None and other.constraints is None
+    assert other.layers == other.constraints == "auto"

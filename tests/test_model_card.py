@@ -90,7 +90,8 @@ def case(trained, photos):
     return prepare(
         Settings(
             weights=str(trained / "model.safetensors"), data=f"folder:{photos}", epochs=1, learning_rate=0.01
-        )
+        ),
+        "treat",
     )
 
 
@@ -258,8 +259,8 @@ def test_hostile_names_break_neither_yaml_nor_markdown(case, tmp_path):
     splits = {f"{HOSTILE[number]} {number}": one for number, one in enumerate(fake.splits.values())}
     comparison = replace(fake, splits=splits, primary=next(iter(splits)), reason=HOSTILE[2])
     place = tmp_path / 'x: [|]\n---\n"<b>'
-    settings = replace(case.settings, data=f"folder:{place}", weights=f"{tmp_path}/`|`.pt")
-    case = replace(case, settings=settings, data=replace(case.data, classes=HOSTILE))
+    plan = case.plan.but(data=f"folder:{place}", weights=f"{tmp_path}/`|`.pt")
+    case = replace(case, plan=plan, data=replace(case.data, classes=HOSTILE))
     card = model_card(case, fake_diagnosis(HOSTILE), PRESCRIPTION, comparison, "treated", {})
     matter, (own, arms, _) = parsed(card)
     assert "license" not in matter and ModelCard(card).data.model_name == "small_resnet (treated)"
@@ -380,5 +381,5 @@ def test_the_state_of_an_adapted_stem_fits_the_plain_network_and_the_card_adapts
 
     state = load_model("shufflenet_v2", 2, image_size=24).state_dict()
     models.get_model("shufflenet_v2_x1_0", weights=None, num_classes=2).load_state_dict(state, strict=True)
-    case = replace(case, settings=replace(case.settings, model="shufflenet_v2"))
+    case = replace(case, plan=case.plan.but(model="shufflenet_v2"))
     assert "load_model('shufflenet_v2', 2, channels=3, image_size=24)" in loading_lines(case)[0]

@@ -113,7 +113,7 @@ def test_a_large_weight_lowers_the_penalty(patient):
         diagnosis,
         constraints=["space"],
         layers=["conv1"],
-        settings=TreatmentSettings(weight=20.0, expand_pixels=0),
+        settings=TreatmentSettings(weight=20.0, expand_pixels=0, scale="share"),
         recipe=recipe,
         seeds=1,
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 import yaml
 
 from torchdoctor.case.config import former_names, settings_record
-from torchdoctor.case.preparation import Case, environment
+from torchdoctor.case.preparation import Case
 from torchdoctor.case.settings import Settings
+from torchdoctor.case.surroundings import environment
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.files.reading import sha256_of
 from torchdoctor.files.writing import write_json, write_yaml

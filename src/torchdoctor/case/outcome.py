@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchdoctor.case.preparation import Case, loading_code
+from torchdoctor.case.preparation import Case
+from torchdoctor.case.surroundings import loading_code
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.proof.result import Comparison
@@ -67,7 +68,7 @@ def command_of(folder: Path, verb: str) -> str:
 
 def lines_of(case: Case, folder: Path, arm: str | None = None) -> str:
     """Return the lines that load an arm's weights in plain PyTorch."""
-    return loading_code(case, arm_weights(folder, arm or arm_of(case)))
+    return loading_code(case.plan, len(case.classes), arm_weights(folder, arm or arm_of(case)))
 
 
 def notes_of(diagnosis: Diagnosis) -> list[str]:

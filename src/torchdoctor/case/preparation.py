@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 
 from torchdoctor.case.defaults import best_select, check_constraints, prescribed
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
+from torchdoctor.case.surroundings import card_of
 from torchdoctor.data.load import EXPECTED, Splits, load_data
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.models.catalogue import MODELS
-from torchdoctor.models.loading import TIMM_SOURCES, load_model
+from torchdoctor.models.loading import load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import load_into, load_weights, weights_card
 from torchdoctor.network.checks import check_model
@@ -313,57 +313,3 @@ def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel heigh
     """Return one training image where the network lies."""
     first = next(iter(data.train.select([int(data.train.table.ids[0])])))
     return first.images.to(device_of(model))
-
-
-def card_of(plan: Plan, data: Splits) -> dict[str, object]:
-    """Return what lies beside saved weights: the model's name, the categories, the preprocessing."""
-    return {
-        "model": plan.model,
-        "classes": list(data.classes),
-        "preprocessing": data.preprocessing.to_json(),
-    }
-
-
-def environment() -> dict[str, object]:
-    """Return the versions and the machine that a result depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in ("torchdoctor", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions,
-    }
-
-
-def loading_code(case: Case, weights: Path) -> str:
-    """Return the lines that load treated weights in plain PyTorch."""
-    full, classes = case.plan.model, len(case.classes)
-    channels, size = case.data.preprocessing.channels, case.data.preprocessing.image_size
-    source, _, name = full.partition(":")
-    colour = "" if channels == 3 else f", in_chans={channels}"
-    if source == "torchvision" and not colour:
-        extra = ", aux_logits=False, init_weights=False" if name in ("googlenet", "inception_v3") else ""
-        build = f"import torchvision; model = torchvision.models.{name}(num_classes={classes}{extra})"
-    elif source in TIMM_SOURCES:
-        known = name if source == "timm" else full
-        build = f"import timm; model = timm.create_model({known!r}, num_classes={classes}{colour})"
-    elif name and source != "torchvision":
-        build = f"from {source} import {name}; model = {name}(num_classes={classes}{colour})"
-    else:
-        fitted = f"{full!r}, {classes}, channels={channels}, image_size={size}"
-        build = f"from torchdoctor import load_model; model = load_model({fitted})"
-    return "\n".join(
-        (
-            "from safetensors.torch import load_file",
-            build,
-            f"model.load_state_dict(load_file({str(weights)!r}))",
-        )
-    )

@@ -145,7 +145,17 @@ def load_data(
         image_size=image_size, channels=channels, batch_size=batch_size, limit=limit, classes=classes,
         primary=primary,
     )  # fmt: skip
-    tables = load_tables(spec, seed=seed, settings=settings)
+    return _loaded(load_tables(spec, seed=seed, settings=settings), settings, mean, std, augment)
+
+
+def _loaded(
+    tables: Tables,
+    settings: DataSettings,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    augment: Augment,
+) -> Splits:
+    """Make a loader for each split; broken images are left out where the settings say so."""
     skipped: tuple[str, ...] = ()
     if settings.on_error == "skip":
         tables, skipped = without_broken(tables)

@@ -80,11 +80,23 @@ def diagnose(
         >>> diagnose(model, [images], layers=["0"], confidence=0.0).layer("0").correlation.shape
         (2, 4)
     """
-    model = unwrap(model)
     if isinstance(draws, int) and draws < 0:
         raise InputError(f"draws is {draws}; expected 0 (no noise), a number of draws, or 'exact'")
     names = tuple(layers) if layers is not None else None
     settings = settings.given(layers=names, evidence=evidence, draws=draws, confidence=confidence)
+    return _diagnosed(unwrap(model), images, classes, settings, seed, parts, progress)
+
+
+def _diagnosed(
+    model: nn.Module,
+    images: Images,
+    classes: Sequence[str] | None,
+    settings: DiagnosisSettings,
+    seed: int,
+    parts: Parts | None,
+    progress: Progress,
+) -> Diagnosis:
+    """Predict all images, sift them, and measure the sifted ones."""
     example = first_images(model, images)
     asked = None if settings.layers == "auto" else settings.layers
     chosen = tuple(map_shapes(model, example, chosen_layers(model, example, asked)))  # first to last
@@ -102,11 +114,10 @@ def diagnose(
         low_order=settings.low_order,
     )
     measurement = _Measurement(model, images, chosen, sifting, settings, seed, sha256)
+    norms = norms_behind(model, example, chosen)
     return Diagnosis(
         classes=categories,
-        layers=measurement.layers(
-            survey, ids.tolist(), norms_behind(model, example, chosen), parts, progress
-        ),
+        layers=measurement.layers(survey, ids.tolist(), norms, parts, progress),
         sifting=sifting,
         counts=measurement.counts,
         confusion=_confusion(labels.numpy(), logits.argmax(1).numpy(), len(categories)),

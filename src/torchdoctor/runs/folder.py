@@ -222,7 +222,8 @@ def _check_unfinished(path: Path, wanted: Mapping[str, object]) -> None:
             raise InputError(f"--resume: {str(file)!r} cannot be read ({error}): start a new run") from error
         difference = _difference(was, plain(now))
         if difference:
-            raise InputError(f"--resume: {str(file)!r} was made otherwise: {difference}")
+            hint = "" if name != "config.yaml" else f"; to keep its settings add --config {file}"
+            raise InputError(f"--resume: {str(file)!r} was made otherwise: {difference}{hint}")
 
 
 def _difference(was: object, now: object) -> str:

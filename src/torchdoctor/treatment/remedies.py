@@ -17,6 +17,8 @@ from torch.nn import functional
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.backgrounds import swapped_backgrounds
 from torchdoctor.images.batches import Batch, TrainingImages, take
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import hooked
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.randomness import key
 from torchdoctor.treatment.recipe import PLAIN, Course, Recipe, at_least_float32, classification_terms
@@ -216,24 +218,14 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
         InputError: The logits do not come from a linear layer.
     """
     called: list[str] = []
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda *_call, name=name: called.append(name))
-        for name in names
-    ]
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            logits = as_logits(model(images))
-            last = called[-1] if called else ""
-            layer = model.get_submodule(last)
-            if last and torch.equal(layer(_input_of(model, layer, images)), logits):
-                return last
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    hooks = ((module, lambda *_call, name=name: called.append(name)) for name, module in linear.items())
+    with hooked(hooks), frozen_eval(model) as frozen, torch.no_grad():
+        logits = frozen.logits(images)
+        last = called[-1] if called else ""
+        layer = model.get_submodule(last)
+        if last and torch.equal(layer(_input_of(model, layer, images)), logits):
+            return last
     raise InputError(
         "arm 'dfr' trains the last linear layer, and the logits of this network come from none: leave it out"
     )
@@ -242,11 +234,8 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
 def _input_of(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
     """Return the input of a layer when the network runs on the images."""
     layer_inputs: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _module, inputs: layer_inputs.append(inputs[0]))
-    try:
+    with hooked([(layer, lambda _module, inputs: layer_inputs.append(inputs[0]))], "forward_pre"):
         model(images)
-    finally:
-        handle.remove()
     return layer_inputs[-1]
 
 

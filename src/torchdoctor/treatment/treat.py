@@ -155,19 +155,7 @@ def trial_of(
     check_choice("precision", recipe.precision, Precision)
     _check_model(model, diagnosis)
     source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images))
-    most = None if settings.masks_per_category == "all" else settings.masks_per_category
-    masked = masked_ids(source, diagnosis, most)
-    if arms is None:
-        arms = default_arms(len(masked)) if settings.arms == "auto" else settings.arms
-    wanted, chosen = remedies_named(arms), tuple[Constraint, ...]()
-    if "treated" in wanted:
-        chosen = chosen_constraints(constraints, layers, diagnosis, settings, has_masks=bool(masked))
-    drawn = source
-    if masked:
-        uses = any(constraint.needs_masks for constraint in chosen) or any(map(uses_masks, wanted.items()))
-        largest = max(len(batch.labels) for batch in source)
-        per_batch = drawn_per_batch(settings.annotated_per_batch, largest) if uses else 0
-        drawn = source.with_annotations(masked, per_batch)
+    wanted, chosen, drawn = _arms_and_images(source, diagnosis, arms, constraints, layers, settings)
     example = example_of(model, drawn)
     growth = settings.expand_pixels
     steps = max(recipe.epochs * drawn.steps_per_epoch, 1)
@@ -182,6 +170,30 @@ def trial_of(
 
     remedies = {name: remedy or treated for name, remedy in wanted.items()}
     return Trial(model, drawn, diagnosis, recipe, remedies, measured, settings.budget_kind, seed)
+
+
+def _arms_and_images(
+    source: TrainingImages,
+    diagnosis: Diagnosis,
+    arms: Sequence[str | Remedy] | None,
+    constraints: Sequence[str | Constraint] | None,
+    layers: Sequence[str] | None,
+    settings: TreatmentSettings,
+) -> tuple[dict[str, Remedy | None], tuple[Constraint, ...], TrainingImages]:
+    """Return the remedy of each arm, the constraints, and the images with as many masks as the arms use."""
+    most = None if settings.masks_per_category == "all" else settings.masks_per_category
+    masked = masked_ids(source, diagnosis, most)
+    if arms is None:
+        arms = default_arms(len(masked)) if settings.arms == "auto" else settings.arms
+    wanted, chosen = remedies_named(arms), tuple[Constraint, ...]()
+    if "treated" in wanted:
+        chosen = chosen_constraints(constraints, layers, diagnosis, settings, has_masks=bool(masked))
+    if not masked:
+        return wanted, chosen, source
+    uses = any(constraint.needs_masks for constraint in chosen) or any(map(uses_masks, wanted.items()))
+    largest = max(len(batch.labels) for batch in source)
+    per_batch = drawn_per_batch(settings.annotated_per_batch, largest) if uses else 0
+    return wanted, chosen, source.with_annotations(masked, per_batch)
 
 
 @dataclass(frozen=True)

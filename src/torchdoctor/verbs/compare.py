@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, arm_of, exit_code_of, lines_of
-from torchdoctor.case.preparation import Case, loading_code
+from torchdoctor.case.preparation import Case
 from torchdoctor.case.splits import splits_to_compare
+from torchdoctor.case.surroundings import loading_code
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
 from torchdoctor.proof.compare import compare
@@ -53,7 +54,11 @@ def _handed_back(case: Case, folder: Path, outcome: Outcome, found: Mapping[str,
     if use != found["arm"] and code == DONE:
         code = INCONCLUSIVE
     record = {**outcome.record, "exit_code": code, "handed_back": found}
-    lines = loading_code(case, Path(case.plan.weights)) if use == "base" else lines_of(case, folder, use)
+    lines = (
+        loading_code(case.plan, len(case.classes), Path(case.plan.weights))
+        if use == "base"
+        else lines_of(case, folder, use)
+    )
     return replace(outcome, exit_code=code, record=record, loading_code=lines)
 
 

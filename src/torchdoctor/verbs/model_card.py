@@ -17,7 +17,8 @@ from typing import Any
 from markupsafe import Markup
 
 from torchdoctor import __version__
-from torchdoctor.case.preparation import Case, loading_code
+from torchdoctor.case.preparation import Case
+from torchdoctor.case.surroundings import loading_code
 from torchdoctor.data.load import SCHEMES
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.models.loading import TIMM_SOURCES
@@ -125,7 +126,7 @@ def front_matter(case: Case, comparison: Comparison, use: str) -> str:
 def loading_lines(case: Case) -> list[str]:
     """Return the ways to load the weights from within their folder, without Model Doctor where possible."""
     name = case.plan.model
-    own = f"{loading_code(case, Path(WEIGHTS))}\nmodel.eval()"
+    own = f"{loading_code(case.plan, len(case.classes), Path(WEIGHTS))}\nmodel.eval()"
     if not is_timm(name):
         return [own]
     folder = 'model = timm.create_model("local-dir:.", pretrained=True)  # once pushed: hf-hub:OWNER/NAME'

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torchdoctor.case.config import settings_record, verb_of
 from torchdoctor.case.outcome import DONE, Outcome, arm_of, command_of, lines_of, notes_of
-from torchdoctor.case.preparation import Case, environment
+from torchdoctor.case.preparation import Case
+from torchdoctor.case.surroundings import environment
 from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from torchdoctor.case.outcome import DONE, Outcome
-from torchdoctor.case.preparation import Case, loading_code, prepare
+from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
+from torchdoctor.case.surroundings import loading_code
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json, write_weights
 from torchdoctor.models.weights import load_into, load_weights
@@ -71,7 +72,7 @@ def trained_outcome(case: Case, folder: Path) -> Outcome:
         "skipped_batches": [case.names_of(ids) for ids in history["skipped_batches"]],
         "images": {"train": len(case.data.train), "validation": len(case.data.validation)},
     }
-    code = loading_code(case, folder / "model.safetensors")
+    code = loading_code(case.plan, len(case.classes), folder / "model.safetensors")
     return Outcome(DONE, record, loading_code=code)
 
 
