@@ -21,6 +21,7 @@ from fake_results import (
     with_more_arms,
 )
 from torchdoctor.display import overlays as figures
+from torchdoctor.glossary import GLOSSARY
 from torchdoctor.proof.result import Gain
 from torchdoctor.report.number_text import number, plain_value, share, signed
 from torchdoctor.report.page import ReportContents, render_report
@@ -285,3 +286,12 @@ def test_the_trials_of_a_search_are_shown_with_whose_weights_to_use():
     assert "use the weights of control, since swap did not beat both base and control" in page.text
     assert "60.0" in page.text and "swapped across categories" in page.text
     assert "How the remedy was chosen" not in Page(page_of()).text
+
+
+def test_column_heads_explain_themselves_in_the_words_of_the_glossary():
+    page = Page(page_of(causes=fake_causes(), explained=(fake_explained(),)))
+    titles = [given["title"] for name, given in page.elements if name == "th" and "title" in given]
+    sentences = set(GLOSSARY.values()) | {f"{GLOSSARY['repaired']} {GLOSSARY['broken']}"}
+    assert set(titles) <= sentences
+    for term in ("arm", "gain", "p-value", "verdict", "cause", "correlated", "delta", "evidence on background"):
+        assert GLOSSARY[term] in titles, term

@@ -15,6 +15,7 @@ from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
 from torchdoctor.diagnosis.sparsity import sparsity
+from torchdoctor.glossary import GLOSSARY
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.error_cards import ExplainedError, cause_rows, error_cards
 from torchdoctor.report.example_cards import Example, example_groups
@@ -100,6 +101,7 @@ def _derived(contents: ReportContents) -> dict[str, Any]:
     prescribed = bool(contents.prescription)
     treated = comparison is not None or prescribed
     return {
+        "glossary": GLOSSARY,
         "treated": treated,
         "tone": comparison.verdict if comparison and not diagnosis.inconclusive else "no evidence",
         "headline": headline(diagnosis, comparison, treated=prescribed),
