@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: install demo test test-all check format ledger ledger-check clean
+.PHONY: install demo test test-all check format docs ledger ledger-check clean
 
 install: $(VENV)/installed
 
@@ -33,6 +33,11 @@ check: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The parts of the documentation that come from the code, and the tutorial's pictures (minutes, and Chromium).
+docs: install
+	$(BIN)/python docs/write_pages.py
+	$(BIN)/python docs/make_pictures.py
 
 # The page of the paper's numbers and ours, from the lines in benchmarks/results.
 ledger: install
