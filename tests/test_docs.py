@@ -258,18 +258,18 @@ class Place:
 
 
 def draw_photos(root: Path) -> None:
-    """Draw an ImageFolder of two categories, 24 px, with a mask beside every image."""
+    """Draw an ImageFolder of two categories, 36 px, with a mask beside every image."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
-    mask = torch.zeros(24, 24, dtype=torch.uint8)
-    mask[6:18, 6:18] = 255
+    mask = torch.zeros(36, 36, dtype=torch.uint8)
+    mask[6:30, 6:30] = 255
     for split, number in (("train", 24), ("test", 8)):
         for name, colour in (("blue", 2), ("red", 0)):
             (root / split / name).mkdir(parents=True)
             for position in range(number):
-                pixels = torch.randint(0, 120, (24, 24, 3), generator=generator, dtype=torch.uint8)
-                pixels[6:18, 6:18, colour] += 120
+                pixels = torch.randint(0, 120, (36, 36, 3), generator=generator, dtype=torch.uint8)
+                pixels[6:30, 6:30, colour] += 40
                 Image.fromarray(pixels.numpy()).save(root / split / name / f"{position}.png")
                 Image.fromarray(mask.numpy()).save(root / split / name / f"{position}.mask.png")
 
