@@ -25,7 +25,11 @@ from torchdoctor.cli.app import app
 from torchdoctor.glossary import GLOSSARY
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = {ROOT / "docs" / "ledger.md", ROOT / "docs" / "reference" / "python-api.md"}
+GENERATED = {
+    ROOT / "docs" / "ledger.md",
+    ROOT / "docs" / "reference" / "python-api.md",
+    ROOT / "docs" / "reference" / "settings.md",
+}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WRITTEN = [page for page in PAGES if page not in GENERATED]
 WIDTH = 120

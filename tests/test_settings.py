@@ -18,6 +18,7 @@ from torchdoctor.case.identity import DECIDED, comparable
 from torchdoctor.case.settings import GROUPS, USED_BY, Plan, Settings, decided_by_verb
 from torchdoctor.cli.app import app, build_app
 from torchdoctor.cli.options import help_of, metavar_of
+from torchdoctor.glossary import GLOSSARY
 from torchdoctor.settings import SettingsGroup, flag_of, setting
 from torchdoctor.treatment.arms import chosen_constraints
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints
@@ -275,3 +276,10 @@ def test_a_run_of_an_earlier_version_is_resumed_by_the_same_settings_only(tmp_pa
     assert comparable(tmp_path, {"config.yaml": other})["config.yaml"] == {**recorded, "lazy": 1}
     other = settings_record("checkup", Plan(**{**dict(asked.but(masks_per_category=7)), **decided}))
     assert comparable(tmp_path, {"config.yaml": other})["config.yaml"] != recorded
+
+
+def test_help_texts_use_the_words_of_the_glossary():
+    shared = {"evidence", "draws", "delta", "theta", "scale", "tau", "seed"}
+    assert shared <= set(GLOSSARY) & set(Settings.model_fields)
+    for name in shared:
+        assert str(Settings.model_fields[name].description).startswith(GLOSSARY[name])

@@ -26,7 +26,7 @@ GLOSSARY: dict[str, str] = {
         "it lies counts, not how much there is."
     ),
     "scale": (
-        "How a constraint measures evidence: none (as it is, the default) or share (divided by all "
+        "How a constraint measures evidence: none (as it is, as in the paper) or share (divided by all "
         "evidence of the layer)."
     ),
     # The diagnosis

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from torchdoctor.data.pixels import AUGMENT, Augment
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.settings import EVIDENCE_ALONE, EVIDENCE_OF_TREATMENT, DiagnosisSettings
+from torchdoctor.glossary import GLOSSARY
 from torchdoctor.models.settings import ModelSettings
 from torchdoctor.proof.settings import ProofSettings
 from torchdoctor.settings import Amount, SettingsGroup, Whole, setting
@@ -80,7 +81,7 @@ class RunSettings(SettingsGroup):
         left_out="runs/<command>-<time>",
         newcomer=True,
     )
-    seed: Whole = setting(0, "The number that all randomness starts from.")
+    seed: Whole = setting(0, GLOSSARY["seed"])
 
 
 class Settings(

@@ -75,11 +75,26 @@ def help_of(field: FieldInfo) -> str:
     Returns:
         For instance `The optimiser. [sgd]`.
     """
-    left_out = extra_of(field).get("left_out")
-    if left_out is None and field.default is not None and field.default is not False:
-        default = field.default
-        left_out = ",".join(default) if isinstance(default, tuple) else str(default)
+    left_out = default_text(field)
     return f"{field.description}" + (f" [{left_out}]" if left_out else "")
+
+
+def default_text(field: FieldInfo) -> str:
+    """Say what holds where a setting is not given.
+
+    Args:
+        field: A field of a settings group.
+
+    Returns:
+        What the field says of it, else its default; empty for a flag that is off.
+    """
+    left_out = extra_of(field).get("left_out")
+    if left_out is not None:
+        return str(left_out)
+    default = field.default
+    if default is None or default is False:
+        return ""
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def metavar_of(field: FieldInfo) -> str:

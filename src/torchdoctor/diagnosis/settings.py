@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torchdoctor.diagnosis.sifting import LowOrder
+from torchdoctor.glossary import GLOSSARY
 from torchdoctor.settings import Amount, Count, SettingsGroup, Share, Whole, setting
 from torchdoctor.types import Evidence
 
@@ -21,8 +22,7 @@ class EvidenceSettings(SettingsGroup):
 
     evidence: Evidence | Literal["auto"] = setting(
         "auto",
-        "How much a kernel speaks for a category: gradient (Eq. 2 of the paper), or gradient_x_activation "
-        "(the gradient times the map).",
+        GLOSSARY["evidence"],
         left_out=f"diagnose, robustness: {EVIDENCE_ALONE}; treat, checkup: {EVIDENCE_OF_TREATMENT}",
     )
 
@@ -38,18 +38,15 @@ class DiagnosisSettings(EvidenceSettings):
     )
     draws: Whole | Literal["exact", "auto"] = setting(
         "auto",
-        "Noise draws of each image; 0 means no noise, exact means the limit of many draws.",
+        GLOSSARY["draws"] + " 0 means no noise, exact the limit of many draws.",
         left_out=f"diagnosis: {DRAWS}; training step: 1",
     )
     delta: Amount | Literal["auto"] = setting(
         "auto",
-        "Half the range of the noise, in units of the layer's map.",
+        GLOSSARY["delta"],
         left_out="a tenth of the map's standard deviation",
     )
-    theta: Share = setting(
-        0.2,
-        "A kernel counts as correlated from this relative height on, between the lowest and highest kernel.",
-    )
+    theta: Share = setting(0.2, GLOSSARY["theta"])
     images_per_category: Count = setting(100, "How many images of each category are diagnosed at most.")
     confidence: Share = setting(
         0.9, "Only images that are classified correctly with at least this probability are diagnosed."

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from torchdoctor.diagnosis.settings import EVIDENCE_OF_TREATMENT, EvidenceSettings
+from torchdoctor.glossary import GLOSSARY
 from torchdoctor.settings import Amount, Count, Share, Whole, setting
 from torchdoctor.treatment.constraints import SCALE, weight_of
 from torchdoctor.types import BudgetKind, Evidence, InputError, Scale, Targets
@@ -31,19 +32,13 @@ class TreatmentSettings(EvidenceSettings):
         left_out="channel, and space where masks exist",
     )
     seeds: Count = setting(3, "How many times all arms are trained, each time in another random order.")
-    scale: Scale = setting(
-        SCALE,
-        "Unit of a penalty: none (the evidence as it is, as in the paper) or share (divided by all evidence "
-        "of the image).",
-    )
+    scale: Scale = setting(SCALE, GLOSSARY["scale"])
     weight: tuple[str, ...] = setting(
         ("auto",),
         "Weight of the penalties beside the loss: auto (measured, see --tau), a number for all constraints, "
         "or constraint=number for each.",
     )
-    tau: Amount = setting(
-        0.3, "The weight auto makes a penalty's gradient this many times as long as that of the loss."
-    )
+    tau: Amount = setting(0.3, GLOSSARY["tau"])
     targets: Targets = setting(
         "prediction",
         "The category whose evidence is constrained (n of Eq. 5): the prediction, as in the paper, or the "
