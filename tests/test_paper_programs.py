@@ -227,4 +227,4 @@ def test_figure_5_trains_with_the_masks_that_it_records(programs, monkeypatch):
     monkeypatch.setattr(figure5, "arms_at", lambda *_, **__: {})
     monkeypatch.setattr(figure5, "treat", lambda *_, **given: seen.update(given) or SimpleNamespace(arms=()))
     states = figure5._states(MagicMock(layers=["last"], base=torch.nn.Linear(2, 2)))
-    assert set(states) == {"base"} and seen["masks_per_category"] == figure5.MASKS == 20
+    assert set(states) == {"base"} and seen["settings"].masks_per_category == figure5.MASKS == 20

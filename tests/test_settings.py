@@ -15,7 +15,7 @@ import yaml
 import torchdoctor as td
 from torchdoctor.case.config import read_config, schema, settings_from, settings_record, template
 from torchdoctor.case.identity import DECIDED, comparable
-from torchdoctor.case.settings import GROUPS, USED_BY, Plan, Settings, decided_by_verb
+from torchdoctor.case.settings import GROUPS, USED_BY, Plan, Settings, check_verb, decided_by_verb
 from torchdoctor.cli.app import app, build_app
 from torchdoctor.cli.options import help_of, metavar_of
 from torchdoctor.glossary import GLOSSARY
@@ -283,3 +283,15 @@ def test_help_texts_use_the_words_of_the_glossary():
     assert shared <= set(GLOSSARY) & set(Settings.model_fields)
     for name in shared:
         assert str(Settings.model_fields[name].description).startswith(GLOSSARY[name])
+
+
+def test_what_a_run_records_can_be_run_again(tmp_path):
+    (tmp_path / "c.yaml").write_text(EARLIER)
+    decided = {"image_size": 24, "channels": 3, "expand_pixels": 3, "select": "mean"}
+    for auto, name in ((False, "auto"), (True, "mean")):
+        asked = settings_from({"auto": auto}, tmp_path / "c.yaml")
+        plan = Plan(**{**dict(asked), **decided})
+        (tmp_path / "again.yaml").write_text(yaml.safe_dump(settings_record("checkup", plan)))
+        again = settings_from({}, tmp_path / "again.yaml")
+        check_verb(again, "checkup")
+        assert again.select == name and again == Settings(**{**dict(plan), "select": name})

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from torchdoctor.case.settings import GROUPS, USED_BY, Settings, Verb
+from torchdoctor.case.settings import GROUPS, USED_BY, SearchSettings, Settings, Verb
 from torchdoctor.settings import SettingsGroup, extra_of
 from torchdoctor.types import InputError
 
@@ -135,6 +135,8 @@ def settings_record(
     used = groups if groups is not None else USED_BY.get(verb, tuple(_every_group()))  # type: ignore[call-overload]
     values = settings.model_dump(mode="json")
     names = [name for group in used for name in group.model_fields]
+    if not settings.auto:  # how to search is refused where no search is asked for
+        names = [name for name in names if name == "auto" or name not in SearchSettings.model_fields]
     return {"verb": verb, **{name: values[name] for name in names if values[name] is not None}}
 
 
