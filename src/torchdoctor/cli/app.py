@@ -20,6 +20,8 @@ from torchdoctor.cli.options import (
     RESUME,
     Groups,
     add_command,
+    argument,
+    option,
     parameters_of,
     tell,
 )
@@ -31,14 +33,15 @@ HELP = (
     "control arm, and prove whether that helped."
 )
 SENTENCES: Mapping[Verb, str] = {
-    "train": "Train a classifier, from random or published weights.",
-    "diagnose": "Find which kernels each category depends on, where its evidence lies, and what causes each "
-    "error.",
+    "train": "Train a classifier from random or published weights.",
+    "diagnose": "Find the kernels that each category depends on, how much of its evidence lies on the "
+    "background, and the cause of each error.",
     "treat": "Train a classifier further under constraints, beside a control arm without them.",
-    "checkup": "Diagnose, treat, compare and report in one go.",
-    "demo": "Train a small network on drawn images whose backgrounds give the category away, and check it "
-    "up.",
+    "checkup": "Run diagnose, treat, compare and report, one after the other.",
+    "demo": "Train a small network on images drawn by code, in which the background gives the category away; "
+    "then run checkup on it.",
 }
+_VERBS = ", ".join(SENTENCES)
 RESUMABLE: tuple[Verb, ...] = ("train", "diagnose", "treat", "checkup")
 DEMO = (
     "out", "data", "model", "seeds", "epochs", "limit", "batch_size", "workers", "device", "seed", "primary",
@@ -47,6 +50,10 @@ DEMO = (
 COMPARE = ("primary", "min_gain", "max_loss", "device", "workers", "batch_size")
 REPORT = ("device", "workers")
 PREDICT = ("weights", "model", "device", "batch_size", "image_size")
+# What holds where a flag is left out, in commands in which that is not the default of the setting.
+DEMO_LEFT_OUT = {"data": "scenes", "model": "small_resnet", "epochs": "6 for each arm"}
+RUN_LEFT_OUT = dict.fromkeys(("primary", "device", "workers", "batch_size"), "as in the run")
+PREDICT_LEFT_OUT = {"weights": "they must be given", "image_size": "that of the weights, else 224"}
 
 
 def build_app(used_by: Mapping[Verb, Groups] = USED_BY, kind: type[Settings] = Settings) -> typer.Typer:
@@ -69,47 +76,67 @@ def build_app(used_by: Mapping[Verb, Groups] = USED_BY, kind: type[Settings] = S
     )
     app.callback()(_root)
     for verb, sentence in SENTENCES.items():
-        only = DEMO if verb == "demo" else None
+        only, left_out = (DEMO, DEMO_LEFT_OUT) if verb == "demo" else (None, {})
         flags = [DRY_RUN, CONFIG, AS_JSON] + ([RESUME] if verb in RESUMABLE else [])
-        parameters = [*parameters_of(used_by[verb], only), *(flag.parameter for flag in flags)]
+        parameters = [*parameters_of(used_by[verb], only, left_out), *(flag.parameter for flag in flags)]
         add_command(app, verb, _body_of(verb, kind), parameters, sentence)
     every = list(dict.fromkeys(group for groups in used_by.values() for group in groups))
-    run = closer.argument("run", str, "A finished run of treat.")
+    _add_reading_commands(app, every)
+    closer.add_commands(app, every)
+    models.add_commands(app)
+    data.add_commands(app, every)
+    verb_argument = argument(
+        "verb", str, f"The command whose settings are printed: {_VERBS}. [checkup]", "checkup"
+    )
+    as_schema = option("as_schema", bool, False, "Print a JSON schema of all settings instead, for editors "
+                       "that check a settings file.", flag="--schema")  # fmt: skip
     add_command(
-        app, "compare", compare, [run, *parameters_of(every, COMPARE), AS_JSON.parameter],
-        "Compare base, control and the other arms of a treat run on the test splits, once.",
+        app, "config", config, [verb_argument, as_schema],
+        "Print a settings file with every setting of a command at its default, explained; save it, change "
+        "it, and give it to the command with --config.",
     )  # fmt: skip
-    run = closer.argument("run", str, "A finished run of diagnose, treat or checkup.")
-    page = closer.option("out", str | None, None, "The page's file. [RUN/report.html]")
+    return app
+
+
+def _add_reading_commands(app: typer.Typer, every: Groups) -> None:
+    """Add `compare`, `report` and `predict`, which use a finished run or finished weights."""
+    run = argument("run", str, "The folder of a finished run of treat.")
     add_command(
-        app, "report", report, [run, page, *parameters_of(every, REPORT), AS_JSON.parameter],
+        app, "compare", compare, [run, *parameters_of(every, COMPARE, RUN_LEFT_OUT), AS_JSON.parameter],
+        "Test the arms of a finished treat run (base, control, treated) on the test splits and give the "
+        "verdict. A run can be compared once, because the test images must not be used to choose.",
+    )  # fmt: skip
+    run = argument("run", str, "The folder of a finished run of diagnose, treat or checkup.")
+    page = option(
+        "out",
+        str | None,
+        None,
+        "The HTML file to write; it must not exist yet. [RUN/report.html]",
+        metavar="FILE",
+    )
+    add_command(
+        app, "report", report, [run, page, *parameters_of(every, REPORT, RUN_LEFT_OUT), AS_JSON.parameter],
         "Write the HTML report of a finished run.",
     )  # fmt: skip
-    images = closer.argument("images", list[str], "Images, or folders of them.")
+    images = argument("images", list[str], "Image files, or folders that are searched for images.")
     add_command(
         app, "predict", predict,
-        [images, *parameters_of(every, PREDICT), CONFIG.parameter, AS_JSON.parameter],
-        "Say what trained weights make of images.",
+        [images, *parameters_of(every, PREDICT, PREDICT_LEFT_OUT), CONFIG.parameter, AS_JSON.parameter],
+        "Print the category that trained weights assign to each image, with its probability and the "
+        "second most probable category.",
     )  # fmt: skip
-    closer.add_commands(app, every)
-    app.command()(models.models)
-    app.command()(models.layers)
-    app.command()(data.datasets)
-    app.add_typer(data.data)
-    app.command(name="config")(config)
-    return app
 
 
 def _body_of(verb: Verb, kind: type[Settings]) -> Any:
     """Return what a command that runs on settings does with its parsed flags."""
 
     def body(
-        *, config: str | None, as_json: bool, dry_run: bool, resume: bool | None = None, **given: Any
+        *, config: str | None, as_json: bool, dry_run: bool, resume: bool | None = None, **values: Any
     ) -> None:
         from torchdoctor import verbs
         from torchdoctor.cli import tables
 
-        settings = settings_from(given, config, kind=kind)
+        settings = settings_from(values, config, kind=kind)
         if dry_run:
             show(verbs.plan(settings, verb), as_json, tables.print_plan)
             return
@@ -138,59 +165,62 @@ def finish(outcome: Any, as_json: bool) -> None:
     raise typer.Exit(outcome.exit_code)
 
 
-def compare(*, run: str, as_json: bool, **given: Any) -> None:
+def compare(*, run: str, as_json: bool, **values: Any) -> None:
     """Compare the arms of a finished run.
 
     Args:
         run: The run's folder.
         as_json: Whether the result is printed as JSON.
-        **given: Settings that differ from those of the run.
+        **values: Settings that differ from those of the run.
     """
     from torchdoctor.verbs import run_compare
 
     with ProgressBar(as_json) as progress:
-        outcome = run_compare(run, given, progress)
+        outcome = run_compare(run, values, progress)
     finish(outcome, as_json)
 
 
-def report(*, run: str, out: str | None, as_json: bool, **given: Any) -> None:
+def report(*, run: str, out: str | None, as_json: bool, **values: Any) -> None:
     """Write the report of a finished run.
 
     Args:
         run: The run's folder.
         out: The page's file.
         as_json: Whether the result is printed as JSON.
-        **given: Settings that differ from those of the run.
+        **values: Settings that differ from those of the run.
     """
     from torchdoctor.verbs import run_report
 
     with ProgressBar(as_json) as progress:
-        outcome = run_report(run, given, out, progress)
+        outcome = run_report(run, values, out, progress)
     finish(outcome, as_json)
 
 
-def predict(*, images: list[str], config: str | None, as_json: bool, **given: Any) -> None:
+def predict(*, images: list[str], config: str | None, as_json: bool, **values: Any) -> None:
     """Run weights on images.
 
     Args:
         images: Files and folders.
         config: A YAML file of settings.
         as_json: Whether the result is printed as JSON.
-        **given: Settings.
+        **values: Settings by name; None means that the flag was left out.
     """
     from torchdoctor import verbs
     from torchdoctor.cli import tables
 
-    show(verbs.predict(settings_from(given, config), images), as_json, tables.print_predictions)
+    show(verbs.predict(settings_from(values, config), images), as_json, tables.print_predictions)
 
 
-def config(
-    verb: Annotated[str, typer.Argument(help="The command whose settings are printed.")] = "checkup",
-    as_schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of a settings file instead.")
-    ] = False,
-) -> None:
-    """Print a settings file with every setting at its default, explained; for --config."""
+def config(*, verb: str, as_schema: bool) -> None:
+    """Print a settings file with every setting of a command at its default, explained.
+
+    Args:
+        verb: The command.
+        as_schema: Whether the JSON schema of all settings is printed instead.
+
+    Raises:
+        InputError: There is no such command.
+    """
     if as_schema:
         sys.stdout.write(json.dumps(schema(), indent=2) + "\n")
         return

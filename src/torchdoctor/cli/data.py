@@ -1,74 +1,107 @@
-"""The command line's list of data sets, and its check of one."""
+"""The commands that list the known data sets and check a data set."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from torchdoctor.cli.terminal import AsJson, ProgressBar, show
+from torchdoctor.cli.options import AS_JSON, Groups, add_command, option, parameters_of
+from torchdoctor.cli.terminal import ProgressBar, show
 from torchdoctor.types import InputError
 
-NAMED = 5  # of a list of findings, how many are printed
+NAMED = 5  # of a list of problems, how many are printed
 LISTED = 30  # categories that still make a table to read
+CHECK = ("data", "on_error", "download", "seed")
 
-data = typer.Typer(name="data", help="Look at data before it is used.", no_args_is_help=True)
+
+def add_commands(app: typer.Typer, groups: Groups) -> None:
+    """Add `datasets` and `data check`.
+
+    Args:
+        app: The command line.
+        groups: All groups of settings.
+    """
+    add_command(
+        app, "datasets", datasets, [AS_JSON.parameter],
+        "List the data sets that --data knows by name, as NAME@ROOT: ROOT is the folder with the files.",
+    )  # fmt: skip
+    data = typer.Typer(name="data", help="Look at data before it is used.", no_args_is_help=True)
+    threads = "Threads that decode images; 0 means one for each processor core. [0]"
+    add_command(
+        data, "check", check,
+        [
+            *parameters_of(groups, CHECK, {"on_error": "fail, with exit code 2"}),
+            option("workers", int, 0, threads, metavar="INTEGER"), AS_JSON.parameter,
+        ],
+        "Decode every image once and report: images per category and split, sizes, damaged files, and equal "
+        "images in several splits.",
+    )  # fmt: skip
+    app.add_typer(data)
 
 
-def datasets(json_: AsJson = False) -> None:
-    """List the data sets that go by a bare name, as NAME@ROOT."""
+def datasets(*, as_json: bool) -> None:
+    """List the data sets of the catalogue.
+
+    Args:
+        as_json: Whether the list is printed as JSON.
+    """
     from torchdoctor.data.catalogue import DATASETS
 
-    found = [
-        {"name": one.name, "title": one.title, "categories": one.categories, "image_size": one.image_size,
-         "channels": one.channels, "data": f"{one.name}@ROOT", "layout": f"{one.layout} or *.parquet"}
-        for one in DATASETS.values()
+    entries = [
+        {"name": entry.name, "title": entry.title, "categories": entry.categories,
+         "image_size": entry.image_size, "channels": entry.channels, "data": f"{entry.name}@ROOT",
+         "layout": f"{entry.layout} or *.parquet"}
+        for entry in DATASETS.values()
     ]  # fmt: skip
-    show(found, json_, _print_datasets)
+    show(entries, as_json, _print_datasets)
 
 
-@data.command("check")
-def check(
-    spec: Annotated[str, typer.Option("--data", help="What to look at; as in the other commands.")],
-    on_error: Annotated[
-        str, typer.Option("--on-error", help="fail (exit 2) or skip broken images.")
-    ] = "fail",
-    seed: Annotated[int, typer.Option("--seed", help="Divides what comes undivided.")] = 0,
-    workers: Annotated[int, typer.Option("--workers", help="Threads. [one per core]")] = 0,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch it first.")] = False,
-    json_: AsJson = False,
-) -> None:
-    """Decode every image once: counts, sizes, duplicates across splits, broken files."""
+def check(*, workers: int, as_json: bool, **values: Any) -> None:
+    """Decode every image of a data set and print what each split holds and what is wrong.
+
+    Args:
+        workers: Threads that decode; 0 is the number of processor cores.
+        as_json: Whether the result is printed as JSON.
+        **values: The settings `data`, `on_error`, `download` and `seed`; None means the default.
+
+    Raises:
+        InputError: The data cannot be read, a value does not fit, or images do not decode and `on_error` is
+            `fail`.
+    """
+    from torchdoctor.case.config import settings_from
     from torchdoctor.data.checking import check_data
     from torchdoctor.data.load import load_tables
     from torchdoctor.data.settings import DataSettings
 
-    if on_error not in ("fail", "skip"):
-        raise InputError(f"--on-error {on_error!r}: expected fail or skip")
+    settings = settings_from(values)
+    if settings.data is None:
+        raise InputError("--data is missing: give the data set to check, such as folder:PATH")
     if workers < 0:
         raise InputError(f"--workers {workers}: expected 0 or more")
-    tables = load_tables(spec, seed=seed, settings=DataSettings(download=download))
-    with ProgressBar(json_) as progress:
-        found = check_data(tables, workers, progress)
-    show(found.to_json(), json_, _print_check)
-    if found.broken and on_error == "fail":
+    tables = load_tables(settings.data, seed=settings.seed, settings=settings.part(DataSettings))
+    with ProgressBar(as_json) as progress:
+        result = check_data(tables, workers, progress)
+    show(result.to_json(), as_json, _print_check)
+    if result.broken and settings.on_error == "fail":
         raise InputError(
-            f"{found.broken} images of {spec!r} do not decode: repair or remove them, or use --on-error skip"
+            f"{result.broken} images of {settings.data!r} do not decode: repair or remove them, or use "
+            "--on-error skip"
         )
 
 
-def _print_datasets(console: Console, found: list[dict[str, Any]]) -> None:
+def _print_datasets(console: Console, entries: list[dict[str, Any]]) -> None:
     """Print the catalogue."""
     table = Table(title="Data sets", title_justify="left")
     for name in ("name", "what", "categories", "size", "channels", "ROOT holds"):
         table.add_column(name)
-    for one in found:
+    for entry in entries:
         table.add_row(
-            one["name"], one["title"], str(one["categories"]), f"{one['image_size']} px",
-            str(one["channels"]), one["layout"],
+            entry["name"], entry["title"], str(entry["categories"]), f"{entry['image_size']} px",
+            str(entry["channels"]), entry["layout"],
         )  # fmt: skip
     console.print(table)
     console.print(
@@ -76,69 +109,74 @@ def _print_datasets(console: Console, found: list[dict[str, Any]]) -> None:
     )
 
 
-def _print_check(console: Console, found: dict[str, Any]) -> None:
+def _print_check(console: Console, record: dict[str, Any]) -> None:
     """Print counts, then what is wrong."""
-    table = Table(title=f"Data: {found['origin']}", title_justify="left")
+    table = Table(title=f"Data: {record['origin']}", title_justify="left")
     for name in ("split", "images", "masks", "per category", "commonest size", "sides", "broken"):
         table.add_column(name, justify="left" if name == "split" else "right")
-    for name, one in found["splits"].items():
-        counts = one["per_category"].values()
-        common = one["sizes"][0] if one["sizes"] else None
+    for name, split in record["splits"].items():
+        counts = split["per_category"].values()
+        common = split["sizes"][0] if split["sizes"] else None
         table.add_row(
             name,
-            f"{one['images']:,}",
-            f"{one['masks']:,}",
+            f"{split['images']:,}",
+            f"{split['masks']:,}",
             _range(min(counts), max(counts)),
             f"{common['width']} x {common['height']} ({common['images']:,})" if common else "-",
-            _range(one["smallest_side"], one["largest_side"]),
-            str(len(one["broken"])),
+            _range(split["smallest_side"], split["largest_side"]),
+            str(len(split["broken"])),
         )
     console.print(table)
-    _print_categories(console, found["splits"])
-    for name, one in found["splits"].items():
-        for each in one["broken"][:NAMED]:
-            console.print(f"broken in {name}: {each['reason']}", markup=False)
-        if len(one["broken"]) > NAMED:
-            console.print(f"... and {len(one['broken']) - NAMED} more in {name} (--json lists them)")
-        empty = [category for category, number in one["per_category"].items() if not number]
-        if empty:
-            console.print(f"no image in {name}: {', '.join(empty)}", markup=False)
-        if found["repeated_within_split"][name]:
-            console.print(f"repeated within {name}: {found['repeated_within_split'][name]} images")
-    _print_duplicates(console, found)
+    _print_categories(console, record["splits"])
+    for name, split in record["splits"].items():
+        _print_problems(console, name, split, record["repeated_within_split"][name])
+    _print_duplicates(console, record)
+
+
+def _print_problems(console: Console, name: str, split: dict[str, Any], repeated: int) -> None:
+    """Print what is wrong with a split: damaged images, empty categories, images that are there twice."""
+    for image in split["broken"][:NAMED]:
+        console.print(f"broken in {name}: {image['reason']}", markup=False)
+    if len(split["broken"]) > NAMED:
+        console.print(f"... and {len(split['broken']) - NAMED} more in {name} (--json lists them)")
+    empty = [category for category, number in split["per_category"].items() if not number]
+    if empty:
+        console.print(f"no image in {name}: {', '.join(empty)}", markup=False)
+    if repeated:
+        console.print(f"repeated within {name}: {repeated} images")
 
 
 def _print_categories(console: Console, splits: dict[str, Any]) -> None:
     """Print the images per category and split, the rarest categories where there are many."""
     totals = {
-        category: sum(one["per_category"][category] for one in splits.values())
+        category: sum(split["per_category"][category] for split in splits.values())
         for category in next(iter(splits.values()))["per_category"]
     }
-    names = list(totals) if len(totals) <= LISTED else sorted(totals, key=lambda one: totals[one])[:NAMED]
+    names = list(totals) if len(totals) <= LISTED else sorted(totals, key=totals.__getitem__)[:NAMED]
     title = "Images per category" + ("" if len(names) == len(totals) else f", the rarest of {len(totals)}")
     table = Table(title=title, title_justify="left")
     table.add_column("category")
     for split in splits:
         table.add_column(split, justify="right")
     for name in names:
-        table.add_row(escape(name), *(f"{one['per_category'][name]:,}" for one in splits.values()))
+        table.add_row(escape(name), *(f"{split['per_category'][name]:,}" for split in splits.values()))
     console.print(table)
 
 
-def _print_duplicates(console: Console, found: dict[str, Any]) -> None:
+def _print_duplicates(console: Console, record: dict[str, Any]) -> None:
     """Print groups of equal images that lie in several splits or categories."""
-    number = found["duplicates_across_splits"]
+    number = record["duplicates_across_splits"]
     if not number:
         console.print("no image lies in two splits or in two categories")
         return
     console.print(f"{number} images lie in two splits or in two categories; tests on them prove less:")
-    for group in found["duplicates"][:NAMED]:
-        places = (f"{one['split']}/{one['image']} ({one['category']})" for one in group[:4])
+    for group in record["duplicates"][:NAMED]:
+        places = (f"{place['split']}/{place['image']} ({place['category']})" for place in group[:4])
         console.print("  " + " = ".join(places), markup=False)
 
 
 def _range(low: int | None, high: int | None) -> str:
-    """Return one number, or the lowest and highest."""
+    """Return the lowest and highest number as text; a single number where they are equal."""
     if low is None:
         return "-"
     return str(low) if low == high else f"{low} to {high}"

@@ -16,13 +16,14 @@ from torchdoctor.case.settings import GROUPS
 from torchdoctor.settings import SettingsGroup, extra_of, flag_of, kinds_of
 
 Groups = Sequence[type[SettingsGroup]]
-START = "Start here"
+START, OF_COMMAND = "Start here", "This command"
+NOTHING_LEFT_OUT: Mapping[str, str] = {}
 METAVARS: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag that is no setting: it says how the command runs, not what.
+    """A flag that several commands share and that is no setting: how a command runs, not what it computes.
 
     Attributes:
         name: The name of the parameter.
@@ -53,11 +54,19 @@ class Flag:
         return _parameter(self.name, Annotated[kind, option], default)
 
 
-CONFIG = Flag("config", ("--config",), "A YAML file of settings; flags go before it.", str)
-AS_JSON = Flag("as_json", ("--json",), "Print the result as JSON on stdout.")
-RESUME = Flag("resume", ("--resume",), "Go on with the unfinished run in --out.")
+CONFIG = Flag(
+    "config",
+    ("--config",),
+    "A YAML file of settings, as `torchdoctor config` prints it; flags on the command line override it.",
+    str,
+)
+AS_JSON = Flag("as_json", ("--json",), "Print the result as JSON on standard output instead of tables.")
+RESUME = Flag("resume", ("--resume",), "Continue the interrupted run in the folder that --out names.")
 DRY_RUN = Flag(
-    "dry_run", ("--dry-run",), "Say what would run and how long it takes; write nothing.", panel=START
+    "dry_run",
+    ("--dry-run",),
+    "Print what would run and an estimate of the time it takes; train and write nothing.",
+    panel=START,
 )
 
 
@@ -66,16 +75,56 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def help_of(field: FieldInfo) -> str:
-    """Return the help text of a setting: its sentence, and what holds where it is not given.
+def argument(name: str, kind: Any, sentence: str, default: Any = ...) -> inspect.Parameter:
+    """Return a positional argument of a command.
+
+    Args:
+        name: Its name.
+        kind: Its type.
+        sentence: Its help text.
+        default: Its value where the user leaves it out; `...` where the user must write it.
+
+    Returns:
+        A parameter.
+    """
+    annotation = Annotated[kind, typer.Argument(help=escape(sentence), show_default=False)]
+    return _parameter(name, annotation, inspect.Parameter.empty if default is ... else default)
+
+
+def option(
+    name: str, kind: Any, default: Any, sentence: str, *, flag: str | None = None, metavar: str = ""
+) -> inspect.Parameter:
+    """Return a flag that belongs to a single command.
+
+    Args:
+        name: Its name.
+        kind: Its type.
+        default: Its value where the user leaves it out.
+        sentence: Its help text.
+        flag: How it is written, where that does not follow from the name.
+        metavar: What stands behind the flag in the help text, such as `INTEGER`; empty for switches.
+
+    Returns:
+        A parameter.
+    """
+    declared = typer.Option(
+        flag or flag_of(name), help=escape(sentence), show_default=False, metavar=metavar,
+        rich_help_panel=OF_COMMAND,
+    )  # fmt: skip
+    return _parameter(name, Annotated[kind, declared], default)
+
+
+def help_of(field: FieldInfo, left_out: str | None = None) -> str:
+    """Return the help text of a setting: its sentence, and its value where the user leaves it out.
 
     Args:
         field: A field of a settings group.
+        left_out: What holds in a command where the flag is left out; None: the default of the setting.
 
     Returns:
         For instance `The optimiser. [sgd]`.
     """
-    left_out = default_text(field)
+    left_out = left_out or default_text(field)
     return f"{field.description}" + (f" [{left_out}]" if left_out else "")
 
 
@@ -118,16 +167,21 @@ def metavar_of(field: FieldInfo) -> str:
 
 
 def parameters_of(
-    groups: Iterable[type[SettingsGroup]], only: Sequence[str] | None = None
+    groups: Iterable[type[SettingsGroup]],
+    only: Sequence[str] | None = None,
+    left_out: Mapping[str, str] = NOTHING_LEFT_OUT,
 ) -> Iterator[inspect.Parameter]:
     """Yield the parameters of a command for the settings in some groups.
 
     Args:
         groups: The groups that the command uses.
         only: The settings to offer; None: all of them.
+        left_out: By setting: what holds in this command where its flag is left out, for the help text. A
+            setting that is not named here has its own default.
 
     Yields:
-        A parameter for each setting, and a hidden one for each of its earlier names; None means not given.
+        A parameter for each setting, and a hidden parameter for each of its earlier names; its value is None
+        where the user leaves the flag out.
     """
     titles = {group: title for title, members in GROUPS.items() for group in members}
     order, seen = list(titles), set[str]()
@@ -139,12 +193,14 @@ def parameters_of(
             seen.add(name)
             extra = extra_of(field)
             for written in (name, *extra.get("former", ())):
-                yield _setting_parameter(
-                    written, field, START if extra.get("newcomer") else panel, hidden=written != name
-                )
+                place = START if extra.get("newcomer") else panel
+                help_text = help_of(field, left_out.get(name))
+                yield _setting_parameter(written, field, place, help_text, hidden=written != name)
 
 
-def _setting_parameter(name: str, field: FieldInfo, panel: str, *, hidden: bool) -> inspect.Parameter:
+def _setting_parameter(
+    name: str, field: FieldInfo, panel: str, help_text: str, *, hidden: bool
+) -> inspect.Parameter:
     """Return the parameter of a setting."""
     kinds = kinds_of(field)
     kind: Any = str | None
@@ -154,7 +210,7 @@ def _setting_parameter(name: str, field: FieldInfo, panel: str, *, hidden: bool)
     elif any(get_origin(part) is tuple for part in kinds):
         kind = list[str] | None
     option = typer.Option(
-        flag_of(name), help=escape(help_of(field)), show_default=False, metavar=metavar,
+        flag_of(name), help=escape(help_text), show_default=False, metavar=metavar,
         rich_help_panel=panel, hidden=hidden,
     )  # fmt: skip
     return _parameter(name, Annotated[kind, option], None)
@@ -178,8 +234,8 @@ def add_command(
     """
     ordered = {parameter.name: parameter for parameter in parameters}
 
-    def command(**given: Any) -> None:
-        body(**given)
+    def command(**values: Any) -> None:
+        body(**values)
 
     command.__doc__ = sentence
     command.__name__ = name

@@ -16,15 +16,29 @@ from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.proof.result import Comparison, Gain
 
 
-def shown(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """Write a number, or a dash where there is none."""
+def number_text(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """Write a number, or a dash where there is none.
+
+    Args:
+        value: The number; None or NaN where it is not known.
+        digits: How many digits stand behind the decimal point.
+        sign: Whether positive numbers get a plus.
+
+    Returns:
+        The text, such as "93.1", "+0.4" or "-".
+    """
     if value is None or math.isnan(value):
         return "-"
     return f"{value:{'+' if sign else ''}.{digits}f}"
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
-    """Print what a verb found, where it lies, and how to use it."""
+    """Print what a command measured, where it was written, and how to load the network.
+
+    Args:
+        console: Where to print.
+        outcome: What the command ended with.
+    """
     if outcome.diagnosis is not None:
         print_diagnosis(console, outcome.diagnosis)
     if outcome.treatment is not None and outcome.treatment.prescription:
@@ -33,19 +47,13 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         print_comparison(console, outcome.comparison)
         if outcome.diagnosis is not None and outcome.diagnosis.inconclusive:
             console.print("Inconclusive: most categories could not be diagnosed.")
-    handed: Any = outcome.record.get("handed_back")
-    if handed:
-        better = (
-            "" if handed["use"] == handed["arm"] else f": {handed['arm']} did not beat both base and control"
-        )
-        text = f"Use the weights of {handed['use']} ({handed['reason']}{better})"
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    _print_handed_back(console, outcome.record.get("handed_back"))
     for name in ("validation_accuracy", "weights", "model", "report", "figures", "out"):
         if name in outcome.record:
             value = outcome.record[name]
             text = f"{value:.1f} %" if isinstance(value, float) else str(value)
             console.print(f"{name.replace('_', ' ')}: {text}", highlight=False, soft_wrap=True, markup=False)
-    _print_facts(console, outcome.record)
+    _print_preparation(console, outcome.record)
     causes: Any = outcome.record.get("causes") or {}
     if causes:
         text = ", ".join(f"{name} {number}" for name, number in causes.items())
@@ -56,24 +64,39 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         console.print(outcome.loading_code, highlight=False, soft_wrap=True, markup=False)
 
 
-def _print_facts(console: Console, record: Mapping[str, Any]) -> None:
+def _print_handed_back(console: Console, choice: Any) -> None:
+    """Print whose weights a search recommends, and why."""
+    if not choice:
+        return
+    use, arm = choice["use"], choice["arm"]
+    hint = "" if use == arm else f": {arm} did not beat both base and control"
+    text = f"Use the weights of {use} ({choice['reason']}{hint})"
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_preparation(console: Console, record: Mapping[str, Any]) -> None:
     """Print how the images were prepared, and which were left out."""
-    kept = record.get("preprocessing")
-    if kept:
+    preprocessing = record.get("preprocessing")
+    if preprocessing:
         numbers = "; ".join(
-            f"{name} {', '.join(f'{one:.3g}' for one in kept[name])}" for name in ("mean", "std")
+            f"{name} {', '.join(f'{value:.3g}' for value in preprocessing[name])}" for name in ("mean", "std")
         )
-        kind = "grey" if len(kept["mean"]) == 1 else "RGB"
-        console.print(f"preprocessing: {kept['image_size']} px, {kind}, {numbers}", highlight=False)
+        kind = "grey" if len(preprocessing["mean"]) == 1 else "RGB"
+        console.print(f"preprocessing: {preprocessing['image_size']} px, {kind}, {numbers}", highlight=False)
     skipped = record.get("skipped_images") or []
-    for one in skipped[:3]:
-        console.print(f"left out: {one}", highlight=False, soft_wrap=True, markup=False)
+    for reason in skipped[:3]:
+        console.print(f"left out: {reason}", highlight=False, soft_wrap=True, markup=False)
     if len(skipped) > 3:
         console.print(f"... and {len(skipped) - 3} more images that do not decode", highlight=False)
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
-    """Print the diagnosed layers, the categories, and what could not be diagnosed."""
+    """Print the diagnosed layers, the weakest categories, and those that could not be diagnosed.
+
+    Args:
+        console: Where to print.
+        diagnosis: The diagnosis.
+    """
     table = Table(
         title="Diagnosis",
         title_justify="left",
@@ -89,15 +112,14 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         table.add_column(name, justify="left" if left else "right", no_wrap=left, overflow="fold")
     for layer in diagnosis.layers:
         counts = layer.correlated.sum(1)[diagnosis.counts > 0]
-        known = layer.background_share
         table.add_row(
             layer.name,
             str(layer.correlation.shape[1]),
             f"{counts.min()} to {counts.max()}" if len(counts) else "-",
             share_of(sparsity(layer.correlation)),
-            shown(_mean(layer.agreement[len(layer.agreement) // 2]), 2),
+            number_text(_mean(layer.agreement[len(layer.agreement) // 2]), 2),
             f"{layer.delta:.3g}",
-            share_of(known),
+            share_of(layer.background_share),
             layer.path,
         )
     console.print(table)
@@ -119,52 +141,72 @@ def _mean(values: np.ndarray) -> float:
 
 
 def share_of(values: np.ndarray) -> str:
-    """Return the mean of shares in percent, or a dash."""
+    """Return the mean of some shares as text.
+
+    Args:
+        values: Shares in 0..1, NaN where a share is not known.
+
+    Returns:
+        The mean in percent, such as "12 %", or "-" where no share is known.
+    """
     mean = _mean(values)
     return "-" if math.isnan(mean) else f"{100 * mean:.0f} %"
 
 
 def print_confusions(console: Console, diagnosis: Diagnosis, most: int = 5) -> None:
-    """Print the worst categories and what they are taken for, on the training images."""
-    off = diagnosis.confusion.copy()
-    for category in range(len(off)):
-        off[category, category] = 0
-    worst = sorted(range(len(off)), key=lambda one: (_orderly(diagnosis.accuracy[one]), one))[:most]
+    """Print the least accurate categories and what they are taken for, on the training images.
+
+    Args:
+        console: Where to print.
+        diagnosis: The diagnosis.
+        most: How many categories are printed at most.
+    """
+    errors = diagnosis.confusion.copy()
+    np.fill_diagonal(errors, 0)
+    worst = np.argsort(diagnosis.accuracy, kind="stable")[:most].tolist()  # NaN comes last
     table = Table(title="Weakest categories (training images)", title_justify="left")
     for name in ("category", "accuracy", "most often taken for"):
         table.add_column(name, justify="right" if name == "accuracy" else "left")
-    for one in worst:
-        other = int(off[one].argmax())
-        taken = f"{diagnosis.classes[other]} ({off[one, other]})" if off[one, other] else "-"
-        table.add_row(diagnosis.classes[one], shown(float(diagnosis.accuracy[one])), taken)
+    for category in worst:
+        other = int(errors[category].argmax())
+        number = errors[category, other]
+        taken_for = f"{diagnosis.classes[other]} ({number})" if number else "-"
+        table.add_row(
+            diagnosis.classes[category], number_text(float(diagnosis.accuracy[category])), taken_for
+        )
     console.print(table, markup=False)
 
 
-def _orderly(value: Any) -> float:
-    """Put NaN last."""
-    return math.inf if math.isnan(value) else float(value)
-
-
 def print_prescription(console: Console, prescription: Sequence[Mapping[str, Any]]) -> None:
-    """Print the constraints with their weights and what they reach."""
+    """Print the constraints with their weights, and how many parameters each of them changes.
+
+    Args:
+        console: Where to print.
+        prescription: A record of each constraint, as `Treatment.prescription` holds it.
+    """
     table = Table(title="Prescription", title_justify="left")
     for name in ("constraint", "layers", "evidence", "scale", "weight", "parameters reached"):
         table.add_column(name)
-    for one in prescription:
-        reached = f"{one['parameters_reached']} of {one['parameters_trainable']}"
+    for constraint in prescription:
+        reached = f"{constraint['parameters_reached']} of {constraint['parameters_trainable']}"
         table.add_row(
-            str(one["constraint"]),
-            "\n".join(one["layers"]),
-            str(one["evidence"]),
-            str(one["scale"]),
-            f"{one['weight']:.3g} ({one['weight_chosen']})",
+            str(constraint["constraint"]),
+            "\n".join(constraint["layers"]),
+            str(constraint["evidence"]),
+            str(constraint["scale"]),
+            f"{constraint['weight']:.3g} ({constraint['weight_chosen']})",
             reached,
         )
     console.print(table)
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print the comparison table, one line per split and arm, and the verdict."""
+    """Print the comparison as a table with a line for each split and arm, and the verdict.
+
+    Args:
+        console: Where to print.
+        comparison: The comparison.
+    """
     many = any(len(split.arms) > 1 for split in comparison.splits.values())
     title = f"Comparison: accuracy in percent, mean of {len(comparison.seeds)} seed(s)"
     table = Table(title=title, title_justify="left")
@@ -173,21 +215,21 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for name in (*columns, "verdict"):
         table.add_column(name, justify="left" if name in ("split", "arm", "verdict") else "right")
     for name, split in comparison.splits.items():
-        for place, (arm, seen) in enumerate(split.accuracy.items()):
-            found = split.arms.get(arm)
+        for place, (arm, accuracies) in enumerate(split.accuracy.items()):
+            result = split.arms.get(arm)
             table.add_row(
                 (f"{name} *" if name == comparison.primary else name) if place == 0 else "",
                 arm,
-                shown(sum(seen) / len(seen)),
-                *(_against_control(found.gain) if found else ("", "", "")),
-                shown(split.worst_category[arm]),
-                shown(split.calibration_error.get(arm, math.nan)),
-                found.verdict if found else "",
+                number_text(sum(accuracies) / len(accuracies)),
+                *(_against_control(result.gain) if result else ("", "", "")),
+                number_text(split.worst_category[arm]),
+                number_text(split.calibration_error.get(arm, math.nan)),
+                result.verdict if result else "",
                 end_section=place == len(split.accuracy) - 1,
             )
     console.print(table, markup=False)
     for name, split in comparison.splits.items():
-        shares = {arm: one for arm, one in split.background_share.items() if one is not None}
+        shares = {arm: share for arm, share in split.background_share.items() if share is not None}
         if "base" in shares:
             text = ", ".join(f"{arm} {100 * value:.0f} %" for arm, value in shares.items())
             console.print(f"evidence on the background, {name}: {text}", highlight=False, markup=False)
@@ -201,28 +243,39 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 def _against_control(gain: Gain) -> tuple[str, str, str]:
     """Return a gain, its interval and its p-value as text."""
     p_value = gain.p_value if math.isnan(gain.p_adjusted) else gain.p_adjusted
-    interval = f"{shown(gain.low, sign=True)} to {shown(gain.high, sign=True)}"
-    return shown(gain.mean, sign=True), interval, f"{p_value:.2g}"
+    interval = f"{number_text(gain.low, sign=True)} to {number_text(gain.high, sign=True)}"
+    return number_text(gain.mean, sign=True), interval, f"{p_value:.2g}"
 
 
-def print_predictions(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
-    """Print one line per image."""
+def print_predictions(console: Console, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each image.
+
+    Args:
+        console: Where to print.
+        predictions: What `torchdoctor.verbs.predict` returns.
+    """
     table = Table()
     for name in ("image", "category", "confidence", "runner-up", "confidence"):
         table.add_column(name, justify="right" if name == "confidence" else "left")
-    for one in found:
+    for prediction in predictions:
         table.add_row(
-            one["image"],
-            one["category"],
-            shown(one["confidence"], 3),
-            one["runner_up"] or "-",
-            shown(one["runner_up_confidence"], 3),
+            prediction["image"],
+            prediction["category"],
+            number_text(prediction["confidence"], 3),
+            prediction["runner_up"] or "-",
+            number_text(prediction["runner_up_confidence"], 3),
         )
     console.print(table, markup=False)
 
 
 def print_plan(console: Console, plan: Mapping[str, Any], indent: str = "") -> None:
-    """Print what would run."""
+    """Print what a command would do (`--dry-run`).
+
+    Args:
+        console: Where to print.
+        plan: What would run, by name; the values of nested mappings are printed below their name.
+        indent: What stands before each line.
+    """
     for name, value in plan.items():
         if isinstance(value, Mapping):
             console.print(f"{indent}{name}:", highlight=False)
