@@ -1,6 +1,6 @@
 """The base of all settings: groups of named values that check themselves and describe themselves.
 
-A group is a frozen pydantic model. Each field holds its type, its bounds, its default and one plain sentence.
+A group is a frozen pydantic model. Each field holds its type, its bounds, its default and a plain sentence.
 Flags of the command line, help texts, `--config` files, `config.yaml` and the JSON schema are made of them.
 """
 
@@ -35,8 +35,8 @@ def setting(
     """Declare a field of a settings group.
 
     Args:
-        default: The value where the user gives none.
-        sentence: What the setting does, in one plain sentence; the help text of its flag.
+        default: The value where the user chooses none.
+        sentence: What the setting does, in a plain sentence; the help text of its flag.
         left_out: What happens without it, where the default does not say it, such as "10".
         newcomer: Whether the flag stands in the first panel of a verb's help.
         former: Earlier names of the setting, which are still accepted.
@@ -59,7 +59,7 @@ def extra_of(field: FieldInfo) -> Mapping[str, Any]:
         field: A field of a settings group.
 
     Returns:
-        The keys `left_out`, `newcomer` and `former`, each only where it was given.
+        The keys `left_out`, `newcomer` and `former`, each only where it was set.
     """
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
@@ -125,7 +125,7 @@ class SettingsGroup(BaseModel):
         return self.but(**{name: value for name, value in values.items() if value is not None})
 
     def part(self, group: type[Group]) -> Group:
-        """Return the values of one of the groups that these settings are made of.
+        """Return the values that belong to a group, of the groups that these settings are made of.
 
         Args:
             group: The class of the group.
@@ -238,7 +238,7 @@ def _range(bounds: Sequence[Any]) -> str:
 
 
 def _sentence(group: type[SettingsGroup], error: ValidationError) -> str:
-    """Say which value does not fit: the flag, what was found, what is expected."""
+    """Say which value does not fit: the flag, the value, what is expected."""
     first = error.errors()[0]
     name = str(first["loc"][0])
     if name not in group.model_fields:

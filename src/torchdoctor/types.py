@@ -59,7 +59,7 @@ class ModelDoctorError(Exception):
 class InputError(ModelDoctorError):
     """A file, a setting or an argument of the user's cannot be used.
 
-    The message says what was found, what was expected, and what to do.
+    The message says which value was met, what was expected, and what to do.
     """
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""The command line: each verb parses its options, calls one function, and prints the result."""
+"""The command line: each verb parses its options, calls a function, and prints the result."""
 
 from torchdoctor.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The command line: a command parses, calls one function of the verbs, and prints what came out."""
+"""The command line: a command parses its flags, calls a function of the verbs, and prints the result."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ COMPARE = ("primary", "min_gain", "max_loss", "device", "workers", "batch_size")
 REPORT = ("device", "workers")
 PREDICT = ("weights", "model", "device", "batch_size", "image_size")
 # What holds where a flag is left out, in commands in which that is not the default of the setting.
-DEMO_LEFT_OUT = {"data": "scenes", "model": "small_resnet", "epochs": "6 for each arm"}
+DEMO_LEFT_OUT = {
+    "data": "scenes",
+    "model": "small_resnet",
+    "epochs": "6 for each arm; the first training takes 14",
+}
 RUN_LEFT_OUT = dict.fromkeys(("primary", "device", "workers", "batch_size"), "as in the run")
 PREDICT_LEFT_OUT = {"weights": "they must be given", "image_size": "that of the weights, else 224"}
 
@@ -246,7 +250,7 @@ app = build_app()
 
 
 def main() -> None:
-    """Run the command line; a known failure is one clear line on stderr and its exit code."""
+    """Run the command line; a known failure ends with a clear line on stderr and its exit code."""
     try:
         app()
     except InputError as error:

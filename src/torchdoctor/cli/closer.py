@@ -53,7 +53,8 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
             *parameters_of(groups, EXPLAIN, EXPLAIN_LEFT_OUT), CONFIG.parameter, AS_JSON.parameter,
         ],
         "Explain the prediction of each image: which kernels speak for it unusually strongly, where in the "
-        "image, and whether the prediction changes when these kernels are set to 0. Writes a picture each.",
+        "image, and whether the prediction changes when their maps are replaced by their average. Draws all "
+        "of it as a picture of each image.",
     )  # fmt: skip
     add_command(
         app, "robustness", robustness,
@@ -63,7 +64,7 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
             option("layer", str | None, None, "The layer whose map gets the noise: its name, or random for "
                    f"another layer in each repeat. [{ATTACK.layer}]", metavar="TEXT"),
             option("ranges", str | None, None, "Sizes of the noise, separated by commas; noise is drawn "
-                   "uniformly from minus to plus half of each. [0 to 0.3 by 0.05, then to 2]",
+                   "uniformly from minus the size to plus the size. [0 to 0.3 by 0.05, then to 2]",
                    metavar="NUMBER,..."),
             option("units", str | None, None, "The unit of --ranges: absolute (as the map's values are) or "
                    f"deviation (standard deviations of the map). [{ATTACK.units}]",

@@ -25,7 +25,7 @@ from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category
 from torchdoctor.types import InputError
 
-# A scheme reads (what follows the colon, seed, share of validation).
+# A scheme reads (what follows the colon, seed, share of validation images).
 SCHEMES: dict[str, Callable[[str, int, float], Tables]] = {
     "folder": read_folder,
     "parquet": read_parquet,
@@ -39,14 +39,22 @@ EXPECTED = (
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULTS = DataSettings()
-SAMPLED_SIZES = 24  # images looked at to find out whether all are of one size
+SAMPLED_SIZES = 24  # images looked at to find out whether all are of the same size
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A whole data set, ready to be loaded; `primary` is the test split that decides.
+    """A whole data set, ready to be loaded.
 
-    `skipped` names the images that did not decode and were left out, with the reason.
+    Attributes:
+        classes: The names of the categories.
+        train: Loads the training split.
+        validation: Loads the validation split.
+        tests: Loads the test splits, by name.
+        primary: The name of the test split that decides the verdict.
+        preprocessing: How images become the numbers that the network takes.
+        has_masks: Whether any training image has a mask of its object.
+        skipped: The images that did not decode and were left out, each with the reason.
     """
 
     classes: tuple[str, ...]
@@ -62,7 +70,7 @@ class Splits:
     def fingerprints(self) -> dict[str, dict[str, object]]:
         """What each split holds, as counts and hashes: two runs on the same data have the same."""
         splits = {"train": self.train, "validation": self.validation, **self.tests}
-        return {name: fingerprint(one.table) for name, one in splits.items()}
+        return {name: fingerprint(loader.table) for name, loader in splits.items()}
 
 
 def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) -> Tables:
@@ -77,10 +85,11 @@ def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) 
         The tables of the training, validation and test splits.
 
     Raises:
-        InputError: Nothing is found there, or a split or number does not fit.
+        InputError: There is nothing at that place, or a split or number does not fit.
 
-    >>> load_tables("scenes").primary
-    'shifted'
+    Example:
+        >>> load_tables("scenes").primary
+        'shifted'
     """
     if seed < 0:
         raise InputError(f"seed {seed}: expected 0 or more")
@@ -136,10 +145,11 @@ def load_data(
         A loader for each split, and how images are prepared.
 
     Raises:
-        InputError: Nothing is found there, or a value does not fit.
+        InputError: There is nothing at that place, or a value does not fit.
 
-    >>> load_data("scenes").preprocessing.image_size
-    64
+    Example:
+        >>> load_data("scenes").preprocessing.image_size
+        64
     """
     settings = settings.given(
         image_size=image_size, channels=channels, batch_size=batch_size, limit=limit, classes=classes,
@@ -183,14 +193,21 @@ def _loaded(
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return one number per channel: those of colour images are averaged for grey ones."""
+    """Return a number for each channel: the numbers of colour images are averaged for grey ones."""
     if len(values) == channels:
         return values
     return (sum(values) / len(values),) * channels
 
 
 def own_size(table: ImageTable) -> int | None:
-    """Return the side of the images, in pixels, if a sample of them is square and all alike."""
+    """Return the side of the images, if a sample of them is square and all alike.
+
+    Args:
+        table: The images; 24 of them are decoded.
+
+    Returns:
+        The side in pixels; None where the images differ or are not square.
+    """
     positions = np.unique(np.linspace(0, len(table) - 1, SAMPLED_SIZES).astype(int))
     sizes = {table.read(int(position))[0].size for position in positions}
     width, height = next(iter(sizes))
@@ -217,6 +234,7 @@ def _read(spec: str, seed: int, validation_share: float, download: bool) -> Tabl
 
 
 def _unknown_scheme(spec: str, scheme: str) -> str:
+    """Return the text of an error: the spec names no known kind of data; what it may have meant."""
     expected = f"expected {EXPECTED}"
     if spec in DATASETS:
         return f"data {spec!r}: the folder is missing; expected {spec}@ROOT"

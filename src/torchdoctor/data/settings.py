@@ -41,8 +41,8 @@ class DataSettings(SettingsGroup):
     )
     primary: str = setting(
         "auto",
-        "The test split that decides the verdict; swapped makes one in which objects with masks stand before "
-        "backgrounds of other categories.",
+        "The test split that decides the verdict; swapped makes a split in which objects with masks stand "
+        "before backgrounds of other categories.",
         left_out="the data's own: test, or shifted for scenes",
     )
     download: bool = setting(False, "Let torchvision download the data where it is missing.")

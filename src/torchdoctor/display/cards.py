@@ -27,7 +27,7 @@ HTML = """<div style="font-family: sans-serif; font-size: 13px">
 class Card:
     """A title, a few lines, and a table: the short form of a result, in any characters.
 
-    Args:
+    Attributes:
         title: One line that names the result.
         lines: Sentences below it.
         columns: The heads of the table.
@@ -40,7 +40,11 @@ class Card:
     rows: tuple[tuple[str, ...], ...] = ()
 
     def text(self) -> str:
-        """Return the card as plain text: at most 6 rows of the table, 3 lines for each sentence."""
+        """Write the card as plain text: at most 6 rows of the table, 3 lines for each sentence.
+
+        Returns:
+            Lines of at most 118 characters.
+        """
         rows = self.rows[:MOST_ROWS_OF_TEXT]
         table = [
             [shortened(cell, WIDEST_CELL) for cell in row] for row in ((self.columns, *rows) if rows else ())
@@ -60,7 +64,11 @@ class Card:
         return "\n".join(lines)
 
     def html(self) -> str:
-        """Return the card as HTML with every name escaped: at most 30 rows of the table."""
+        """Write the card as HTML: at most 30 rows of the table.
+
+        Returns:
+            A `div` element, in which everything that users named is escaped.
+        """
         from jinja2 import Environment, StrictUndefined
 
         surroundings = Environment(
@@ -73,7 +81,7 @@ class Card:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text on one line; of a long one the beginning.
+    """Return a text on a single line; a long text is cut at its end.
 
     Args:
         text: The text, of any characters.
@@ -96,5 +104,5 @@ def listed(names: tuple[str, ...] | list[str], most: int = 4) -> str:
     Returns:
         A text such as "cat, dog and 3 more".
     """
-    shown = ", ".join(shortened(name, 30) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    text = ", ".join(shortened(name, 30) for name in names[:most])
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"

@@ -93,7 +93,7 @@ def noise_curves(
 
 
 def history_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], term: str) -> Figure:
-    """Draw how one number of the training went on, epoch by epoch: a line for each arm and seed.
+    """Draw how a number of the training went on, epoch by epoch: a line for each arm and seed.
 
     Args:
         histories: By arm: for each seed the numbers of every epoch, among them "epoch".

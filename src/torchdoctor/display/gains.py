@@ -135,7 +135,7 @@ def accuracy_summary(
 
 
 def _seed_dots(axes: Axes, place: float, accuracies: Sequence[float], colour: str, label: str | None) -> None:
-    """Draw one arm on one split: a faint dot per seed, the mean as a large one with its value."""
+    """Draw an arm on a split: a faint dot per seed, the mean as a large one with its value."""
     values = [value for value in accuracies if not np.isnan(value)]
     mean = float(np.mean(values)) if values else np.nan
     if len(values) > 1:
@@ -146,7 +146,7 @@ def _seed_dots(axes: Axes, place: float, accuracies: Sequence[float], colour: st
 
 
 def _interval(axes: Axes, place: float, gain: tuple[float, float, float], colour: str) -> None:
-    """Draw the gain of one arm on one split as a dot on its interval, with the numbers at the right."""
+    """Draw the gain of an arm on a split as a dot on its interval, with the numbers at the right."""
     mean, low, high = gain
     missing = np.isnan(mean)
     text = "-" if missing else f"{signed(mean)} ({signed(low)} to {signed(high)})"

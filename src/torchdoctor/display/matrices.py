@@ -41,21 +41,21 @@ def normalised_rows(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray
 
 def kernel_order(
     rows: Float[np.ndarray, "category kernel"], diagnosed: Bool[np.ndarray, " category"], most_kernels: int
-) -> Int[np.ndarray, " shown"]:
+) -> Int[np.ndarray, " drawn"]:
     """Order kernels by the category that owns them (the largest of `rows`), then the strongest first.
 
     Args:
         rows: The evidence, each row scaled to 0..1.
         diagnosed: Which categories were diagnosed; the others own no kernel.
-        most_kernels: The greatest number of kernels to show: those with the highest maximum.
+        most_kernels: The greatest number of kernels to draw: those with the highest maximum.
 
     Returns:
-        The columns of `rows` in the order in which they are shown.
+        The columns of `rows` in the order in which they are drawn.
     """
     seen = np.where(diagnosed[:, None], rows, -1.0)
     owner, strength = seen.argmax(axis=0), seen.max(axis=0)
-    kept = np.sort(np.argsort(-strength, kind="stable")[:most_kernels])
-    return kept[np.lexsort((-strength[kept], owner[kept]))]
+    strongest = np.sort(np.argsort(-strength, kind="stable")[:most_kernels])
+    return strongest[np.lexsort((-strength[strongest], owner[strongest]))]
 
 
 def correlation_heat_map(
@@ -68,7 +68,7 @@ def correlation_heat_map(
     theta: float,
     most_kernels: int = 128,
 ) -> Figure:
-    """Draw how strongly each category relies on each kernel of one layer (Fig. 2a), 0..1 within a category.
+    """Draw how strongly each category relies on each kernel of a layer (Fig. 2a), 0..1 within a category.
 
     Args:
         correlation: The mean evidence of each category for each kernel.
@@ -87,9 +87,9 @@ def correlation_heat_map(
     categories = len(classes)
     row_height = float(np.clip(3.2 / categories, 0.145, 0.36))
     figure, (axes,) = canvas(categories * row_height + 0.95)
-    shown = np.where(diagnosed[:, None], rows[:, order], 0.0)
-    picture = axes.imshow(shown, cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    _mark_correlated(axes, correlated[:, order] & diagnosed[:, None], shown, row_height)
+    heights = np.where(diagnosed[:, None], rows[:, order], 0.0)
+    picture = axes.imshow(heights, cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    _mark_correlated(axes, correlated[:, order] & diagnosed[:, None], heights, row_height)
     _hatch_rows(axes, np.flatnonzero(~diagnosed), order.size, label_size(row_height))
     category_ticks(axes, classes, row_height)
     axes.set_xticks([])
@@ -134,10 +134,10 @@ def confusion_matrix(confusion: Int[np.ndarray, "category category"], classes: S
     return figure
 
 
-def _heat_map_title(layer: str, total: int, shown: int, theta: float) -> str:
-    """Return the layer's name, how many kernels are shown and what a dot means."""
+def _heat_map_title(layer: str, total: int, drawn: int, theta: float) -> str:
+    """Return the layer's name, how many kernels are drawn and what a dot means."""
     which = (
-        f"{total} kernels" if shown == total else f"the {shown} of {total} kernels with the highest maximum"
+        f"{total} kernels" if drawn == total else f"the {drawn} of {total} kernels with the highest maximum"
     )
     return f"{literal(layer, 48)}: {which}    • correlated (at least θ = {theta:g})"
 

@@ -21,14 +21,14 @@ DIM = 0.6  # brightness of the grey image below the colours
 def overlay(
     image: Float[np.ndarray, "height width 3"], summed_map: Float[np.ndarray, "height width"], maximum: float
 ) -> Float[np.ndarray, "height width 3"]:
-    """Lay a summed derivative map (Fig. 2b) over the dimmed grey image; `maximum` is the top of the scale.
+    """Lay a summed derivative map (Fig. 2b) over the dimmed grey image.
 
     Where the map is 0 only the dimmed image is left.
 
     Args:
         image: The image in 0..1.
         summed_map: The summed derivatives, not negative.
-        maximum: The top of the colour scale; maps drawn with the same one can be compared by eye.
+        maximum: The top of the colour scale; maps drawn with the same top can be compared by eye.
 
     Returns:
         The picture in 0..1.
@@ -49,7 +49,7 @@ def overlays(
 ) -> Figure:
     """Draw images in rows, each with its summed derivative maps at several layers (Fig. 2b).
 
-    Every layer has one scale for all images, so that the images can be compared.
+    Every layer has the same colour scale for all images, so that the images can be compared.
 
     Args:
         images: The name of each image and its pixels in 0..1.
@@ -58,7 +58,7 @@ def overlays(
     Returns:
         The figure.
     """
-    columns = 1 + max((len(one) for one in maps), default=0)
+    columns = 1 + max(map(len, maps), default=0)
     figure, axes = canvas(1.75 * len(images) + 0.3, panels=(1.0,) * columns, rows=len(images))
     tops = [
         max(float(np.nan_to_num(row[place][1]).max()) for row in maps if place < len(row))
@@ -72,9 +72,9 @@ def overlays(
             row[place + 1].imshow(overlay(image, summed, tops[place]), interpolation="nearest", cmap=AMOUNTS)
             if number == 0:
                 row[place + 1].set_title(literal(layer, 24), fontsize=9, loc="left")
-        for one in row:
-            one.set_xticks([])
-            one.set_yticks([])
+        for panel in row:
+            panel.set_xticks([])
+            panel.set_yticks([])
     return figure
 
 
@@ -88,14 +88,14 @@ def explanation_panels(
     mask: Bool[np.ndarray, "height width"] | None = None,
     cam: Float[np.ndarray, "height width"] | None = None,
 ) -> Figure:
-    """Draw one image, its summed derivative map (Fig. 2b), Grad-CAM's if there is one, and some kernels.
+    """Draw an image, its summed derivative map (Fig. 2b), that of Grad-CAM if it is passed, and some kernels.
 
     Args:
         image: The image in 0..1.
         summed_map: The summed derivatives at `layer`, stretched onto the image.
         kernels: The name, evidence and usual evidence (None where it is not known) of each kernel to show.
         layer: The name of the layer, for the title.
-        caption: One or two sentences below the panels.
+        caption: A sentence or two below the panels.
         mask: True on the object, which gets an outline.
         cam: A Grad-CAM map for a panel of its own.
 

@@ -1,7 +1,7 @@
 """Colours, fonts and axes that all figures share; nothing here or beside it touches pyplot's global state.
 
 Colours are safe for colour-blind readers: viridis for amounts, blue for "treated is better" and orange for
-"control is better". Names given by users are shown literally: a `$` in them starts no formula.
+"control is better". Names that come from users are drawn literally: a `$` in them starts no formula.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ WIDTH = 9.6
 
 
 def literal(text: str, most: int = 32) -> str:
-    """Return a name on one line with nothing that matplotlib would interpret.
+    """Return a name on a single line with nothing that matplotlib would interpret.
 
     Args:
         text: The name, of any characters.
-        most: The greatest length in characters; of a longer name the two ends are kept.
+        most: The greatest length in characters; a longer name loses its middle.
 
     Returns:
         The text to draw.
     """
-    shown = "".join(letter if letter.isprintable() else " " for letter in text).strip()
-    if len(shown) > most:  # the ends tell long names apart
-        shown = f"{shown[: most - most // 3 - 1]}…{shown[-(most // 3) :]}"
-    return shown.replace("$", r"\$")
+    line = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    if len(line) > most:  # the ends tell long names apart
+        line = f"{line[: most - most // 3 - 1]}…{line[-(most // 3) :]}"
+    return line.replace("$", r"\$")
 
 
 def canvas(height: float, panels: tuple[float, ...] = (1.0,), rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -111,7 +111,7 @@ def colour_bar(figure: Figure, axes: Axes, picture: Any, label: str, height: flo
 
 
 def label_bar(axes: Axes, place: float, value: float, text: str, size: float, gap: float = 4) -> None:
-    """Write a value beyond the end of its horizontal bar; "-" for a missing one (NaN).
+    """Write a value beyond the end of its horizontal bar; "-" where it is missing (NaN).
 
     Args:
         axes: The axes with the bar.
@@ -124,12 +124,13 @@ def label_bar(axes: Axes, place: float, value: float, text: str, size: float, ga
     end, shift = (0.0, gap) if np.isnan(value) else (value, -gap if value < 0 else gap)
     side = "left" if shift > 0 else "right"
     look: Any = {"ha": side, "va": "center", "fontsize": size, "color": INK}
-    shown = "-" if np.isnan(value) else text
-    axes.annotate(shown, (end, place), (shift, 0), textcoords="offset points", **look)
+    axes.annotate(
+        "-" if np.isnan(value) else text, (end, place), (shift, 0), textcoords="offset points", **look
+    )
 
 
 def signed(value: float) -> str:
-    """Return a signed number with one decimal and a true minus.
+    """Return a signed number with a single decimal and a true minus.
 
     Args:
         value: The number.

@@ -35,7 +35,7 @@ class NoClosedFormError(Exception):
 
 @dataclass(eq=False)
 class _Behind(TorchDispatchMode):
-    """Follows one map through the operations behind it, and raises NoClosedFormError at an unknown one.
+    """Follows one map through the operations behind it, and raises NoClosedFormError at an unknown operation.
 
     `scale` [kernel] is the map's factor before the gate, `entering` the gate's input, `first` the place
     of the map's kernels among its channels, `gate` the values between which it is open. `followed` is what
@@ -79,7 +79,7 @@ class _Behind(TorchDispatchMode):
         return result
 
     def _before_gate(self, name: str, args: Any, result: Tensor) -> None:
-        """Take one affine step per position, the gate, or the beginning of an affine rest without one."""
+        """Take one affine step per position, the gate, or the beginning of an affine rest without a gate."""
         before = self.followed
         assert before is not None
         if name in ("relu", "hardtanh"):

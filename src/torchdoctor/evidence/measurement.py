@@ -61,10 +61,10 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 def kept_part(
     parts: Parts | None, batch: Batch, compute: Callable[[Batch], dict[str, np.ndarray]], *settings: object
 ) -> Mapping[str, np.ndarray]:
-    """Return what is computed of a batch, from what was kept where it is there.
+    """Return what is computed of a batch, from what was stored where that is there.
 
     Args:
-        parts: What was computed before, by batch; what is computed now is added. None: nothing is kept.
+        parts: What was computed before, by batch; what is computed now is added. None: nothing is stored.
         batch: The batch.
         compute: Computes the arrays of the batch.
         settings: What else they depend on; their `repr` counts, so that nothing stale is ever used.
@@ -111,7 +111,7 @@ def measure(
         draws: The number J of draws; 0: no noise; `exact`: the limit of many.
         evidence: abs(dy/dm), or abs(m dy/dm) where m is the map with its noise.
         seed: What the noise is keyed by.
-        parts: What was computed before, by batch; what is computed now is added. None: nothing is kept.
+        parts: What was computed before, by batch; what is computed now is added. None: nothing is stored.
         sha256: What stands for the network's weights in the names of the parts.
         progress: Told after every batch how many of the images are done.
 

@@ -36,7 +36,7 @@ def clean_evidence(
     Args:
         frozen: The network, from `frozen_eval`.
         pixels: Normalised images, on the network's device and in its type.
-        targets: The number of each image's category; None: the predicted one.
+        targets: The number of each image's category; None: the predicted category.
         layers: Names of layers.
         kind: abs(dy/dm), or abs(m dy/dm).
 

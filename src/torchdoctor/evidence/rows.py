@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class ImageRows:
-    """What is kept of images at one layer: a row of sums each, so that memory grows with kernels alone.
+    """What is stored of images at a layer: a row of sums each, so that memory grows with kernels alone.
 
     Attributes:
         ids: The images' ids.
@@ -34,7 +34,7 @@ class ImageRows:
         return len(self.ids)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays by name, as they are kept on disk.
+        """Return the arrays by name, as they are stored on disk.
 
         Returns:
             One array for each attribute.

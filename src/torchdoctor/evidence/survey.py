@@ -25,13 +25,21 @@ class Survey:
     Attributes:
         model: The network, in evaluation mode while batches are predicted.
         layers: The names of the layers.
-        parts: What was computed before, by batch; what is computed now is added. None: nothing is kept.
-        sha256: What stands for the network's weights in the names of the parts.
+        parts: What was computed before, by batch; what is computed now is added. None: nothing is stored.
+        sha256: The checksum of the network's weights, part of the name of each part.
         moments: By layer, for each batch the moments of each image over all kernels.
         by_kernel: By layer, the moments of each kernel over all images.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], parts: Parts | None, sha256: str) -> None:
+        """Start with no moments.
+
+        Args:
+            model: The network, in evaluation mode while batches are predicted.
+            layers: Names of layers.
+            parts: What was computed before, by batch; what is computed now is added. None: nothing is stored.
+            sha256: The checksum of the network's weights, part of the name of each part.
+        """
         self.model, self.layers, self.parts, self.sha256 = model, layers, parts, sha256
         self.moments: dict[str, list[Float[np.ndarray, "image moment"]]] = {layer: [] for layer in layers}
         self.by_kernel: dict[str, Float[np.ndarray, "moment kernel"]] = {}

@@ -21,7 +21,7 @@ _passings: Counter[str] = Counter()
 
 
 def kill_point(name: str) -> None:
-    """Kill the process if this place is the one that TORCHDOCTOR_KILL_AT names; else do nothing.
+    """Kill the process if TORCHDOCTOR_KILL_AT names this place; else do nothing.
 
     Args:
         name: The name of the place, such as `after/model.safetensors`.

@@ -1,4 +1,4 @@
-"""Read files that a run wrote; a damaged or foreign one gives an InputError that says what is wrong."""
+"""Read files that a run wrote; a damaged or foreign file gives an InputError that says what is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchdoctor.types import InputError
 
-MOST_PROBLEMS = 3  # named in one error; of the others the number is said
+MOST_PROBLEMS = 3  # described in an error text; of further problems only the number is given
 
 
 class Record(BaseModel):
@@ -51,7 +51,7 @@ def read_record(path: Path, kind: type[SomeRecord]) -> SomeRecord:
 
     Raises:
         InputError: Where the file is missing, is no JSON, or does not hold what `kind` expects; the text
-            names the file, the place in it, what was found there and what was expected.
+            names the file, the place in it, the value there and what was expected.
     """
     try:
         return kind.model_validate_json(_content(path))
@@ -127,7 +127,7 @@ def _content(path: Path) -> bytes:
 
 
 def _problems(error: ValidationError) -> str:
-    """Say what is wrong with a file: place by place what was found and what was expected."""
+    """Say what is wrong with a file: place by place which value stands there and which was expected."""
     problems = error.errors(include_url=False)
     if problems[0]["type"] == "json_invalid":
         return f"cannot be read as JSON ({problems[0]['msg'].removeprefix('Invalid JSON: ')})"

@@ -21,7 +21,12 @@ from torchdoctor.types import ModelDoctorError
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that at every moment the old or the new content is there, never a part.
 
-    Raises ModelDoctorError, with the path and the reason, where the disk is full or cannot be written.
+    Args:
+        path: The file; missing folders are made.
+        content: What it is to hold.
+
+    Raises:
+        ModelDoctorError: The disk is full or cannot be written; the text names the path and the reason.
     """
     with _told_where(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +72,19 @@ def _told_where(path: Path) -> Iterator[None]:
 
 
 def plain(value: object) -> object:
-    """Turn dataclass-free nests into what JSON can say: tuples to lists, NaN and infinity to null."""
+    """Turn nested values into what JSON can hold.
+
+    Args:
+        value: Mappings, lists, tuples, arrays, tensors, numbers, texts, in any nesting.
+
+    Returns:
+        The same with tuples, arrays and tensors as lists, NaN and infinity as None, and anything else that
+        JSON does not know as text.
+    """
     if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if hasattr(value, "tolist"):
@@ -80,23 +93,54 @@ def plain(value: object) -> object:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON."""
+    """Write a value as indented JSON.
+
+    Args:
+        path: The file.
+        value: What `plain` accepts.
+
+    Raises:
+        ModelDoctorError: The file cannot be written.
+    """
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 
 def write_yaml(path: Path, value: Mapping[str, object]) -> None:
-    """Write a mapping as YAML, in its own order."""
+    """Write a mapping as YAML, in its own order.
+
+    Args:
+        path: The file.
+        value: Values by name, as `plain` accepts them.
+
+    Raises:
+        ModelDoctorError: The file cannot be written.
+    """
     text = yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True)
     write_bytes(path, text.encode())
 
 
 def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """Return a state dict as safetensors: the same tensors give the same bytes."""
+    """Return a state dict as the content of a safetensors file.
+
+    Args:
+        state: Tensors by name.
+
+    Returns:
+        The bytes; equal tensors give equal bytes.
+    """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     return save_tensors(tensors, metadata={"format": "pt"})
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict as safetensors."""
+    """Write a state dict as a safetensors file.
+
+    Args:
+        path: The file.
+        state: Tensors by name.
+
+    Raises:
+        ModelDoctorError: The file cannot be written.
+    """
     write_bytes(path, weights_bytes(state))

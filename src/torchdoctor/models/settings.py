@@ -1,4 +1,4 @@
-"""The settings of the network: which one, with which weights, on which device."""
+"""The settings of the network: which network, with which weights, on which device."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ class ModelSettings(SettingsGroup):
         left_out="train: random weights; else they must be given",
         newcomer=True,
     )
-    device: str = setting("auto", "Where to compute: auto (the GPU where there is one), cpu or cuda.")
+    device: str = setting("auto", "Where to compute: auto (the GPU, where the machine has any), cpu or cuda.")

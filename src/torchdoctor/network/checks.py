@@ -53,7 +53,7 @@ def check_model(
         layers: Names of the layers to be constrained; None: the default ones.
 
     Returns:
-        What was found, in the order of the trials. Empty: everything works.
+        The problems, in the order of the trials. Empty: everything works.
 
     Example:
         >>> import torch

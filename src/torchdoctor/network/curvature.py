@@ -74,7 +74,7 @@ def gradients_move(model: nn.Module, example: Tensor, names: Sequence[str]) -> d
 
 
 def _gradients(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return d y_0 / d m at each layer; InputError names one that does not feed the logits."""
+    """Return d y_0 / d m at each layer; InputError names a layer that does not feed the logits."""
     maps: dict[str, Tensor] = {}
     with frozen_eval(model), torch.enable_grad():
         logits = run_tapped(model, example, {name: keep_in(maps, name) for name in names})

@@ -16,9 +16,9 @@ from torchdoctor.network.outputs import as_logits
 class FrozenModel:
     """A network in evaluation mode whose parameters ask for no gradient.
 
-    Only `frozen_eval` makes one, and it ends with that block. A function that needs the network in this state
-    takes a `FrozenModel` instead of an `nn.Module`, so that nobody can call it with a network in another
-    state.
+    Only `frozen_eval` makes such an object, and it ends with that block. A function that needs the
+    network in this state takes a `FrozenModel` instead of an `nn.Module`, so that nobody can call it with a
+    network in another state.
     """
 
     _network: nn.Module

@@ -149,7 +149,7 @@ def map_shapes(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[
 
     Args:
         model: The network; it is left as it was.
-        images: Normalised images [batch, channel, height, width]; the first one is run.
+        images: Normalised images [batch, channel, height, width]; only the first image is run.
         layers: Names of layers.
 
     Returns:

@@ -67,7 +67,7 @@ def candidate_layers(
 
     Args:
         model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; the first one is run.
+        images: Normalised images, as the network takes them; only the first image is run.
 
     Returns:
         The convolutions in the order of the forward pass; empty if there are none.
@@ -127,7 +127,7 @@ def default_layers(
 
     Args:
         model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; the first one is run.
+        images: Normalised images, as the network takes them; only the first image is run.
         number: How many layers to choose.
 
     Returns:
@@ -176,7 +176,7 @@ def chosen_layers(
 
     Args:
         model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; the first one is run.
+        images: Normalised images, as the network takes them; only the first image is run.
         wanted: Names; patterns such as `layer3.*`; `all`; `last:3`. `all` and `last` are of the candidate
             convolutions; a pattern too, or, where none of them fits, of all modules with a 4-dimensional map
             on the way to the logits. None: the default layers.
@@ -244,7 +244,7 @@ def norms_behind(
 
     Args:
         model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; the first one is run.
+        images: Normalised images, as the network takes them; only the first image is run.
         layers: Names of layers.
 
     Returns:
@@ -286,7 +286,7 @@ def survey_layers(
 
     Args:
         model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; the first one is run.
+        images: Normalised images, as the network takes them; only the first image is run.
         also: Names of further layers to measure, such as blocks of convolutions.
 
     Returns:

@@ -59,7 +59,7 @@ def in_halves(work: Callable[[int, int], Result], start: int, stop: int) -> list
         stop: The item after the last.
 
     Returns:
-        The results in the order of the items: one if everything fits at once.
+        The results in the order of the items: a single result if everything fits at once.
 
     Raises:
         RuntimeError: A single item does not fit, or `work` failed for another reason; as it was raised.

@@ -47,7 +47,7 @@ def first_layer(model: nn.Module, images: Tensor, layers: Sequence[str]) -> str:
 
     Args:
         model: The network; it is left as it was.
-        images: Normalised images [batch, channel, height, width]; the first one is run.
+        images: Normalised images [batch, channel, height, width]; only the first image is run.
         layers: Names of layers, at least one.
 
     Returns:
@@ -104,7 +104,7 @@ def _tried(model: nn.Module, images: Tensor, layer: str) -> Shortcut | None:
 def _finished_before(model: nn.Module, images: Tensor, layer: str) -> list[Call] | None:
     """List the calls of modules beside the layer and its ancestors that are done before it, and its own.
 
-    None where the layer is called twice or one of them gives something else than a tensor.
+    None where the layer is called twice or any of its calls gives something else than a tensor.
     """
     parts = layer.split(".")
     parents = ["", *(".".join(parts[:depth]) for depth in range(1, len(parts)))]

@@ -243,7 +243,7 @@ def _answered(model: nn.Module, answers: Mapping[Call, Tensor]) -> Iterator[None
 
 
 def _answering(prepared: list[Tensor], forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a forward function that gives the prepared answers one by one, and runs only after them."""
+    """Return a forward function that gives the prepared answers in their order, and runs only after them."""
 
     def answer(*inputs: object, **named: object) -> Tensor:
         return prepared.pop(0) if prepared else forward(*inputs, **named)
