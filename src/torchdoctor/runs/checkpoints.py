@@ -1,7 +1,7 @@
 """Keep the state of an unfinished training in files, so that it can be resumed with exactly the same result.
 
 Each state is a safetensors file. Its sha256 stands in a small file beside it, which is written last. The
-newest two states are kept: where the newest is damaged, the training goes on from the one before.
+newest two states are kept: where the newest is damaged, the training goes on from the state before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENDING, SUM_ENDING = ".safetensors", ".sha256"
 
 
 class CheckpointFolder:
-    """The checkpoints of one training, in a folder of their own."""
+    """The checkpoints of a training, in a folder of their own."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class CheckpointFolder:
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """Use a folder for the checkpoints of one training.
+        """Use a folder for the checkpoints of a training.
 
         Args:
             folder: The folder; it is made with the first checkpoint.
             label: The training's name in kill points and messages, such as `control/seed0`; by default the
                 folder's name.
-            every_seconds: Seconds from one checkpoint to the next, unless the environment variable
+            every_seconds: Seconds between two checkpoints, unless the environment variable
                 TORCHDOCTOR_CHECKPOINT_STEPS holds a number of steps.
             stop: Returns whether the training is to be saved and stopped.
             say: Receives a sentence where a checkpoint is damaged.
@@ -64,7 +64,7 @@ class CheckpointFolder:
         self._saved, self._cost = time.monotonic(), 0.0
 
     def load(self) -> TrainingState | None:
-        """Read the newest undamaged state; damaged ones are passed over and reported to `say`.
+        """Read the newest undamaged state; damaged states are passed over and reported to `say`.
 
         Returns:
             The state, or None where there is none that can be read.
@@ -85,7 +85,7 @@ class CheckpointFolder:
         return state
 
     def save(self, state: TrainingState) -> None:
-        """Write a state. The one before it is kept; older ones are removed once this one is on the disk.
+        """Write a state. The state before it stays; older states are removed once this state is on the disk.
 
         Args:
             state: The state.
@@ -139,12 +139,12 @@ class CheckpointFolder:
         return self.folder / f"step{step}{SUM_ENDING}"
 
     def _steps(self) -> list[int]:
-        """Return the steps of all checkpoints in the folder, damaged ones included."""
+        """Return the steps of all checkpoints in the folder, even damaged checkpoints."""
         names = [file.stem.removeprefix("step") for file in self.folder.glob(f"step*{ENDING}")]
         return [int(name) for name in names if name.isdecimal()]
 
     def _read(self, step: int) -> TrainingState:
-        """Read one checkpoint; ValueError says what is wrong with it."""
+        """Read a checkpoint; ValueError says what is wrong with it."""
         content = self._file(step).read_bytes()
         try:
             wanted = self._sum_file(step).read_bytes()
@@ -158,10 +158,10 @@ class CheckpointFolder:
         return state
 
     def _remove_others(self, newest: int) -> None:
-        """Remove all checkpoints but the newest and the last one before it that is known to be whole.
+        """Remove all checkpoints but the newest and the last before it that is known to be whole.
 
-        Where no earlier one is known to be whole (this process has neither read nor written any), older ones
-        stay.
+        Where no earlier checkpoint is known to be whole (this process has neither read nor written any),
+        older checkpoints stay.
         """
         stay = {newest, *([] if self._newest_whole is None else [self._newest_whole])}
         for step in self._steps():

@@ -1,6 +1,6 @@
 """Open, lock, resume and finish run folders.
 
-Each file of a run is written atomically. The last one is the manifest, which holds the sha256 of all others:
+Each file of a run is written atomically. The last file is the manifest, which holds the sha256 of all others:
 a folder with a manifest is a finished run, and can be checked against it.
 """
 
@@ -30,9 +30,9 @@ FREE_SETTINGS = ("out", "workers", "download", "tensorboard")
 
 @dataclass
 class RunFolder:
-    """The folder of a run, in which one process works at a time.
+    """The folder of a run, in which a single process works at a time.
 
-    Used as a context manager, it is sealed (`seal`) when the run ends without an error. Make one with
+    Used as a context manager, it is sealed (`seal`) when the run ends without an error. Make it with
     `create` or `resume`.
 
     Attributes:
@@ -138,7 +138,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Seal a finished run, or remove one whose input was refused before anything was trained; unlock it.
+        """Seal a finished run, or remove a run that was refused before any training; unlock the folder.
 
         An interrupted run stays as it is, and so does whatever has been trained by then.
 
@@ -247,7 +247,7 @@ def _entries(value: object, name: str = "") -> dict[str, object]:
 
 
 def _shortened(value: object) -> str:
-    """Return a value as text; of a long one, the beginning."""
+    """Return a value as text; of long text, the beginning."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}..."
 
@@ -272,7 +272,7 @@ class Manifest(Record):
 
 
 def seal(path: Path) -> None:
-    """Write the manifest, which makes the run a finished one: the schema's version and every file's sha256.
+    """Write the manifest, which makes the run finished: the schema's version and every file's sha256.
 
     Args:
         path: The run's folder.

@@ -34,7 +34,7 @@ def write_trackers(folder: Path, treatment: Treatment, *, tensorboard: bool) -> 
     """Write the histories as a table and, where wanted, as TensorBoard's event files.
 
     Args:
-        folder: Where `history.csv` goes, and the folder `tensorboard` with one folder per arm and seed.
+        folder: Where `history.csv` goes, and the folder `tensorboard` with a folder for each arm and seed.
         treatment: The trained arms.
         tensorboard: Whether event files are wanted.
     """
@@ -44,7 +44,7 @@ def write_trackers(folder: Path, treatment: Treatment, *, tensorboard: bool) -> 
 
 
 def write_history(folder: Path, treatment: Treatment) -> None:
-    """Write `history.csv`: one line per arm, seed and epoch, one column per term of the loss.
+    """Write `history.csv`: a line for each arm, seed and epoch, a column for each term of the loss.
 
     A field is blank where an arm has no such term.
 
@@ -73,7 +73,7 @@ def events_of(arm: Arm) -> bytes:
         arm: The trained arm.
 
     Returns:
-        The file's content: one scalar per term of the loss and epoch; its step is the epoch.
+        The file's content: a scalar for each term of the loss and epoch; its step is the epoch.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter

@@ -1,4 +1,4 @@
-"""Let one process at a time work in a run folder, and tell every other process who that is."""
+"""Let a single process at a time work in a run folder, and tell every other process who that is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEVER_A_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 
 class FolderLock:
-    """The lock of one folder, which the process holds until `release`, or until it ends in any way.
+    """The lock of a folder, which the process holds until `release`, or until it ends in any way.
 
     The operating system ties the lock to an open file in the folder (`filelock.FileLock`: flock on Linux and
     macOS, LockFileEx on Windows). It frees the lock when the process ends, even after kill -9, so nobody has
@@ -42,7 +42,7 @@ class FolderLock:
         """
         self.file = folder / LOCK
         self.handle = -1
-        self._process: int | None = None  # the one that holds the lock
+        self._process: int | None = None  # the process that holds the lock
         self._system_lock = FileLock(
             self.file,
             timeout=PATIENCE,
@@ -56,7 +56,7 @@ class FolderLock:
     def acquire(cls, folder: Path) -> FolderLock:
         """Lock a folder for this process, trying again for `PATIENCE` seconds.
 
-        On a file system without locks the run goes on without one, and stderr says so.
+        On a file system without locks the run goes on unlocked, and stderr says so.
 
         Args:
             folder: An existing folder.
@@ -82,7 +82,7 @@ class FolderLock:
         """Remove the lock's file and free the lock; the second time, and in a forked child, do nothing.
 
         The file is removed while it is still locked. A process that has opened it by then and gets its lock
-        finds that the file has no name any more, and starts over with a new one: two processes never lock
+        finds that the file has no name any more, and starts over with a new file: two processes never lock
         different files. Windows removes no open file; there filelock removes it afterwards.
         """
         if self._process != os.getpid():

@@ -15,7 +15,7 @@ from torchdoctor.files.writing import write_weights
 
 
 class PartsFolder(MutableMapping[str, Mapping[str, np.ndarray]]):
-    """A mapping from the name of a part to its arrays, which are kept in one safetensors file each.
+    """A mapping from the name of a part to its arrays, which are saved in a safetensors file for each part.
 
     A file appears whole or not at all. A file that is damaged counts as absent.
     """
@@ -50,7 +50,7 @@ class PartsFolder(MutableMapping[str, Mapping[str, np.ndarray]]):
             raise KeyError(name) from error
 
     def __setitem__(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a part, in place of the one of that name if there is one.
+        """Write a part; it replaces a part of the same name.
 
         Args:
             name: The part's name.
