@@ -9,7 +9,7 @@ import pytest
 from torchdoctor.case.settings import Settings
 from torchdoctor.treatment.search import Candidate, candidates, halve, ladder
 from torchdoctor.types import InputError
-from torchdoctor.verbs.search import Choice, budget_steps, settled
+from torchdoctor.verbs.search import Choice, budget_steps, plan_with_choice
 
 
 def test_candidates_without_masks_need_none():
@@ -88,10 +88,10 @@ def test_checkup_auto_chooses_and_says_whose_weights_to_use(command, trained, ph
 def test_treated_stands_for_the_best_constraints_only_where_it_was_listed():
     swap, space = Candidate("swap"), Candidate("space-b", ("space layers=b",), 3.0)
     default, listed = Settings(), Settings(arms=("control", "dfr", "treated"))
-    assert settled(default, Choice(swap, space)).arms == ("control", "swap")
-    found = settled(listed, Choice(swap, space))
+    assert plan_with_choice(default, Choice(swap, space)).arms == ("control", "swap")
+    found = plan_with_choice(listed, Choice(swap, space))
     assert found.arms == ("control", "swap", "dfr", "treated")
     assert (found.constraints, found.tau) == (("space layers=b",), 3.0)
-    assert settled(listed, Choice(swap)).arms == ("control", "swap", "dfr")
-    found = settled(default, Choice(space, space))
+    assert plan_with_choice(listed, Choice(swap)).arms == ("control", "swap", "dfr")
+    found = plan_with_choice(default, Choice(space, space))
     assert (found.arms, found.constraints, found.tau) == (("control", "treated"), ("space layers=b",), 3.0)

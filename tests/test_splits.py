@@ -32,7 +32,7 @@ def test_objects_stay_and_backgrounds_are_of_another_category(monkeypatch):
     assert (is_red(after) >= is_red(before)).all()  # the object is where it was
     assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert torch.equal(after, torch.cat([one.images for one in swapped_images(loader, 0)]))
-    monkeypatch.setattr(splits, "MOST", 4)
+    monkeypatch.setattr(splits, "MOST_SWAPPED", 4)
     assert torch.cat([one.ids for one in swapped_images(loader, 0)]).tolist() == [0, 3, 5, 8]
     assert swapped_images(Loader(table_of(9, masked=False), RAW, 4, 0, "none"), 0) == ()
     assert swapped_images(Loader(table_of(9, categories=1), RAW, 4, 0, "none"), 0) == ()
@@ -42,7 +42,7 @@ def test_a_swapped_split_is_made_where_the_data_have_none_of_their_own(monkeypat
     few = Loader(table_of(6), RAW, 4, 0, "none")
     assert list(splits_to_compare(case_with({"test": few}))) == ["test"]
     assert list(splits_to_compare(case_with({"test": few}, decides="swapped"))) == ["test", "swapped"]
-    monkeypatch.setattr(splits, "LEAST", 6)
+    monkeypatch.setattr(splits, "LEAST_SWAPPED", 6)
     masked = Loader(table_of(6), RAW, 4, 0, "none")
     bare = Loader(table_of(6, masked=False), RAW, 4, 0, "none")
     assert list(splits_to_compare(case_with({"test": masked}))) == ["test", "swapped"]

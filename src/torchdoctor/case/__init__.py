@@ -1,1 +1,1 @@
-"""One classifier with its data and settings, checked against each other before anything is written."""
+"""A classifier with its data and settings, checked against each other before anything is written."""

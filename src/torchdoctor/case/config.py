@@ -16,15 +16,15 @@ from torchdoctor.types import InputError
 
 
 def settings_from(
-    given: Mapping[str, object],
+    values: Mapping[str, object],
     file: str | Path | None = None,
     base: Settings | None = None,
     kind: type[Settings] = Settings,
 ) -> Settings:
-    """Merge defaults, a YAML file and what was given directly; later ones go before earlier ones.
+    """Merge defaults, a YAML file and values: a value replaces that of the file, which replaces the default.
 
     Args:
-        given: Values by setting; None means not given.
+        values: Values by setting; None means not given.
         file: A YAML file of settings.
         base: The settings to start from instead of the defaults.
         kind: The class of the settings.
@@ -36,7 +36,7 @@ def settings_from(
         InputError: The file cannot be read, a name is unknown, or a value does not fit.
     """
     merged = dict(read_config(file, kind)) if file is not None else {}
-    merged.update({name: value for name, value in given.items() if value is not None})
+    merged.update({name: value for name, value in values.items() if value is not None})
     if isinstance(merged.get("weights"), str):
         merged["weights"] = _weights_file(str(merged["weights"]))
     return kind(**{**(dict(base) if base is not None else {}), **merged})
@@ -207,7 +207,7 @@ def template(
 
 
 def _as_yaml(value: object) -> str:
-    """Write a default in one line of YAML; nothing for None."""
+    """Write a default as a line of YAML; nothing for None."""
     if value is None:
         return ""
     plain = list(value) if isinstance(value, tuple) else value

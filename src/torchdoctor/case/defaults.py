@@ -14,11 +14,20 @@ from torchdoctor.types import InputError
 
 
 def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits) -> None:
-    """Refuse unknown arms and constraints, and those that need masks where the training data has none."""
+    """Refuse unknown arms and constraints, and those that need masks where the training data has none.
+
+    Args:
+        settings: What was asked for.
+        layers: The diagnosed layers, from first to last.
+        data: The images.
+
+    Raises:
+        InputError: An arm, a constraint or the constraint of a weight is unknown, or masks are missing.
+    """
     arms = remedies_named(default_arms(masked_count(data)) if settings.arms == "auto" else settings.arms)
     names = () if settings.constraints == "auto" else settings.constraints
-    for text, one in zip(names, constraints_named(names, layers=layers), strict=True):
-        if one.needs_masks and not data.has_masks:
+    for text, constraint in zip(names, constraints_named(names, layers=layers), strict=True):
+        if constraint.needs_masks and not data.has_masks:
             raise InputError(
                 f"--constraints {text!r} needs object masks, and {settings.data!r} has none: give data with "
                 "mask or bbox columns or PNGs beside the images, or leave it out"
@@ -30,7 +39,7 @@ def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits)
                 "bbox columns or PNGs beside the images, or leave it out"
             )
     weights = settings.weights_by_constraint
-    known = [one.name for one in constraints_named(names, layers=layers)] or list(CONSTRAINTS)
+    known = [constraint.name for constraint in constraints_named(names, layers=layers)] or list(CONSTRAINTS)
     for name in weights if isinstance(weights, dict) else ():
         if name not in known:
             raise InputError(f"--weight {name!r} names no constraint of this run")
@@ -72,5 +81,12 @@ def best_select(settings: Settings, data: Splits) -> Select:
 
 
 def masked_count(data: Splits) -> int:
-    """Return how many training images have masks."""
+    """Count the training images that have masks.
+
+    Args:
+        data: The images.
+
+    Returns:
+        Their number.
+    """
     return int(data.train.table.has_mask.sum())

@@ -66,7 +66,7 @@ def comparable(folder: Path, identity: Mapping[str, dict[str, object]]) -> dict[
         identity: What `identity_of` returns.
 
     Returns:
-        The same, with a `config.yaml` that equals the recorded one where the settings are the same.
+        The same, with a `config.yaml` that equals the recorded file where the settings are the same.
     """
     recorded: object = None
     with suppress(OSError, ValueError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""Run one stage of a prepared case and write what it made into the run folder."""
+"""What a command ends with: exit code, record, and what a reader needs to repeat or use the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ DONE, GATE_NOT_MET, INCONCLUSIVE = 0, 3, 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb ends with: its exit code, what `--json` prints, and the objects behind it."""
+    """What a command ends with.
+
+    Attributes:
+        exit_code: 0 done, 3 harmed or gained less than asked, 4 inconclusive.
+        record: What `--json` prints.
+        diagnosis: The diagnosis; None where the command makes none.
+        treatment: The trained arms; None where nothing was treated.
+        comparison: The comparison; None where nothing was compared.
+        loading_code: Lines of Python that load the resulting weights; None where there are none.
+    """
 
     exit_code: int
     record: Mapping[str, object]
@@ -31,29 +40,63 @@ class Outcome:
 
 
 def arm_weights(folder: Path, arm: str = "treated") -> Path:
-    """Return where a run keeps an arm's weights of its first seed."""
+    """Return the file of an arm's weights of the first seed.
+
+    Args:
+        folder: The run's folder.
+        arm: The arm's name.
+
+    Returns:
+        The file in the run's folder.
+    """
     return folder / "treatment" / arm / "seed0" / "model.safetensors"
 
 
 def check_weights(case: Case, diagnosis: Diagnosis, source: str) -> None:
-    """Raise InputError unless the case's weights are those that were diagnosed."""
-    found = state_sha256(case.model)
-    if found != diagnosis.model_sha256:
+    """Refuse a diagnosis of other weights than those of the case.
+
+    Args:
+        case: The prepared case.
+        diagnosis: A diagnosis.
+        source: Where the diagnosis comes from, for the message.
+
+    Raises:
+        InputError: The sha256 of the weights differ.
+    """
+    sha256 = state_sha256(case.model)
+    if sha256 != diagnosis.model_sha256:
         raise InputError(
             f"{source} was made of other weights than {case.plan.weights!r} holds now (sha256 "
-            f"{diagnosis.model_sha256[:12]}..., found {found[:12]}...): give the weights that were diagnosed"
+            f"{diagnosis.model_sha256[:12]}..., found {sha256[:12]}...): give the weights that were diagnosed"
         )
 
 
 def arm_of(case: Case, comparison: Comparison | None = None) -> str:
-    """Return the arm that verdicts speak of: the one compared first, or the first that was named."""
+    """Return the arm that the verdict is about.
+
+    Args:
+        case: The prepared case.
+        comparison: The comparison, if there is any.
+
+    Returns:
+        The compared arm; before a comparison, the first arm of the plan that is not the control.
+    """
     if comparison is not None:
         return comparison.arm
     return next((arm for arm in case.plan.arms if arm != "control"), "treated")
 
 
 def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:
-    """Return 0 helped by what was asked, 3 harmed or gained too little, 4 nothing could be said."""
+    """Turn a verdict into an exit code.
+
+    Args:
+        diagnosis: The diagnosis that the treatment rests on.
+        comparison: The comparison.
+
+    Returns:
+        0: helped, and gained at least `min_gain`. 3: harmed, or gained less. 4: no evidence, or the diagnosis
+        is inconclusive.
+    """
     if diagnosis.inconclusive or comparison.verdict == "no evidence":
         return INCONCLUSIVE
     gain = comparison.splits[comparison.primary].first.gain.mean
@@ -61,18 +104,42 @@ def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:
 
 
 def command_of(folder: Path, verb: str) -> str:
-    """Return the command that runs the same again."""
+    """Return the command that runs the same again.
+
+    Args:
+        folder: The run's folder.
+        verb: The command that made the run.
+
+    Returns:
+        A line for a shell; it writes to another folder.
+    """
     config, again = shlex.quote(str(folder / "config.yaml")), shlex.quote(f"{folder}-again")
     return f"torchdoctor {verb} --config {config} --out {again}"
 
 
-def lines_of(case: Case, folder: Path, arm: str | None = None) -> str:
-    """Return the lines that load an arm's weights in plain PyTorch."""
+def arm_loading_code(case: Case, folder: Path, arm: str | None = None) -> str:
+    """Return the code that loads an arm's weights in plain PyTorch.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        arm: The arm's name; None: the arm that the verdict is about.
+
+    Returns:
+        Lines of Python.
+    """
     return loading_code(case.plan, len(case.classes), arm_weights(folder, arm or arm_of(case)))
 
 
 def notes_of(diagnosis: Diagnosis) -> list[str]:
-    """Return what a reader must know about the diagnosis."""
+    """Return what a reader must know about the diagnosis.
+
+    Args:
+        diagnosis: The diagnosis.
+
+    Returns:
+        Remarks: categories that could not be diagnosed, and what is unusual about layers.
+    """
     most = diagnosis.sifting.images_per_category
     notes = [f"{name}: not diagnosed: 0 of {most}" for name in diagnosis.not_diagnosed]
     for layer in diagnosis.layers:

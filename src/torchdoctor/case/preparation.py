@@ -32,7 +32,7 @@ from torchdoctor.network.prediction import device_of
 from torchdoctor.randomness import key
 from torchdoctor.types import InputError
 
-SWAPPED = "swapped"  # the test split that is made of another by its masks
+SWAPPED = "swapped"  # the test split that is made of another split by exchanging backgrounds
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def prepare(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> Ca
     check_verb(settings, verb)
     if needs_weights and settings.weights is None:
         raise InputError(
-            "--weights is missing: give the trained classifier's .safetensors or state dict (train makes one)"
+            "--weights is missing: give the trained classifier's .safetensors or state dict (train writes it)"
         )
     pretrained = settings.weights == PRETRAINED
     file = None if pretrained or settings.weights == RANDOM else settings.weights
@@ -177,7 +177,18 @@ def new_folder(verb: str) -> str:
 
 
 def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None:
-    """Return the model named by the card; InputError for a factory: no data file chooses code to run."""
+    """Return the model that the card beside weights names.
+
+    Args:
+        card: The card; None where there is none.
+        weights: The weights, for the message.
+
+    Returns:
+        The model's name; None where there is no card or it names no model.
+
+    Raises:
+        InputError: The card names a factory of other code: no data file chooses code to run.
+    """
     name = (card or {}).get("model")
     if not isinstance(name, str):
         return None
@@ -241,7 +252,17 @@ def _few(names: list[str]) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device; `auto` is the GPU where there is one."""
+    """Return a device, after trying to use it.
+
+    Args:
+        name: `auto`, or a name that PyTorch knows, such as `cpu` or `cuda:0`.
+
+    Returns:
+        The device; for `auto` the GPU, or the CPU where there is no GPU.
+
+    Raises:
+        InputError: The device does not exist or cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -254,13 +275,13 @@ def device_named(name: str) -> torch.device:
 
 
 def _layers(settings: Settings, name: str, model: nn.Module, data: Splits) -> tuple[str, ...]:
-    """Return the layers asked for, or the default ones."""
+    """Return the layers asked for, or the default layers."""
     example = example_of(model, data)
-    found = _logits_of(name, model, example)
-    if found != len(data.classes):
+    logits = _logits_of(name, model, example)
+    if logits != len(data.classes):
         raise InputError(
-            f"--model {name!r} gives {found} logits, and {settings.data!r} has {len(data.classes)} "
-            "categories: give a model with one logit per category"
+            f"--model {name!r} gives {logits} logits, and {settings.data!r} has {len(data.classes)} "
+            "categories: give a model with a logit for each category"
         )
     if settings.layers != "auto":
         chosen = chosen_layers(model, example, settings.layers)
@@ -293,8 +314,8 @@ def _try_out(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...])
     """
     ids = data.train.table.ids[:2].tolist()
     images = torch.cat([batch.images for batch in data.train.select(ids)]).to(device_of(model))
-    wrong = [one for one in check_model(model, images, layers) if one.level == "error"]
-    serious = [one.message for one in wrong if one.check != "trainable"]
+    errors = [finding for finding in check_model(model, images, layers) if finding.level == "error"]
+    serious = [finding.message for finding in errors if finding.check != "trainable"]
     if serious:
         raise InputError(f"--model {name!r}: {'; '.join(serious)}")
 
@@ -310,6 +331,14 @@ def _check_pretrained_head(name: str, data: Splits) -> None:
 
 
 def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel height width"]:
-    """Return one training image where the network lies."""
+    """Return a training image on the device of the network.
+
+    Args:
+        model: The network.
+        data: The images.
+
+    Returns:
+        The first training image, in a batch of its own.
+    """
     first = next(iter(data.train.select([int(data.train.table.ids[0])])))
     return first.images.to(device_of(model))

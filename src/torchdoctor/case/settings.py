@@ -112,7 +112,7 @@ class Settings(
 
 
 class Plan(Settings):
-    """What a run does: every setting decided, for one network, one data set and one command.
+    """What a run does: every setting decided, for a network, a data set and a command.
 
     `delta` "auto" (by layer), `draws` "auto", and "all" for `limit`, `classes` and `masks_per_category` are
     decisions of their own; `weights` "random" means that none were loaded.

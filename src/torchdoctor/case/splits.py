@@ -1,4 +1,4 @@
-"""The test splits that a treatment is compared on: the data's own, and one before other backgrounds."""
+"""The test splits that a treatment is compared on: those of the data, and a split of swapped images."""
 
 from __future__ import annotations
 
@@ -9,23 +9,36 @@ from torchdoctor.data.loader import Loader
 from torchdoctor.images.backgrounds import across_categories
 from torchdoctor.images.batches import Batch, Images
 
-MOST = 2000  # images that are decoded at once to be swapped
-LEAST = 400  # fewer could lose `--max-loss` points by chance
+MOST_SWAPPED = 2000  # images: they are all decoded at once
+LEAST_SWAPPED = 400  # images: fewer could lose `--max-loss` points by chance
 
 
 def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
-    """Return the images that have masks, each before the background of one of another category.
+    """Put images before the backgrounds of images of other categories, by their masks.
 
-    At most 2000 of them, spread over the split; empty without masks.
+    Args:
+        images: The images of a split.
+        seed: The number that the choice of backgrounds starts from.
+
+    Returns:
+        At most 2000 of the images that have masks, spread over the split; empty without masks.
     """
     masked = images.table.ids[images.table.has_mask]
-    if len(masked) > MOST:
-        masked = masked[np.linspace(0, len(masked) - 1, MOST).round().astype(int)]
+    if len(masked) > MOST_SWAPPED:
+        masked = masked[np.linspace(0, len(masked) - 1, MOST_SWAPPED).round().astype(int)]
     return across_categories(images.select(masked), seed) if len(masked) else ()
 
 
 def splits_to_compare(case: Case) -> dict[str, Images]:
-    """Return the test splits by name, and `swapped` where it decides or enough images have masks."""
+    """Return the test splits that a treatment is compared on.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        The images by split; `swapped` is among them where the verdict is about it, or where enough images
+        have masks.
+    """
     tests = dict[str, Images](case.data.tests)
     if not swapped_count(case):
         return tests
@@ -33,12 +46,19 @@ def splits_to_compare(case: Case) -> dict[str, Images]:
 
 
 def swapped_count(case: Case) -> int:
-    """Return how many images the split `swapped` will have; 0 where it is not made.
+    """Count the images of the split `swapped`, before it is made.
 
-    Data with several test splits bring a shifted one of their own: there it is made only if it decides.
+    Data with several test splits already contain a split with a shift: there `swapped` is made only if the
+    verdict is about it.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        The number of images; 0 where the split is not made.
     """
     data, decides = case.data, case.plan.primary == SWAPPED
     table = data.tests[data.primary].table
     masked = int(table.has_mask.sum()) if len(np.unique(table.labels[table.has_mask])) > 1 else 0
-    wanted = decides or (len(data.tests) == 1 and masked >= LEAST)
-    return min(masked, MOST) if wanted and SWAPPED not in data.tests else 0
+    wanted = decides or (len(data.tests) == 1 and masked >= LEAST_SWAPPED)
+    return min(masked, MOST_SWAPPED) if wanted and SWAPPED not in data.tests else 0

@@ -33,7 +33,7 @@ def environment() -> dict[str, object]:
     """Return what a result depends on besides its settings.
 
     Returns:
-        The versions of the libraries, the platform, the threads, and the GPU if there is one.
+        The versions of the libraries, the platform, the number of threads, and the GPU's name if any.
     """
     from importlib.metadata import PackageNotFoundError, version
 

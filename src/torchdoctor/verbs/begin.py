@@ -1,4 +1,4 @@
-"""Run the verbs: each prepares its case, calls the function of its name, and writes a run folder."""
+"""What commands begin with: open the folder of a run, lock it, and read a run that exists already."""
 
 from __future__ import annotations
 
@@ -22,22 +22,51 @@ Say = Callable[[str], None]
 
 
 def silent_text(_text: str) -> None:
-    """Say nothing."""
+    """Say nothing: the default receiver of messages.
+
+    Args:
+        _text: A message; it is dropped.
+    """
 
 
 def with_facts(outcome: Outcome, case: Case) -> Outcome:
-    """Add to what is printed how the images were prepared."""
+    """Add to what is printed how the images were prepared.
+
+    Args:
+        outcome: The outcome of a command.
+        case: The prepared case.
+
+    Returns:
+        The outcome whose record also holds `preprocessing` and `skipped_images`.
+    """
     return replace(outcome, record={**outcome.record, **case.facts})
 
 
 def refuse_without_out(settings: Settings, resume: bool) -> None:
-    """Raise InputError where a run is to go on and none is named."""
+    """Refuse to resume a run where no folder is named.
+
+    Args:
+        settings: What was asked for.
+        resume: Whether an unfinished run is to be resumed.
+
+    Raises:
+        InputError: It is, and `out` is missing.
+    """
     if resume and settings.out is None:
         raise InputError("--resume needs --out RUN: the folder of the run to go on with")
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a folder holds a finished run; the lock of a process killed after sealing it is removed."""
+    """Tell whether a folder holds a finished run.
+
+    The lock's file of a process that was killed right after finishing the run is removed.
+
+    Args:
+        folder: The folder of a run, which may be missing.
+
+    Returns:
+        True where the run is finished.
+    """
     if not is_finished(folder):
         return False
     if (folder / LOCK).exists():
@@ -49,7 +78,23 @@ def is_done(folder: Path) -> bool:
 def open_locked_run(
     case: Case, verb: str, resume: bool, progress: Progress, say: Say
 ) -> Iterator[tuple[Path, Watch]]:
-    """Begin a run, or go on with it, in a folder that is locked and sealed; Ctrl-C asks it to stop."""
+    """Begin a run, or resume it, in a folder that is locked meanwhile and sealed at the end.
+
+    The first Ctrl-C asks the run to save and stop.
+
+    Args:
+        case: The prepared case.
+        verb: The command that runs.
+        resume: Whether an unfinished run in the folder is resumed.
+        progress: Called with stage, done, of how many.
+        say: Receives sentences about what had to be repaired.
+
+    Yields:
+        The run's folder, and who watches the run.
+
+    Raises:
+        InputError: The folder is in use or not empty, or the run to resume is about something else.
+    """
     folder = case.folder
     wanted = identity_of(verb, case)
     opened = RunFolder.resume(folder, comparable(folder, wanted)) if resume else RunFolder.create(folder)
@@ -58,11 +103,22 @@ def open_locked_run(
         yield run.path, Watch(progress, stop, say)
 
 
-def reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case, Diagnosis]:
-    """Open a finished run and prepare its case again from its own settings, with its diagnosis."""
+def reopen_run(run: str, changes: Mapping[str, object]) -> tuple[Path, Case, Diagnosis]:
+    """Open a finished run and prepare its case again from its own settings.
+
+    Args:
+        run: The folder of a finished run.
+        changes: Settings that differ from those of the run, by name; None means unchanged.
+
+    Returns:
+        The folder, the prepared case, and the run's diagnosis.
+
+    Raises:
+        InputError: The run is unfinished or damaged, holds no diagnosis, or its weights have changed since.
+    """
     folder = open_run(Path(run))
     recorded = settings_from(read_config(folder / "config.yaml"))
-    settings = settings_from({**given, "out": str(folder)}, base=recorded)
+    settings = settings_from({**changes, "out": str(folder)}, base=recorded)
     if not (folder / "diagnosis").is_dir():
         raise InputError(f"run {run!r} holds no diagnosis: give a run of diagnose, treat or checkup")
     case = prepare(settings.but(auto=False), "treat")
@@ -73,7 +129,13 @@ def reopened(run: str, given: Mapping[str, object]) -> tuple[Path, Case, Diagnos
 
 @dataclass(frozen=True)
 class Watch:
-    """Who watches a run: the progress bar, the one that may ask it to stop, and who is told of repairs."""
+    """Who watches a run.
+
+    Attributes:
+        progress: Called with stage, done, of how many.
+        stop: Returns whether the run is to save and stop.
+        say: Receives sentences about what had to be repaired.
+    """
 
     progress: Progress
     stop: Callable[[], bool] = lambda: False

@@ -1,4 +1,4 @@
-"""Run what follows a diagnosis: causes of errors, pictures, noise curves."""
+"""Write what follows a diagnosis: the causes of errors, pictures, noise curves."""
 
 from __future__ import annotations
 
@@ -19,14 +19,24 @@ from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.report.error_cards import ExplainedError
 from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS
 from torchdoctor.types import Progress
-from torchdoctor.verbs.pictures import mask_of, shown_pixels, write_figure
+from torchdoctor.verbs.pictures import displayed_pixels, mask_of, write_figure
 
 EXPLAINED = 6  # errors that a report explains
 OVERLAID = 6  # images of the overlay picture
 
 
 def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progress) -> Causes:
-    """Find the cause of each validation error and write causes.json."""
+    """Find the cause of each validation error and write `causes.json`.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        diagnosis: The diagnosis of the case's network.
+        progress: Called with stage, done, of how many.
+
+    Returns:
+        The causes; without validation images there are none, and the accuracy is NaN.
+    """
     causes = Causes((), 0, math.nan)
     if len(case.data.validation):
         causes = find_causes(
@@ -43,7 +53,13 @@ def _names(case: Case) -> dict[int, str]:
 
 
 def figures_stage(case: Case, folder: Path, diagnosis: Diagnosis) -> None:
-    """Write the pictures of a diagnosis, each as PNG and SVG."""
+    """Write the pictures of a diagnosis, each as PNG and SVG.
+
+    Args:
+        case: The prepared case.
+        folder: Where the pictures go.
+        diagnosis: The diagnosis of the case's network. Of many categories, the least accurate are drawn.
+    """
     fewer = diagnosis.least_accurate(MOST_CATEGORIES)
     for layer in fewer.layers[-MOST_LAYERS:]:
         write_figure(folder, f"kernels-{layer.name}", fewer.correlation_figure(layer.name))
@@ -63,25 +79,39 @@ def _overlays(case: Case, ids: list[int]) -> Any:
         with frozen_eval(case.model) as frozen:
             pixels = batch.images.to(device_of(case.model), dtype_of(case.model))
             kind = case.plan.evidence
-            found = clean_evidence(frozen, pixels, batch.labels.to(pixels.device), layers, kind)[0]
+            evidence = clean_evidence(frozen, pixels, batch.labels.to(pixels.device), layers, kind)[0]
         size = (batch.images.shape[2], batch.images.shape[3])
-        summed = {layer: summed_maps(found[layer], size) for layer in layers}
+        summed = {layer: summed_maps(evidence[layer], size) for layer in layers}
         for row, label in enumerate(batch.labels.tolist()):
-            images.append((case.classes[label], shown_pixels(batch.images[row], case.data.preprocessing)))
+            images.append((case.classes[label], displayed_pixels(batch.images[row], case.data.preprocessing)))
             maps.append([(layer, summed[layer][row]) for layer in layers])
     return overlays(images, maps)
 
 
-def write_robustness(folder: Path, found: Robustness) -> None:
-    """Write robustness.json and the noise curves."""
-    found.save(folder)
-    write_figure(folder / "figures", "noise-curves", found.figure())
+def write_robustness(folder: Path, robustness: Robustness) -> None:
+    """Write `robustness.json` and a picture of the noise curves.
+
+    Args:
+        folder: The run's folder; the picture goes into its folder `figures`.
+        robustness: The noise curves.
+    """
+    robustness.save(folder)
+    write_figure(folder / "figures", "noise-curves", robustness.figure())
 
 
 def explained_errors(case: Case, diagnosis: Diagnosis, causes: Causes) -> list[ExplainedError]:
-    """Explain a few validation errors, of every cause in turn."""
-    chosen = {one.id: one for one in some_of(causes, EXPLAINED)}
-    names, found = _names(case), []
+    """Explain at most 6 validation errors, of every cause in turn.
+
+    Args:
+        case: The prepared case.
+        diagnosis: The diagnosis of the case's network.
+        causes: The causes of its validation errors.
+
+    Returns:
+        The errors with their explanations, for the report.
+    """
+    chosen = {error.id: error for error in some_of(causes, EXPLAINED)}
+    names, explained = _names(case), []
     if not chosen:
         return []
     for batch in case.data.validation.select(list(chosen)):
@@ -90,6 +120,6 @@ def explained_errors(case: Case, diagnosis: Diagnosis, causes: Causes) -> list[E
                 case.model, batch.images[row], diagnosis, label=chosen[image].label, image_id=image,
                 mask=mask_of(batch, row), classes=case.classes, seed=case.plan.seed,
             )  # fmt: skip
-            pixels = shown_pixels(batch.images[row], case.data.preprocessing)
-            found.append(ExplainedError(names[image], chosen[image], explanation, pixels))
-    return found
+            pixels = displayed_pixels(batch.images[row], case.data.preprocessing)
+            explained.append(ExplainedError(names[image], chosen[image], explanation, pixels))
+    return explained

@@ -1,4 +1,4 @@
-"""Write the report of a run, and run a whole checkup, of which it is the end."""
+"""Run a whole checkup: diagnose, treat, compare and report."""
 
 from __future__ import annotations
 
@@ -22,21 +22,31 @@ from torchdoctor.verbs.begin import (
     with_facts,
 )
 from torchdoctor.verbs.causes import causes_stage
-from torchdoctor.verbs.compare import _handed_back, compare_stage, read_checkup
+from torchdoctor.verbs.compare import compare_stage, read_checkup, with_weights_to_use
 from torchdoctor.verbs.model_folder import model_stage
 from torchdoctor.verbs.report import report_stage
-from torchdoctor.verbs.search import choose_stage, hand_back, judge_of, settled
-from torchdoctor.verbs.treat import diagnosis_of, taken_over, treat_stage
+from torchdoctor.verbs.search import choose_stage, choose_weights, judge_of, plan_with_choice
+from torchdoctor.verbs.treat import diagnosis_of, reused_diagnosis, treat_stage
 
 
-def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Watch) -> Outcome:
-    """Run the stages of a checkup in a folder; what an earlier process finished is read."""
+def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Watch) -> Outcome:
+    """Run the stages of a checkup in a folder; what an earlier process finished is read.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        reused: The diagnosis of another run; None: it is made, or read where it was made already.
+        watch: Who watches the run.
+
+    Returns:
+        The outcome, with the path of the report.
+    """
     judge = judge_of(case) if case.plan.auto else None
     if judge is not None:
-        given = diagnosis_of(case, folder, given, watch)
-        choice = choose_stage(case, folder, given, judge, watch)
-        case = replace(case, plan=settled(case.plan, choice))
-    diagnosis, treatment = treat_stage(case, folder, given, watch)
+        reused = diagnosis_of(case, folder, reused, watch)
+        choice = choose_stage(case, folder, reused, judge, watch)
+        case = replace(case, plan=plan_with_choice(case.plan, choice))
+    diagnosis, treatment = treat_stage(case, folder, reused, watch)
     if not (folder / "causes.json").is_file():
         causes_stage(case, folder, diagnosis, watch.progress)
     if (folder / "compare.json").is_file():
@@ -44,7 +54,8 @@ def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Wat
     else:
         outcome = compare_stage(case, folder, diagnosis, treatment, watch.progress)
     if judge is not None:
-        outcome = _handed_back(case, folder, outcome, hand_back(folder, judge, treatment, arm_of(case)))
+        choice_of_weights = choose_weights(folder, judge, treatment, arm_of(case))
+        outcome = with_weights_to_use(case, folder, outcome, choice_of_weights)
     outcome = model_stage(case, folder, outcome)
     report = folder / "report.html"
     report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
@@ -54,15 +65,28 @@ def checkup_stages(case: Case, folder: Path, given: Diagnosis | None, watch: Wat
 def run_checkup(
     settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
 ) -> Outcome:
-    """Diagnose, treat, compare and report in one go; `resume` goes on where an earlier process stopped."""
+    """Diagnose, treat, compare and report.
+
+    Args:
+        settings: What was asked for.
+        progress: Called with stage, done, of how many.
+        resume: Whether to go on where an earlier process stopped; a finished run is only read.
+        say: Receives sentences about costs and about what had to be repaired.
+
+    Returns:
+        The outcome of the comparison, with the path of the report.
+
+    Raises:
+        InputError: A setting does not fit the network or the data, or the folder cannot be used.
+    """
     refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
     case = prepare(settings, "checkup")
-    given = taken_over(case)
+    reused = reused_diagnosis(case)
     folder = case.folder
     if resume and is_done(folder):
         return with_facts(read_checkup(case, open_run(folder)), case)
     with open_locked_run(case, "checkup", resume, progress, say) as (place, watch):
         for tests in case.data.tests.values():
             tests.check()
-        return with_facts(checkup_stages(case, place, given, watch), case)
+        return with_facts(checkup_stages(case, place, reused, watch), case)

@@ -25,7 +25,19 @@ from torchdoctor.verbs.causes import causes_stage, figures_stage
 
 
 def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
-    """Make the diagnosis and save it; what an interrupted run had computed is used."""
+    """Make the diagnosis and save it; what an interrupted run had computed is used.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder; the diagnosis goes into its folder `diagnosis`.
+        progress: Called with stage, done, of how many.
+
+    Returns:
+        The diagnosis.
+
+    Raises:
+        InputError: No training image of any category could be diagnosed, or the network cannot be.
+    """
     settings = case.plan
     parts = PartsFolder(folder / "diagnosis" / "parts")
     diagnosis = diagnose(
@@ -52,7 +64,14 @@ def _diagnosis_settings(plan: Plan) -> DiagnosisSettings:
 
 
 def cost_of(case: Case) -> str:
-    """Say what a diagnosis will cost, in forward passes, before it is made."""
+    """Say what a diagnosis will cost, in forward passes, before it is made.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        A sentence with the numbers of layers, draws, passes and images.
+    """
     draws = case.plan.diagnosis_draws
     pixels = torch.cat([batch.images for batch in case.data.train.select(case.data.train.table.ids[:2])])
     pixels = pixels.to(device_of(case.model), dtype_of(case.model))
@@ -61,12 +80,20 @@ def cost_of(case: Case) -> str:
     noise = "no noise" if draws == 0 else f"draws: {draws}"
     return (
         f"{len(case.layers)} layer(s), {noise}: about {passes:.1f} forward passes for each of at most "
-        f"{sifted:,} sifted images, after one for each of {len(case.data.train):,}"
+        f"{sifted:,} sifted images, after 1 for each of {len(case.data.train):,}"
     )
 
 
 def diagnosis_record(folder: Path, diagnosis: Diagnosis) -> dict[str, object]:
-    """Return what `diagnose --json` prints."""
+    """Return what `diagnose --json` prints.
+
+    Args:
+        folder: The run's folder.
+        diagnosis: The diagnosis.
+
+    Returns:
+        Values by name; of each layer, numbers without the arrays.
+    """
     return {
         "out": str(folder),
         "classes": diagnosis.classes,
@@ -104,8 +131,17 @@ def run_diagnose(
 ) -> Outcome:
     """Diagnose the classifier on its training images, and find the causes of its validation errors.
 
-    `resume` goes on with an unfinished run in the same folder; a finished one is only read. `say` is told
-    the cost before anything is computed.
+    Args:
+        settings: What was asked for.
+        progress: Called with stage, done, of how many.
+        resume: Whether to go on with an unfinished run in the same folder; a finished run is only read.
+        say: Receives a sentence about the cost before anything is computed.
+
+    Returns:
+        The outcome: exit code 0, or 4 where the diagnosis is inconclusive.
+
+    Raises:
+        InputError: A setting does not fit the network or the data, or the folder cannot be used.
     """
     refuse_without_out(settings, resume)
     case = prepare(settings, "diagnose")

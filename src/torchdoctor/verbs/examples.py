@@ -18,20 +18,32 @@ from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.example_cards import Example, Kind
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.verbs.pictures import mask_of, shown_pixels
+from torchdoctor.verbs.pictures import displayed_pixels, mask_of
 
-SHOWN = {"repaired": 4, "broken": 2, "still wrong": 2}
+MOST_IMAGES = {"repaired": 4, "broken": 2, "still wrong": 2}
 
 
 def collect_examples(
     case: Case, treatment: Treatment | None, comparison: Comparison | None
 ) -> tuple[Example, ...]:
-    """Return images that treatment repaired, broke, or left wrong; without a treatment, the base's errors.
+    """Return images that the treatment repaired, broke, or left wrong.
 
-    Before is the base, after the treated network of the first seed; the kinds are relative to the base.
+    Without a treatment, return errors of the base network.
+
+    "Before" is the base network, "after" the treated network of the first seed.
+
+    Args:
+        case: The prepared case.
+        treatment: The trained arms; None where nothing was treated.
+        comparison: The comparison, which names the test split and the arm; None where nothing was compared.
+
+    Returns:
+        At most 4 repaired, 2 broken and 2 still wrong images, with their maps.
     """
     split = comparison.primary if comparison is not None else case.data.primary
-    split = split if split in case.data.tests else case.data.primary  # what was swapped is shown as it was
+    split = (
+        split if split in case.data.tests else case.data.primary
+    )  # swapped images are drawn with their own backgrounds
     tests = case.data.tests[split]
     treated = copy.deepcopy(case.model)
     if treatment is not None:
@@ -41,11 +53,11 @@ def collect_examples(
     kinds = _kinds(ids, labels, before.argmax(1), after.argmax(1))
     if not kinds:
         return ()
-    layer = _shown_layer(case)
+    layer = _drawn_layer(case)
     return tuple(
-        one
+        example
         for batch in tests.select(sorted(kinds))
-        for one in _examples(case, split, tests, batch, treated, layer, kinds)
+        for example in _examples(case, split, tests, batch, treated, layer, kinds)
     )
 
 
@@ -64,12 +76,12 @@ def _kinds(ids: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> dict[i
             label = int(labels[row])
             ranked.append((seen.get(label, 0), row))
             seen[label] = seen.get(label, 0) + 1
-        for _, row in sorted(ranked)[: SHOWN[kind]]:
+        for _, row in sorted(ranked)[: MOST_IMAGES[kind]]:
             chosen[int(ids[row])] = kind
     return chosen
 
 
-def _shown_layer(case: Case) -> str:
+def _drawn_layer(case: Case) -> str:
     """Return the deepest of the case's layers whose map is fine enough to look at."""
     shapes = map_shapes(case.model, example_of(case.model, case.data), case.layers)
     return finest(case.layers, {name: shape[1:] for name, shape in shapes.items()})
@@ -84,7 +96,7 @@ def _examples(
     layer: str,
     kinds: dict[int, Kind],
 ) -> list[Example]:
-    """Build the examples of one batch."""
+    """Build the examples of a batch."""
     size = (batch.images.shape[2], batch.images.shape[3])
     views = []
     for model in (case.model, treated):
@@ -102,7 +114,7 @@ def _examples(
         Example(
             split=split,
             name=names[image],
-            image=shown_pixels(batch.images[row], case.data.preprocessing),
+            image=displayed_pixels(batch.images[row], case.data.preprocessing),
             mask=_outline(mask_of(batch, row)),
             label=case.classes[int(batch.labels[row])],
             before=case.classes[before[row]],

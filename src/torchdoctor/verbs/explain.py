@@ -23,13 +23,21 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.writing import write_json
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.pictures import mask_of, shown_pixels, write_figure
+from torchdoctor.verbs.pictures import displayed_pixels, mask_of, write_figure
 from torchdoctor.verbs.predict import image_files, load_classifier, table_of_files
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An image to be explained, as the network takes it, with what is known about it."""
+    """An image to be explained, with what is known about it.
+
+    Attributes:
+        name: The file, or the image's name in the data.
+        image: The image as the network takes it, [channel, height, width].
+        mask: The object's mask, [1, height, width], 1 on the object; None if unknown.
+        label: The true category; None if unknown.
+        id: The image's number in its data or among the given files.
+    """
 
     name: str
     image: Tensor
@@ -40,7 +48,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network with its categories and preprocessing; data and diagnosis where there are any."""
+    """A network with what is needed to explain its predictions.
+
+    Attributes:
+        model: The network with its weights, in evaluation mode.
+        classes: The names of its categories.
+        preprocessing: How images are prepared for it.
+        data: The images of a run or of `--data`; None without.
+        diagnosis: The diagnosis of the network, which says what is usual; None without.
+    """
 
     model: nn.Module
     classes: tuple[str, ...]
@@ -59,9 +75,19 @@ def run_explain(
 ) -> dict[str, object]:
     """Explain images and write `explain.json` and a picture of each (PNG and SVG) into a folder.
 
-    With `diagnosis` (a run) its weights and data are used, and what is usual is known; without, any
-    weights do. `label` is the true category of all images, where their folders do not say it. `cam`
-    draws Grad-CAM maps beside ours. Returns what `explain.json` holds.
+    Args:
+        settings: What was asked for. With `diagnosis` (a run), the run's weights and data are used, and the
+            explanation compares with what is usual for the category; without, any weights do.
+        images: Image files, folders of images, and SPLIT:ID for an image of the data.
+        label: The true category of all images, where their folders do not say it.
+        cam: Whether to draw Grad-CAM maps beside the derivative maps.
+        progress: Called with stage, done, of how many.
+
+    Returns:
+        What `explain.json` holds: the folder, and an explanation of each image.
+
+    Raises:
+        InputError: An image is missing, a category is unknown, or the folder cannot be used.
     """
     classifier = classifier_of(settings)
     if label is not None and label not in classifier.classes:
@@ -69,7 +95,7 @@ def run_explain(
             f"--label {label!r} is none of the categories: {', '.join(classifier.classes[:8])}, ..."
         )
     layers = None if settings.layers == "auto" else settings.layers
-    found: list[dict[str, object]] = []
+    explanations: list[dict[str, object]] = []
     with RunFolder.create(Path(settings.out or new_folder("explain"))) as run:
         for number, subject in enumerate(subjects_of(images, classifier, settings)):
             subject = replace(subject, label=label or subject.label)
@@ -77,20 +103,31 @@ def run_explain(
                 classifier.model, subject.image, classifier.diagnosis, label=subject.label, mask=subject.mask,
                 classes=classifier.classes, layers=layers, image_id=subject.id, seed=settings.seed,
             )  # fmt: skip
-            drawn = None
+            heat = None
             if cam:
                 category = classifier.classes.index(explanation.prediction)
-                drawn = grad_cam(classifier.model, subject.image, explanation.layer, category)
-            pictures = _draw(run.path, number, subject, explanation, classifier.preprocessing, drawn)
-            found.append({"image": subject.name, **explanation.record(), "pictures": pictures})
+                heat = grad_cam(classifier.model, subject.image, explanation.layer, category)
+            pictures = _draw(run.path, number, subject, explanation, classifier.preprocessing, heat)
+            explanations.append({"image": subject.name, **explanation.record(), "pictures": pictures})
             progress("explain", number + 1, number + 1)
-        record: dict[str, object] = {"out": str(run.path), "explanations": found}
+        record: dict[str, object] = {"out": str(run.path), "explanations": explanations}
         write_json(run.path / "explain.json", record)
     return record
 
 
 def classifier_of(settings: Settings) -> Classifier:
-    """Load what is to be explained; with a diagnosis, its run says what."""
+    """Load the network that is to be explained.
+
+    Args:
+        settings: What was asked for. Where `diagnosis` names a run, the run's settings hold, except for
+            weights, model, data and device where they are given.
+
+    Returns:
+        The network with its categories, its preprocessing, and its data and diagnosis if there are any.
+
+    Raises:
+        InputError: A setting is missing, or the weights are not those of the diagnosis.
+    """
     if settings.diagnosis is None and settings.data is None:
         model, classes, preprocessing = load_classifier(settings)
         return Classifier(model, classes, preprocessing, None, None)
@@ -99,7 +136,7 @@ def classifier_of(settings: Settings) -> Classifier:
         return Classifier(case.model, case.classes, case.data.preprocessing, case.data, None)
     folder = open_run(Path(settings.diagnosis))
     diagnosis = Diagnosis.load(folder / "diagnosis")
-    kept = {name: value for name, value in read_config(folder / "config.yaml").items() if name in SHARED}
+    recorded = {name: value for name, value in read_config(folder / "config.yaml").items() if name in SHARED}
     default = Settings()
     changed = {
         name: getattr(settings, name)
@@ -107,7 +144,7 @@ def classifier_of(settings: Settings) -> Classifier:
         if getattr(settings, name) != getattr(default, name)
     }
     layers = tuple(layer.name for layer in diagnosis.layers)
-    case = prepare(settings_from({**kept, **changed, "layers": layers}), "diagnose")
+    case = prepare(settings_from({**recorded, **changed, "layers": layers}), "diagnose")
     check_weights(case, diagnosis, f"--diagnosis {settings.diagnosis!r}")
     return Classifier(case.model, case.classes, case.data.preprocessing, case.data, diagnosis)
 
@@ -119,36 +156,57 @@ SHARED = (
 
 
 def subjects_of(images: Sequence[str], classifier: Classifier, settings: Settings) -> list[Subject]:
-    """Read the images: files, folders, and SPLIT:ID or SPLIT:wrong of the data."""
-    found: list[Subject] = []
-    for one in images:
-        split, mark, number = one.rpartition(":")
-        loaders = _splits(classifier.data)
-        if mark and split in loaders and not Path(one).exists():
-            if not number.isdecimal():
-                raise InputError(
-                    f"image {one!r}: expected {split}:ID with the number of an image, as in {split}:7"
-                )
-            known_ids = loaders[split].table.ids
-            if int(number) not in known_ids:
-                some = ", ".join(map(str, known_ids[:3].tolist()))
-                raise InputError(
-                    f"image {one!r}: {split} has no image {number}; its {len(known_ids)} are numbered "
-                    f"{some}, ..."
-                )
-            found += _subjects(loaders[split].select([int(number)]), classifier.classes)
-            continue
-        if mark and loaders and not Path(one).exists():
+    """Read the images that are to be explained.
+
+    Args:
+        images: Image files, folders of images, and SPLIT:ID for an image of the data.
+        classifier: The network that is to be explained, with its data if there are any.
+        settings: What was asked for; the batch size.
+
+    Returns:
+        The images in the given order.
+
+    Raises:
+        InputError: A file, a split, or an image of a split does not exist.
+    """
+    loaders = _splits(classifier.data)
+    subjects: list[Subject] = []
+    for text in images:
+        split, mark, number = text.rpartition(":")
+        if not mark or not loaders or Path(text).exists():
+            subjects += _subjects_of_files(text, classifier, settings.batch_size)
+        elif split in loaders:
+            _check_number(text, split, number, loaders[split])
+            subjects += _subjects(loaders[split].select([int(number)]), classifier.classes)
+        else:
             raise InputError(
-                f"image {one!r}: no such file, and the data has no split {split!r}, but {', '.join(loaders)}"
+                f"image {text!r}: no such file, and the data has no split {split!r}, but {', '.join(loaders)}"
             )
-        files = image_files([one])
-        table = table_of_files(files, classifier.classes)
-        loader = Loader(table, classifier.preprocessing, settings.batch_size)
-        known = [file.parent.name in classifier.classes for file in files]
-        for subject, sure in zip(_subjects(loader, classifier.classes), known, strict=True):
-            found.append(subject if sure else replace(subject, label=None))
-    return found
+    return subjects
+
+
+def _check_number(text: str, split: str, number: str, loader: Loader) -> None:
+    """Refuse what is not the number of an image of a split."""
+    if not number.isdecimal():
+        raise InputError(f"image {text!r}: expected {split}:ID with the number of an image, as in {split}:7")
+    known_ids = loader.table.ids
+    if int(number) not in known_ids:
+        some = ", ".join(map(str, known_ids[:3].tolist()))
+        raise InputError(
+            f"image {text!r}: {split} has no image {number}; its {len(known_ids)} are numbered {some}, ..."
+        )
+
+
+def _subjects_of_files(path: str, classifier: Classifier, batch_size: int) -> list[Subject]:
+    """Return the images of a file or folder; labels are known in folders called like categories."""
+    files = image_files([path])
+    loader = Loader(table_of_files(files, classifier.classes), classifier.preprocessing, batch_size)
+    known = [file.parent.name in classifier.classes for file in files]
+    subjects = _subjects(loader, classifier.classes)
+    return [
+        subject if sure else replace(subject, label=None)
+        for subject, sure in zip(subjects, known, strict=True)
+    ]
 
 
 def _splits(data: Splits | None) -> dict[str, Loader]:
@@ -159,12 +217,12 @@ def _splits(data: Splits | None) -> dict[str, Loader]:
 def _subjects(loader: Loader, classes: Sequence[str]) -> list[Subject]:
     """Return the images of a loader."""
     names = dict(zip(loader.table.ids.tolist(), loader.table.names, strict=True))
-    found = []
+    subjects = []
     for batch in loader:
         for row, image in enumerate(batch.ids.tolist()):
             label = classes[int(batch.labels[row])]
-            found.append(Subject(names[image], batch.images[row], mask_of(batch, row), label, image))
-    return found
+            subjects.append(Subject(names[image], batch.images[row], mask_of(batch, row), label, image))
+    return subjects
 
 
 def _draw(
@@ -175,7 +233,7 @@ def _draw(
     preprocessing: Preprocessing,
     cam: np.ndarray | None,
 ) -> list[str]:
-    """Write the picture of one explanation; return the files' names."""
+    """Write the picture of an explanation; return the files' names."""
     mask = None if subject.mask is None else subject.mask[0].numpy() > 0.5
-    figure = explanation.figure(shown_pixels(subject.image, preprocessing), mask, cam)
+    figure = explanation.figure(displayed_pixels(subject.image, preprocessing), mask, cam)
     return write_figure(folder, f"{number:03d}", figure)

@@ -21,7 +21,7 @@ from torchdoctor.treatment.remedies import USE_MASKS
 from torchdoctor.verbs.demo import demo_settings
 from torchdoctor.verbs.diagnose import cost_of
 from torchdoctor.verbs.search import listed_arms, search_forecast
-from torchdoctor.verbs.treat import taken_over
+from torchdoctor.verbs.treat import reused_diagnosis
 
 CHOSEN = "chosen"  # what a search's arm is called before it is known
 
@@ -49,7 +49,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     settings = settings.but(auto=settings.auto and verb == "checkup")
     case = prepare(settings, verb, needs_weights=needs_weights)
     RunFolder.refuse_existing(case.folder)
-    taken_over(case)
+    reused_diagnosis(case)
     steps = _steps_per_epoch(case, verb) * case.plan.recipe.epochs
     first = next(iter(case.data.train.epoch(0, 0)))
     plain = seconds_per_step(case, first, treated=False)

@@ -13,9 +13,21 @@ from torchdoctor.randomness import key
 def survey(
     model: str, *, image_size: int = 224, channels: int = 3, classes: int = 10, seed: int = 0
 ) -> list[dict[str, object]]:
-    """Return {name, shape, kernels, rho, affine, reaches_earlier, default} of every candidate layer.
+    """Return what is known about every layer that can be diagnosed, measured on a random image.
 
-    Measured on one random image of `image_size` pixels, with new weights.
+    Args:
+        model: The model's name; it gets new weights.
+        image_size: Height and width of the random image, in pixels.
+        channels: 3 for colour, 1 for grey.
+        classes: The number of categories.
+        seed: The number that the weights are drawn from.
+
+    Returns:
+        For each layer {name, shape, kernels, rho, affine, reaches_earlier, default}; `default` says
+        whether it is diagnosed where no layers are named.
+
+    Raises:
+        InputError: The model is unknown or cannot run on such images.
     """
     torch.manual_seed(key("weights", seed) % (1 << 63))
     network = load_model(model, classes, channels=channels, image_size=image_size).eval()
@@ -23,13 +35,13 @@ def survey(
     chosen = MODELS[model].layers if model in MODELS else default_layers(network, images)
     return [
         {
-            "name": one.name,
-            "shape": list(one.shape),
-            "kernels": one.kernels,
-            "rho": round(one.rho, 4),
-            "affine": one.affine,
-            "reaches_earlier": dict(one.reaches_earlier),
-            "default": one.name in chosen,
+            "name": layer.name,
+            "shape": list(layer.shape),
+            "kernels": layer.kernels,
+            "rho": round(layer.rho, 4),
+            "affine": layer.affine,
+            "reaches_earlier": dict(layer.reaches_earlier),
+            "default": layer.name in chosen,
         }
-        for one in survey_layers(network, images, chosen)
+        for layer in survey_layers(network, images, chosen)
     ]

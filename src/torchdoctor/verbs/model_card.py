@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -27,6 +27,9 @@ from torchdoctor.report.number_text import number, signed
 from torchdoctor.report.verdict_text import explanation, headline
 from torchdoctor.treatment.remedies import REMEDIES
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 WEIGHTS = "model.safetensors"
 MOST_NAMES = 100  # categories that the card lists; model.json holds all
 
@@ -39,41 +42,27 @@ def model_card(
     use: str,
     means: Mapping[str, float],
 ) -> str:
-    """Return the card of the weights of `use`, an arm or `base`: YAML front matter, then Markdown.
+    """Return the model card of saved weights.
 
-    `means` holds the validation scores by which `use` was chosen, by arm, in percent; it is empty where
-    nothing was chosen.
+    Args:
+        case: The prepared case.
+        diagnosis: The diagnosis of the weights that the run started from.
+        prescription: A row for each constraint of the treatment, its settings by name.
+        comparison: The comparison on the test splits.
+        use: Whose weights they are: an arm's name, or `base`.
+        means: The validation scores by which `use` was chosen, by arm, in percent; empty where nothing was
+            chosen.
+
+    Returns:
+        YAML front matter, then Markdown.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    surroundings = Environment(
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=escaped,
-    )
-    surroundings.filters.update(
-        code=code,
-        number=number,
-        p_value=_p_value,
-        python=lambda values: Markup(list(values)),
-        raw=Markup,
-        signed=signed,
-        worst=lambda split, arm: _worst(split, arm, comparison.classes),
-    )
     template = resources.files("torchdoctor.verbs").joinpath("model_card.md.jinja")
-    fitted = case.data.preprocessing
-    card = surroundings.from_string(template.read_text(encoding="utf-8")).render(
+    card = _environment(comparison.classes).from_string(template.read_text(encoding="utf-8"))
+    text = card.render(
+        **_image_values(case),
         front_matter=front_matter(case, comparison, use),
         name=public_name(case.plan.model),
         version=__version__,
-        colour="RGB" if fitted.channels == 3 else "grey",
-        mode="RGB" if fitted.channels == 3 else "L",
-        size=fitted.image_size,
-        mean=fitted.mean,
-        std=fitted.std,
-        classes=case.classes,
         most=MOST_NAMES,
         use=use,
         means=means,
@@ -85,17 +74,63 @@ def model_card(
         prescription=prescription,
         weights=Path(case.plan.weights).name,
         model_sha256=diagnosis.model_sha256,
-        data=data_name(case.plan.data)[1],
         settings=case.plan,
-        train_images=len(case.data.train),
         loading=loading_lines(case),
         command=f"torchdoctor predict photo.jpg --weights {WEIGHTS}{_model_flag(case)}",
     )
-    return re.sub(r"\n{3,}", "\n\n", card)
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _environment(classes: Sequence[str]) -> Environment:
+    """Return the jinja environment of the card, with its filters; text is escaped unless it is `Markup`."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=escaped,
+    )
+    environment.filters.update(
+        code=code,
+        number=number,
+        p_value=_p_value,
+        python=lambda values: Markup(list(values)),
+        raw=Markup,
+        signed=signed,
+        worst=lambda split, arm: _worst(split, arm, classes),
+    )
+    return environment
+
+
+def _image_values(case: Case) -> dict[str, Any]:
+    """Return what the card says about the data and about how images are prepared, by name in the template."""
+    fitted = case.data.preprocessing
+    return {
+        "colour": "RGB" if fitted.channels == 3 else "grey",
+        "mode": "RGB" if fitted.channels == 3 else "L",
+        "size": fitted.image_size,
+        "mean": fitted.mean,
+        "std": fitted.std,
+        "classes": case.classes,
+        "data": data_name(case.plan.data)[1],
+        "train_images": len(case.data.train),
+    }
 
 
 def front_matter(case: Case, comparison: Comparison, use: str) -> str:
-    """Return the card's YAML: the measured accuracies (0 to 1) are those of the weights in the folder."""
+    """Return the card's YAML front matter.
+
+    Args:
+        case: The prepared case.
+        comparison: The comparison on the test splits.
+        use: Whose weights they are: an arm's name, or `base`.
+
+    Returns:
+        YAML in the form of the Hugging Face hub. Its accuracies (0 to 1) are those of the weights in the
+        folder, which for an arm are those of the first seed.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     kind, data = map(plain, data_name(case.plan.data))
@@ -108,9 +143,9 @@ def front_matter(case: Case, comparison: Comparison, use: str) -> str:
             dataset_split=plain(split),
             metric_type="accuracy",
             metric_name=f"accuracy ({weights})",
-            metric_value=round(float(found.accuracy[use][0]) / 100, 6),
+            metric_value=round(float(result.accuracy[use][0]) / 100, 6),
         )
-        for split, found in comparison.splits.items()
+        for split, result in comparison.splits.items()
     ]
     card = ModelCardData(
         library_name=library_of(case),
@@ -124,7 +159,14 @@ def front_matter(case: Case, comparison: Comparison, use: str) -> str:
 
 
 def loading_lines(case: Case) -> list[str]:
-    """Return the ways to load the weights from within their folder, without Model Doctor where possible."""
+    """Return the ways to load the weights from within their folder, without Model Doctor where possible.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        Pieces of Python code; each loads the weights.
+    """
     name = case.plan.model
     own = f"{loading_code(case.plan, len(case.classes), Path(WEIGHTS))}\nmodel.eval()"
     if not is_timm(name):
@@ -142,7 +184,14 @@ def _model_flag(case: Case) -> str:
 
 
 def library_of(case: Case) -> str:
-    """Return the library that builds the network as it is."""
+    """Return the library that builds the network unchanged.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        `torchvision`, `timm` or `torchdoctor`: the hub's `library_name`.
+    """
     name = case.plan.model
     if name.startswith("torchvision:") and case.data.preprocessing.channels == 3:
         return "torchvision"
@@ -150,18 +199,38 @@ def library_of(case: Case) -> str:
 
 
 def is_timm(model: str) -> bool:
-    """Whether timm itself builds the network, unchanged; the catalogue adapts the stems of its own."""
+    """Tell whether timm builds the network unchanged; of the catalogue's networks, the first layers differ.
+
+    Args:
+        model: The model's name.
+
+    Returns:
+        True for names such as `timm:NAME` and `hf-hub:OWNER/NAME`.
+    """
     return model.partition(":")[0] in TIMM_SOURCES
 
 
 def public_name(model: str) -> str:
-    """Return a model's name without the folder it lies in."""
+    """Return a model's name without the folder it lies in.
+
+    Args:
+        model: The model's name.
+
+    Returns:
+        The name; of `local-dir:PATH` only the last part of the path.
+    """
     source, _, rest = model.partition(":")
     return f"{source}:{Path(rest).resolve().name}" if source == "local-dir" else model
 
 
 def data_name(spec: str) -> tuple[str, str]:
     """Return the kind of a data set and its name, without the folder it lies in.
+
+    Args:
+        spec: What `--data` names.
+
+    Returns:
+        The kind, as the hub's `dataset_type`, and the name.
 
     >>> data_name("cifar10@/home/me/data"), data_name("folder:/home/me/photos")
     (('cifar10', 'cifar10'), ('imagefolder', 'photos'))
@@ -175,19 +244,40 @@ def data_name(spec: str) -> tuple[str, str]:
 
 
 def plain(text: str) -> str:
-    """Return text on one line, without control characters."""
-    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    """Return text on a single line, without control characters.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Its words with single spaces between them.
+    """
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def escaped(value: object) -> Markup:
-    """Return text that Markdown and HTML show as it is, in a table as well; what is marked up stays."""
+    """Return text that Markdown and HTML show literally, in a table as well.
+
+    Args:
+        value: What is written; its text is used.
+
+    Returns:
+        The escaped text; `Markup` is returned unchanged.
+    """
     if isinstance(value, Markup):
         return value
     return Markup(re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(plain(str(value)), quote=False)))
 
 
 def code(text: str) -> Markup:
-    """Return a name as code, or escaped where code could not show it as it is."""
+    """Return a name as Markdown code.
+
+    Args:
+        text: A name from the user.
+
+    Returns:
+        The name in backticks, or escaped where backticks could not show it literally.
+    """
     name = plain(text)
     return Markup(f"`{name}`") if re.fullmatch(r"[\w .:/@+-]+", name) else escaped(name)
 
@@ -203,7 +293,7 @@ def _worst(split: SplitComparison, arm: str, classes: Sequence[str]) -> str:
     known = [(value, name) for value, name in pairs if not math.isnan(value)]
     if not known:
         return "-"
-    value, name = min(known, key=lambda one: one[0])
+    value, name = min(known, key=lambda pair: pair[0])
     return f"{number(value)} ({name})"
 
 

@@ -21,10 +21,18 @@ README = "README.md"
 
 
 def model_stage(case: Case, folder: Path, outcome: Outcome) -> Outcome:
-    """Write the folder of a compared run and name it in the outcome; written again it is the same.
+    """Write the folder with the weights to use, and name it in the outcome; written again it is the same.
 
-    Its weights are those that the validation split chose, if it did, else those of the first seed of the
-    arm that the verdict speaks of. The card is written last: where it is, the folder is whole.
+    The weights are those that the validation split chose, if it did, else those of the first seed of the arm
+    that the verdict is about. The card is written last: a folder with a card is whole.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        outcome: The outcome of its comparison, with diagnosis, treatment and comparison.
+
+    Returns:
+        The outcome, with the folder under `model`.
     """
     diagnosis, treatment, comparison = outcome.diagnosis, outcome.treatment, outcome.comparison
     assert diagnosis is not None and treatment is not None and comparison is not None
@@ -42,7 +50,15 @@ def model_stage(case: Case, folder: Path, outcome: Outcome) -> Outcome:
 
 
 def with_model(folder: Path, outcome: Outcome) -> Outcome:
-    """Return the outcome with the folder of the handed-back weights, where it is whole."""
+    """Name the folder with the weights to use in an outcome, where it is whole.
+
+    Args:
+        folder: The run's folder.
+        outcome: The outcome of its comparison.
+
+    Returns:
+        The outcome, with the folder under `model`; unchanged where the folder is missing or has no card.
+    """
     if not (folder / FOLDER / README).is_file():
         return outcome
     return replace(outcome, record={**outcome.record, "model": str(folder / FOLDER)})
@@ -51,15 +67,23 @@ def with_model(folder: Path, outcome: Outcome) -> Outcome:
 def timm_configuration(
     model: nn.Module, classes: tuple[str, ...], preprocessing: Preprocessing
 ) -> dict[str, Any]:
-    """Return what timm keeps as `config.json` to build the network again, with this run's preprocessing.
+    """Return what timm expects in `config.json` to build the network again, with this run's preprocessing.
 
     What timm knows of its published weights (tag, licence, origin) is left out: these are other weights.
+
+    Args:
+        model: A network that timm built.
+        classes: The names of its categories.
+        preprocessing: How images are prepared for it.
+
+    Returns:
+        The content of the file.
     """
     from timm.models._hub import save_config_for_hf
 
     published: Any = model.pretrained_cfg
     size, channels = preprocessing.image_size, preprocessing.channels
-    kept = ("first_conv", "classifier", "fixed_input_size")
+    published_names = ("first_conv", "classifier", "fixed_input_size")
     own = {
         "custom_load": False,
         "input_size": [channels, size, size],
@@ -69,11 +93,11 @@ def timm_configuration(
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "num_classes": len(classes),
-        **{name: published[name] for name in kept if published.get(name) is not None},
+        **{name: published[name] for name in published_names if published.get(name) is not None},
     }
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "config.json"
         named = {"label_names": list(classes), "pretrained_cfg": dict(own)}
         save_config_for_hf(model, str(file), named, {"in_chans": channels} if channels != 3 else None)
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return {**found, "pretrained_cfg": own}
+        configuration: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return {**configuration, "pretrained_cfg": own}

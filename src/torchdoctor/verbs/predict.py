@@ -25,10 +25,20 @@ from torchdoctor.types import InputError
 
 
 def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]:
-    """Return {image, category, confidence, runner_up, runner_up_confidence} of every image.
+    """Predict the categories of images.
 
-    Folders are searched for images. The model, its categories and its preprocessing come from the
-    card beside the weights (`train` and `treat` write one); without a card, categories are numbers.
+    The model, its categories and its preprocessing come from the card beside the weights (`train` and `treat`
+    write it); without a card, categories are numbers.
+
+    Args:
+        settings: What was asked for: weights, model, device, batch size, image size.
+        paths: Image files, and folders that are searched for images.
+
+    Returns:
+        {image, category, confidence, runner_up, runner_up_confidence} of every image; confidences in 0 to 1.
+
+    Raises:
+        InputError: There is no image, or weights and model do not fit.
     """
     files = image_files(paths)
     model, classes, preprocessing = load_classifier(settings)
@@ -48,9 +58,17 @@ def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]
 
 
 def load_classifier(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
-    """Return the network with its weights, its categories and its preprocessing; no data are needed.
+    """Load a network for prediction; no data are needed.
 
-    Published weights (`pretrained`) bring their own; InputError says what is missing.
+    Args:
+        settings: What was asked for: weights, model, device, image size. Published weights (`pretrained`)
+            bring categories and preprocessing with them.
+
+    Returns:
+        The network in evaluation mode, the names of its categories, and how images are prepared for it.
+
+    Raises:
+        InputError: Weights or model are missing, or do not fit each other.
     """
     if settings.weights is None:
         raise InputError("--weights is missing: give the classifier's .safetensors or state dict")
@@ -85,7 +103,14 @@ def _published(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preproce
 
 
 def imagenet_names(categories: int) -> tuple[str, ...]:
-    """Return the names of ImageNet's 1000 categories; numbers for any other head."""
+    """Return the names of ImageNet's 1000 categories.
+
+    Args:
+        categories: The number of categories.
+
+    Returns:
+        Their names; for any other number than 1000, the numbers 0, 1, ... as text.
+    """
     if categories != 1000:
         return tuple(map(str, range(categories)))
     from torchvision.models import ResNet18_Weights
@@ -109,31 +134,47 @@ def _preprocessing(settings: Settings, card: dict[str, Any], name: str) -> Prepr
     """Return the card's preprocessing, else the model's own, else 224 px and ImageNet's statistics."""
     if settings.image_size == "auto" and "preprocessing" in card:
         return Preprocessing.from_json(card["preprocessing"])
-    kept = card.get("preprocessing") or own_preprocessing(name, pretrained=True)
-    mean, std = kept.get("mean", IMAGENET_MEAN), kept.get("std", IMAGENET_STD)
-    size = kept.get("image_size") or 224 if settings.image_size == "auto" else settings.image_size
+    known = card.get("preprocessing") or own_preprocessing(name, pretrained=True)
+    mean, std = known.get("mean", IMAGENET_MEAN), known.get("std", IMAGENET_STD)
+    size = known.get("image_size") or 224 if settings.image_size == "auto" else settings.image_size
     return Preprocessing(size, tuple(mean), tuple(std))
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:
-    """List the images; InputError for what is missing or no image."""
+    """List image files.
+
+    Args:
+        paths: Files, and folders that are searched for images.
+
+    Returns:
+        The files; those of a folder sorted by name.
+
+    Raises:
+        InputError: A path does not exist, or there is no image at all.
+    """
     files: list[Path] = []
-    for one in map(Path, paths):
-        if one.is_dir():
-            files += sorted(f for f in one.rglob("*") if is_image_file(str(f)) and f.is_file())
-        elif one.is_file():
-            files.append(one)
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if is_image_file(str(file)) and file.is_file())
+        elif path.is_file():
+            files.append(path)
         else:
-            raise InputError(f"image {str(one)!r}: no such file or folder")
+            raise InputError(f"image {str(path)!r}: no such file or folder")
     if not files:
         raise InputError(f"no image in {', '.join(paths) or 'nothing'}: expected files like .jpg or .png")
     return files
 
 
 def table_of_files(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
-    """Make a table of image files, with the masks beside them; an unknown label is category 0.
+    """Make a table of image files, with the masks beside them.
 
-    A label is known where the file lies in a folder that is called like a category.
+    Args:
+        files: The image files.
+        classes: The names of the categories.
+
+    Returns:
+        The table. An image's label is known where its folder is called like a category; otherwise it is
+        category 0.
     """
     masks = tuple(mask_beside(file) for file in files)
     names = list(classes)
@@ -144,5 +185,5 @@ def table_of_files(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
         names=tuple(map(str, files)),
         ids=np.arange(len(files), dtype=np.int64),
         read=FolderImages(Path(), tuple(files), masks),
-        has_mask=np.array([one is not None for one in masks], dtype=bool),
+        has_mask=np.array([mask is not None for mask in masks], dtype=bool),
     )

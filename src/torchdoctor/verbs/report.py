@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from torchdoctor.case.config import settings_record, verb_of
-from torchdoctor.case.outcome import DONE, Outcome, arm_of, command_of, lines_of, notes_of
+from torchdoctor.case.outcome import DONE, Outcome, arm_loading_code, arm_of, command_of, notes_of
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.surroundings import environment
 from torchdoctor.diagnosis.causes_result import Causes
@@ -20,7 +20,7 @@ from torchdoctor.report.page import ReportContents, render_report
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.begin import reopened
+from torchdoctor.verbs.begin import reopen_run
 from torchdoctor.verbs.causes import explained_errors
 from torchdoctor.verbs.examples import collect_examples
 from torchdoctor.verbs.search import TRIALS
@@ -36,7 +36,18 @@ def report_stage(
     progress: Progress,
     verb: str,
 ) -> None:
-    """Collect the images behind the errors, explain some, and write the page."""
+    """Collect images of errors, explain some of them, and write the page.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        target: Where the page is written.
+        diagnosis: The diagnosis of the base network.
+        treatment: The trained arms; None where nothing was treated.
+        comparison: The comparison; None where nothing was compared.
+        progress: Called with stage, done, of how many.
+        verb: The command that made the run.
+    """
     progress("report", 0, 1)
     causes = Causes.load(folder) if (folder / "causes.json").is_file() else None
     curves, trials = folder / "robustness.json", folder / TRIALS
@@ -50,7 +61,7 @@ def report_stage(
         settings=settings_record(verb, case.plan),
         environment=environment(),
         command=command_of(folder, verb),
-        loading_code=lines_of(case, folder, arm_of(case, comparison)) if treatment else "",
+        loading_code=arm_loading_code(case, folder, arm_of(case, comparison)) if treatment else "",
         notes=notes_of(diagnosis),
         causes=causes,
         explained=explained_errors(case, diagnosis, causes) if causes else (),
@@ -63,10 +74,23 @@ def report_stage(
 
 
 def run_report(
-    run: str, given: Mapping[str, object], file: str | None = None, progress: Progress = silent
+    run: str, changes: Mapping[str, object], file: str | None = None, progress: Progress = silent
 ) -> Outcome:
-    """Write the report of a finished run, into the run or to another file."""
-    folder, case, diagnosis = reopened(run, given)
+    """Write the report of a finished run.
+
+    Args:
+        run: The folder of a finished run with a diagnosis.
+        changes: Settings that differ from those of the run, by name; None means unchanged.
+        file: Where the page is written; None: `report.html` in the run.
+        progress: Called with stage, done, of how many.
+
+    Returns:
+        The outcome, with the path of the report.
+
+    Raises:
+        InputError: The run is unfinished or damaged, or the file exists already.
+    """
+    folder, case, diagnosis = reopen_run(run, changes)
     target = Path(file) if file else folder / "report.html"
     if target.exists():
         raise InputError(f"{str(target)!r} exists already: give --out another file")
@@ -75,5 +99,5 @@ def run_report(
     with nullcontext() if file else RunFolder(folder):
         report_stage(case, folder, target, diagnosis, treatment, comparison, progress, verb_of(folder))
     record = {"out": str(folder), "report": str(target)}
-    lines = lines_of(case, folder, arm_of(case, comparison)) if treatment else None
+    lines = arm_loading_code(case, folder, arm_of(case, comparison)) if treatment else None
     return Outcome(DONE, record, diagnosis, treatment, comparison, lines)

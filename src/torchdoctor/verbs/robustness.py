@@ -14,7 +14,7 @@ from torchdoctor.diagnosis.robustness import (
 )
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.begin import reopened, with_facts
+from torchdoctor.verbs.begin import reopen_run, with_facts
 from torchdoctor.verbs.causes import write_robustness
 
 
@@ -40,7 +40,7 @@ def run_robustness(
         InputError: A setting is out of range, the run holds curves already, or no image can be attacked.
     """
     if run is not None:
-        folder, case, _ = reopened(run, {"device": settings.device, "workers": settings.workers})
+        folder, case, _ = reopen_run(run, {"device": settings.device, "workers": settings.workers})
         if (folder / "robustness.json").exists():
             raise InputError(f"run {run!r} holds {folder / 'robustness.json'} already: give --out instead")
     else:
@@ -48,7 +48,7 @@ def run_robustness(
         folder = case.folder
     fitted = case.data.preprocessing
     with RunFolder(folder) if run is not None else RunFolder.create(folder) as place:
-        found = measure_robustness(
+        robustness = measure_robustness(
             case.model,
             case.data.validation,
             attack or RobustnessSettings(),
@@ -59,5 +59,5 @@ def run_robustness(
         )
         if run is None:
             start_run(place.path, "robustness", case)
-        write_robustness(place.path, found)
-    return with_facts(Outcome(DONE, {"out": str(folder), **asdict(found)}), case)
+        write_robustness(place.path, robustness)
+    return with_facts(Outcome(DONE, {"out": str(folder), **asdict(robustness)}), case)

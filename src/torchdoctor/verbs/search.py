@@ -43,14 +43,28 @@ DEARER = {"rrr": 3.0}  # its penalty differentiates twice through the whole netw
 
 @dataclass(frozen=True)
 class Judge:
-    """How weights are scored: on validation images, on swapped backgrounds, or by the mean of both."""
+    """How weights are scored.
+
+    Attributes:
+        case: The prepared case, with the validation images.
+        swapped: Validation images before the backgrounds of other categories; empty without masks.
+        select: What is compared: accuracy on validation images (`iid`), on those with swapped backgrounds
+            (`swapped`), or the mean of both (`mean`).
+    """
 
     case: Case
     swapped: tuple[Batch, ...]
     select: Select
 
     def score(self, state: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Return the scores of a state of the case's network, in percent."""
+        """Score weights.
+
+        Args:
+            state: A state of the case's network.
+
+        Returns:
+            {iid, swapped, score} in percent; `swapped` is NaN without masks.
+        """
         own: nn.Module = copy.deepcopy(self.case.model)
         own.load_state_dict(dict(state))
         return score_of(own, self.case.data.validation, self.swapped, self.select)
@@ -58,15 +72,30 @@ class Judge:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search found: the best of all, and the best of those that are constraints, if any was tried."""
+    """The result of a search.
+
+    Attributes:
+        best: The best candidate of all.
+        constrained: The best of the candidates that are constraints; None if none was tried.
+    """
 
     best: Candidate
     constrained: Candidate | None = None
 
 
 def judge_of(case: Case) -> Judge:
-    """Return the judge that the settings ask for; InputError for no budget, or masks that are not there."""
-    budget_steps(case.plan.budget, lambda: 1.0)  # refuses now what it would refuse after the diagnosis
+    """Return how the weights of candidates are scored.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        The judge that the settings ask for.
+
+    Raises:
+        InputError: The budget cannot be read, or masks are needed and missing.
+    """
+    budget_steps(case.plan.budget, lambda: 1.0)  # refuses a wrong budget now, not after the diagnosis
     swapped = swapped_images(case.data.validation, case.plan.seed)
     select = case.plan.select
     if select != "iid" and not swapped:
@@ -78,7 +107,18 @@ def judge_of(case: Case) -> Judge:
 
 
 def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> float | None:
-    """Read `--budget` in steps of the control: minutes, or steps such as `2000steps`; None is no limit."""
+    """Read `--budget` as a number of training steps.
+
+    Args:
+        budget: Minutes, such as `20`, or steps, such as `2000steps`; None is no limit.
+        seconds_per_step: Measures the seconds of a step of the control; called for minutes only.
+
+    Returns:
+        Steps of the control; None for no limit.
+
+    Raises:
+        InputError: The text is neither, or not above 0.
+    """
     if budget is None:
         return None
     text = budget.strip().removesuffix("steps").removesuffix("min").strip()
@@ -92,7 +132,7 @@ def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> f
 
 
 def _in_steps(budget: str) -> bool:
-    """Whether a budget counts steps, all alike, instead of minutes."""
+    """Tell whether a budget counts steps, all alike, instead of minutes."""
     return budget.strip().endswith("steps")
 
 
@@ -133,7 +173,21 @@ def _prices(case: Case, pool: Sequence[Candidate], batch: Batch, plain: float) -
 
 
 def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, watch: Watch) -> Choice:
-    """Try candidates on the validation split and return the best; trials.json keeps every rung's scores."""
+    """Try candidates on the validation split, round by round, and record the scores in `trials.json`.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder; rounds that an earlier process finished are read from it.
+        diagnosis: The diagnosis of the case's network.
+        judge: How weights are scored.
+        watch: Who watches the run.
+
+    Returns:
+        The best candidates.
+
+    Raises:
+        InputError: The budget does not suffice for the smallest search.
+    """
     record: dict[str, Any] = (
         read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
     )
@@ -144,19 +198,21 @@ def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, w
 
     def run(number: int, epochs: int, tried: Sequence[Candidate]) -> Mapping[str, float]:
         if number < len(record["rungs"]):
-            return {name: one["score"] for name, one in record["rungs"][number]["scores"].items()}
+            earlier = record["rungs"][number]["scores"]
+            return {name: scored["score"] for name, scored in earlier.items()}
         treatment = _try(case, folder / "trials" / f"rung{number}", diagnosis, epochs, number, tried, watch)
         scores = {arm.name: judge.score(arm.state) for arm in treatment.arms}
         record["rungs"].append({"epochs": epochs, "scores": scores})
         write_json(folder / TRIALS, record)
         shutil.rmtree(folder / "trials" / f"rung{number}", ignore_errors=True)
-        return {name: one["score"] for name, one in scores.items()}
+        return {name: scored["score"] for name, scored in scores.items()}
 
-    found = halve(pool, [(count, epochs) for count, epochs in rungs], run)
+    finished = halve(pool, [(count, epochs) for count, epochs in rungs], run)
     shutil.rmtree(folder / "trials", ignore_errors=True)
-    by_name = {one.name: one for one in pool}
-    ranked = [by_name[name] for rung in reversed(found) for name in rung.ranking]  # the last rung knows best
-    constrained = next((one for one in ranked if one.constraints), None)
+    by_name = {candidate.name: candidate for candidate in pool}
+    # From the last rung, which trained longest, to the first.
+    ranked = [by_name[name] for rung in reversed(finished) for name in rung.ranking]
+    constrained = next((candidate for candidate in ranked if candidate.constraints), None)
     record["chosen"] = asdict(ranked[0])
     record["constrained"] = asdict(constrained) if constrained is not None else None
     write_json(folder / TRIALS, record)
@@ -172,7 +228,7 @@ def _try(
     tried: Sequence[Candidate],
     watch: Watch,
 ) -> Treatment:
-    """Train one rung's candidates and the control for some epochs, with one seed of its own."""
+    """Train a rung's candidates and the control for some epochs, with a seed of the rung's own."""
     settings = case.plan
     recipe = replace(settings.recipe, epochs=epochs)
     shared = {
@@ -181,7 +237,8 @@ def _try(
         "expand_pixels": settings.expand_pixels,
     }
     remedies = [
-        remedy_of(one, case.layers, recipe, **shared) if one.constraints else one.name for one in tried
+        remedy_of(candidate, case.layers, recipe, **shared) if candidate.constraints else candidate.name
+        for candidate in tried
     ]
     trial = trial_of(
         case.model,
@@ -209,17 +266,29 @@ def _ends_linear(case: Case) -> bool:
 
 
 def listed_arms(settings: Settings) -> tuple[str, ...]:
-    """Return the arms that were asked for by name, beside which a search compares; none by default."""
+    """Return the arms that were asked for by name; a search compares its choice with them as well.
+
+    Args:
+        settings: What was asked for, or a plan.
+
+    Returns:
+        The arms' names; none where `arms` was left at its default.
+    """
     if settings.arms == "auto" or settings.arms in (default_arms(0), default_arms(LEAST_MASKS)):
         return ()
     return settings.arms
 
 
-def settled(settings: Chosen, choice: Choice) -> Chosen:
-    """Return the settings with the chosen remedy first, beside the arms that were asked for.
+def plan_with_choice(settings: Chosen, choice: Choice) -> Chosen:
+    """Return the settings with the remedy that a search chose, beside the arms that were asked for.
 
-    Where `treated` is among arms that were listed and another remedy won, it stands for the best constraints
-    that were tried.
+    Args:
+        settings: What was asked for, or a plan.
+        choice: The result of the search.
+
+    Returns:
+        The settings whose arms are the control, the chosen remedy, and the arms that were asked for by name.
+        Where `treated` is asked for and another remedy won, it means the best constraints that were tried.
     """
     best, asked = choice.best, list(listed_arms(settings))
     treatment = best if best.constraints else choice.constrained
@@ -232,28 +301,37 @@ def settled(settings: Chosen, choice: Choice) -> Chosen:
     return settings
 
 
-def hand_back(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:
-    """Say whose weights to use: the arm's if it beats the control on validation, else base or control.
+def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:
+    """Let the validation split choose whose weights to use, and add the choice to `trials.json`.
 
-    The scores are means over the seeds; the weights handed back are those of the first seed.
+    Args:
+        folder: The run's folder.
+        judge: How weights are scored.
+        treatment: The trained arms.
+        arm: The arm that is compared with the control.
+
+    Returns:
+        {use, arm, select, validation_scores, means, reason}. `use` is the arm if it beats both control and
+        base, else the better of these two. Scores are in percent, a score for each seed; `means` are their
+        means, by which `use` is chosen.
     """
-    base = judge.score({name: one.detach().cpu() for name, one in judge.case.model.state_dict().items()})
-    scores = {"base": [base["score"]]}
-    for one in treatment.arms:
-        if one.name in ("control", arm):
-            scores.setdefault(one.name, []).append(judge.score(one.state)["score"])
+    state = {name: value.detach().cpu() for name, value in judge.case.model.state_dict().items()}
+    scores = {"base": [judge.score(state)["score"]]}
+    for trained in treatment.arms:
+        if trained.name in ("control", arm):
+            scores.setdefault(trained.name, []).append(judge.score(trained.state)["score"])
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     fallback = "control" if means["control"] > means["base"] else "base"
     use = arm if means[arm] > means["control"] and means[arm] > means["base"] else fallback
-    said = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
-    found = {
+    numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
+    choice = {
         "use": use,
         "arm": arm,
         "select": judge.select,
         "validation_scores": scores,
         "means": means,
-        "reason": f"by {SCORED_BY[judge.select]}: {said}",
+        "reason": f"by {SCORED_BY[judge.select]}: {numbers}",
     }
     record = read_json(folder / TRIALS)
-    write_json(folder / TRIALS, {**record, "handed_back": found})
-    return found
+    write_json(folder / TRIALS, {**record, "handed_back": choice})
+    return choice

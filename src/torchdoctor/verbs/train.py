@@ -29,9 +29,23 @@ def train_stage(
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Outcome:
-    """Train the case's model in place and write its weights, card and history; go on where it stood."""
+    """Train the case's network in place and write its weights, card and history; go on where it stood.
+
+    Args:
+        case: The prepared case.
+        folder: Where the files go.
+        progress: Called with stage, done, of how many.
+        stop: Returns whether the training is to save and stop.
+        say: Receives sentences about what had to be repaired.
+
+    Returns:
+        The outcome, with the validation accuracy in percent.
+
+    Raises:
+        Interrupted: `stop` asked for it.
+    """
     home = folder / "checkpoints"
-    kept = CheckpointFolder(home, label="train", stop=stop, say=say)
+    checkpoints = CheckpointFolder(home, label="train", stop=stop, say=say)
     trained = fit(
         case.model,
         lambda epoch: case.data.train.epoch(epoch, case.plan.seed),
@@ -39,7 +53,7 @@ def train_stage(
         steps_per_epoch=case.data.train.steps_per_epoch,
         seed=case.plan.seed,
         validation=case.data.validation,
-        checkpoints=kept,
+        checkpoints=checkpoints,
         progress=progress,
         stage="train",
     )
@@ -56,12 +70,20 @@ def train_stage(
     write_trackers(folder, Treatment((arm,), ()), tensorboard=case.plan.tensorboard)
     write_json(folder / "model.json", case.card)
     write_weights(folder / "model.safetensors", case.model.state_dict())
-    kept.remove()
+    checkpoints.remove()
     return trained_outcome(case, folder)
 
 
 def trained_outcome(case: Case, folder: Path) -> Outcome:
-    """Return what a finished training ends with; the case's model holds its weights."""
+    """Return what a finished training ends with.
+
+    Args:
+        case: The prepared case, whose network holds the trained weights.
+        folder: Where the training was written.
+
+    Returns:
+        The outcome, with the validation accuracy in percent.
+    """
     history: Any = read_json(folder / "history.json")
     record = {
         "out": str(folder),
@@ -79,9 +101,19 @@ def trained_outcome(case: Case, folder: Path) -> Outcome:
 def run_train(
     settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
 ) -> Outcome:
-    """Train a classifier, so that there is something to treat; the last epoch's weights are kept.
+    """Train a classifier, so that there is something to treat; the last epoch's weights are saved.
 
-    `resume` goes on with an unfinished run in the same folder; a finished one is only read.
+    Args:
+        settings: What was asked for.
+        progress: Called with stage, done, of how many.
+        resume: Whether to go on with an unfinished run in the same folder; a finished run is only read.
+        say: Receives sentences about what had to be repaired.
+
+    Returns:
+        The outcome, with the validation accuracy in percent.
+
+    Raises:
+        InputError: A setting does not fit the network or the data, or the folder cannot be used.
     """
     refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)

@@ -1,4 +1,4 @@
-"""Treat a prepared case: the diagnosis it rests on, and arms that are kept as they come."""
+"""Treat a classifier: read or make its diagnosis, and train arms; each is saved as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torchdoctor.case.outcome import (
     DONE,
     INCONCLUSIVE,
     Outcome,
+    arm_loading_code,
     check_weights,
-    lines_of,
 )
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
@@ -41,20 +41,30 @@ from torchdoctor.verbs.diagnose import cost_of, diagnose_stage
 def run_treat(
     settings: Settings, progress: Progress = silent, *, resume: bool = False, say: Say = silent_text
 ) -> Outcome:
-    """Treat the classifier beside its control; the diagnosis is made first unless a run has one.
+    """Treat the classifier beside its control; the diagnosis is made first unless a run with it is named.
 
-    `resume` goes on where an earlier process stopped, and ends with the same weights, bit for bit.
+    Args:
+        settings: What was asked for.
+        progress: Called with stage, done, of how many.
+        resume: Whether to go on where an earlier process stopped; it ends with the same weights, bit for bit.
+        say: Receives sentences about costs and about what had to be repaired.
+
+    Returns:
+        The outcome: exit code 0, or 4 where the diagnosis is inconclusive.
+
+    Raises:
+        InputError: A setting does not fit the network or the data, or the folder cannot be used.
     """
     refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
-    # Where a checkup's config.yaml is taken over: a search ends in a comparison, which this verb leaves out.
+    # `auto` can come from a checkup's config.yaml: a search ends in a comparison, which this verb leaves out.
     case = prepare(settings.but(auto=False), "treat")
-    given = taken_over(case)
+    reused = reused_diagnosis(case)
     folder = case.folder
     if resume and is_done(folder):
         return _treated(case, open_run(folder), Diagnosis.load(folder / "diagnosis"))
     with open_locked_run(case, "treat", resume, progress, say) as (place, watch):
-        diagnosis, treatment = treat_stage(case, place, given, watch)
+        diagnosis, treatment = treat_stage(case, place, reused, watch)
         return _treated(case, place, diagnosis, treatment)
 
 
@@ -70,24 +80,46 @@ def _treated(case: Case, folder: Path, diagnosis: Diagnosis, treatment: Treatmen
     record = {"out": str(folder), "prescription": treatment.prescription, "arms": arms}
     code = INCONCLUSIVE if diagnosis.inconclusive else DONE
     arm = next(name for name in treatment.names() if name != "control")
-    outcome = Outcome(code, record, diagnosis, treatment, loading_code=lines_of(case, folder, arm))
+    outcome = Outcome(code, record, diagnosis, treatment, loading_code=arm_loading_code(case, folder, arm))
     return with_facts(outcome, case)
 
 
 @dataclass(frozen=True)
 class ArmFolder:
-    """Arms in a folder of a run, each finished one whole, an unfinished one with its checkpoints."""
+    """The arms of a treatment in a folder of a run: finished arms whole, the unfinished arm as checkpoints.
+
+    Attributes:
+        folder: The folder, with a folder for each arm and seed.
+        card: What is written beside the weights: model, categories, preprocessing.
+        watch: Who watches the run.
+    """
 
     folder: Path
     card: Mapping[str, object]
     watch: Watch
 
     def home(self, name: str, seed: int) -> Path:
-        """Return an arm's own folder."""
+        """Return an arm's own folder.
+
+        Args:
+            name: The arm's name.
+            seed: Its seed.
+
+        Returns:
+            The folder, which may be missing.
+        """
         return self.folder / name / f"seed{seed}"
 
     def finished(self, name: str, seed: int) -> Arm | None:
-        """Return an arm that an earlier process finished; a damaged one is trained again, and said so."""
+        """Read an arm that an earlier process finished.
+
+        Args:
+            name: The arm's name.
+            seed: Its seed.
+
+        Returns:
+            The arm; None where it is unfinished, or damaged, which is reported to the watch.
+        """
         home = self.home(name, seed)
         if not (home / "model.safetensors").is_file():
             return None
@@ -100,15 +132,28 @@ class ArmFolder:
             return None
 
     def checkpoints(self, name: str, seed: int) -> Checkpoints | None:
-        """Return where the arm's state is kept until it is finished."""
+        """Return where the arm's state is saved until it is finished.
+
+        Args:
+            name: The arm's name.
+            seed: Its seed.
+
+        Returns:
+            The arm's checkpoints.
+        """
         return self._checkpoints(name, seed)
 
     def save(self, arm: Arm) -> None:
-        """Write a finished arm; its checkpoints are no longer needed."""
+        """Write a finished arm and remove its checkpoints.
+
+        Args:
+            arm: The arm.
+        """
         arm.save(self.home(arm.name, arm.seed), card=self.card)
         self._checkpoints(arm.name, arm.seed).remove()
 
     def _checkpoints(self, name: str, seed: int) -> CheckpointFolder:
+        """Return the folder of an arm's checkpoints."""
         return CheckpointFolder(
             self.home(name, seed) / "checkpoints",
             label=f"{name}/seed{seed}",
@@ -118,11 +163,24 @@ class ArmFolder:
 
 
 def treat_stage(
-    case: Case, folder: Path, given: Diagnosis | None, watch: Watch
+    case: Case, folder: Path, reused: Diagnosis | None, watch: Watch
 ) -> tuple[Diagnosis, Treatment]:
-    """Diagnose (unless a diagnosis is given or was made), treat, and keep each arm as it ends."""
+    """Diagnose and treat; each arm is saved as soon as it is finished.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        reused: The diagnosis of another run; None: it is made, or read where it was made already.
+        watch: Who watches the run.
+
+    Returns:
+        The diagnosis, and the trained arms.
+
+    Raises:
+        Interrupted: The watch asked to stop.
+    """
     settings = case.plan
-    diagnosis = diagnosis_of(case, folder, given, watch)
+    diagnosis = diagnosis_of(case, folder, reused, watch)
     trial = trial_of(
         case.model,
         case.data.train,
@@ -146,29 +204,47 @@ def treat_stage(
     return diagnosis, treatment
 
 
-def diagnosis_of(case: Case, folder: Path, given: Diagnosis | None, watch: Watch) -> Diagnosis:
-    """Return the diagnosis of a run: given, made before it was interrupted, or made now."""
+def diagnosis_of(case: Case, folder: Path, reused: Diagnosis | None, watch: Watch) -> Diagnosis:
+    """Return the diagnosis of a run, which is made unless it exists.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        reused: The diagnosis of another run, which is saved in this run as well; None: it is made, or read
+            where it was made before the run was interrupted.
+        watch: Who watches the run.
+
+    Returns:
+        The diagnosis.
+    """
     home = folder / "diagnosis"
-    if given is not None:
-        given.save(home)
-        return given
+    if reused is not None:
+        reused.save(home)
+        return reused
     if (home / "diagnosis.json").is_file():
         try:
-            found = Diagnosis.load(home)
-            check_weights(case, found, f"the diagnosis in {str(folder)!r}")
+            diagnosis = Diagnosis.load(home)
+            check_weights(case, diagnosis, f"the diagnosis in {str(folder)!r}")
             PartsFolder(home / "parts").remove()
-            return found
+            return diagnosis
         except InputError as error:
             watch.say(f"{error}: the diagnosis is made again")
     watch.say(cost_of(case))
     return diagnose_stage(case, folder, watch.progress)
 
 
-def taken_over(case: Case) -> Diagnosis | None:
-    """Read the diagnosis of another run where one is named; InputError where it does not belong here.
+def reused_diagnosis(case: Case) -> Diagnosis | None:
+    """Read the diagnosis of another run, where `--diagnosis` names a run.
 
-    It must be of the same weights, data, categories and layers, and what only a new diagnosis could
-    follow must not be asked for.
+    Args:
+        case: The prepared case.
+
+    Returns:
+        The diagnosis; None where no run is named.
+
+    Raises:
+        InputError: The run is unfinished or damaged, its weights, data, categories or layers are not those of
+            the case, or a setting is given that only a new diagnosis could follow.
     """
     settings = case.plan
     _ = settings.draws_per_step  # refuses what only a diagnosis can do
@@ -178,7 +254,7 @@ def taken_over(case: Case) -> Diagnosis | None:
     diagnosis = Diagnosis.load(source / "diagnosis")
     check_weights(case, diagnosis, f"--diagnosis {settings.diagnosis!r}")
     data = str(read_config(source / "config.yaml").get("data"))
-    if _place(data) != _place(str(settings.data)):
+    if _absolute_spec(data) != _absolute_spec(str(settings.data)):
         raise InputError(
             f"--diagnosis {settings.diagnosis!r} is of --data {data!r}; this run has {settings.data!r}, "
             "where its image numbers mean other images"
@@ -187,7 +263,7 @@ def taken_over(case: Case) -> Diagnosis | None:
         if getattr(settings, name) != getattr(Settings(), name):
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(settings, name)!r} would need a new diagnosis, and "
-                f"--diagnosis {settings.diagnosis!r} is used as it is: leave one of them out"
+                f"--diagnosis {settings.diagnosis!r} is used as it is: leave either out"
             )
     if diagnosis.classes != case.classes:
         raise InputError(
@@ -204,7 +280,7 @@ def taken_over(case: Case) -> Diagnosis | None:
     return diagnosis
 
 
-def _place(data: str) -> str:
+def _absolute_spec(data: str) -> str:
     """Return the data's spec with its path in full, so that two ways to write it are equal."""
     scheme, mark, location = data.partition("@" if "@" in data.partition("/")[0] else ":")
     return data if scheme == "scenes" else f"{scheme}{mark}{Path(location).expanduser().resolve()}"
