@@ -8,9 +8,11 @@ import numpy as np
 
 from torchdoctor.diagnosis.causes_result import Cause, Causes, ErrorCause
 from torchdoctor.diagnosis.explanation_result import CausalCheck, Explanation, StandingOut
-from torchdoctor.diagnosis.result import QUANTILES, Diagnosis, LayerDiagnosis, Sifting
+from torchdoctor.diagnosis.result import QUANTILES, Diagnosis, LayerDiagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
-from torchdoctor.proof.result import ArmComparison, Comparison, Gain, SplitComparison
+from torchdoctor.diagnosis.sifting import Sifting
+from torchdoctor.proof.result import Comparison
+from torchdoctor.proof.split_result import ArmComparison, Gain, SplitComparison
 from torchdoctor.report.error_cards import ExplainedError
 from torchdoctor.report.example_cards import Example
 from torchdoctor.types import Verdict

@@ -15,7 +15,7 @@ from torchdoctor.display.gains import arm_colours
 from torchdoctor.display.matrices import kernel_order, normalised_rows
 from torchdoctor.display.overlays import DIM, overlay
 from torchdoctor.display.style import BLUE, ORANGE, literal
-from torchdoctor.proof.result import Gain
+from torchdoctor.proof.split_result import Gain
 
 
 def texts(figure) -> list[str]:

@@ -22,7 +22,7 @@ from fake_results import (
 )
 from torchdoctor.display import overlays as figures
 from torchdoctor.glossary import GLOSSARY
-from torchdoctor.proof.result import Gain
+from torchdoctor.proof.split_result import Gain
 from torchdoctor.report.number_text import number, plain_value, share, signed
 from torchdoctor.report.page import ReportContents, render_report
 from torchdoctor.report.pictures import photograph

@@ -35,7 +35,8 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
 from torchdoctor.display.cards import Card
 from torchdoctor.display.style import BLUE, GREY, ORANGE
-from torchdoctor.proof.result import Comparison, Gain
+from torchdoctor.proof.result import Comparison
+from torchdoctor.proof.split_result import Gain
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.types import InputError
 

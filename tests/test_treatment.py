@@ -277,7 +277,7 @@ def test_lazy_constraints_act_at_every_kth_step_with_k_times_their_weight(patien
     built = constraints_named(["channel", "space"], layers=["conv1"], weights={"channel": 0.5, "space": 2.0})
     plan = Prescription(built, diagnosis, Noise(draws=2), 0)
     example = batches[0].images
-    eager, lazy = (one.terms(model, example, 3) for one in (plan, replace(plan, lazy=3)))
+    eager, lazy = (each.terms(model, example, 3) for each in (plan, replace(plan, every_k_steps=3)))
     for step in range(7):
         batch = batches[step % 3]
         wanted, found = eager(model, batch, step), lazy(model, batch, step)

@@ -13,7 +13,8 @@ from rich.table import Table
 from torchdoctor.case.outcome import Outcome
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.sparsity import sparsity
-from torchdoctor.proof.result import Comparison, Gain
+from torchdoctor.proof.result import Comparison
+from torchdoctor.proof.split_result import Gain
 
 
 def number_text(value: float | None, digits: int = 1, sign: bool = False) -> str:

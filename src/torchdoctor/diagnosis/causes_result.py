@@ -37,7 +37,16 @@ FILE = "causes.json"
 
 @dataclass(frozen=True)
 class ErrorCause:
-    """One wrongly classified image: `numbers` are what the cause was decided by (percent, or 0..1)."""
+    """A misclassified image with its cause.
+
+    Attributes:
+        id: The id of the image.
+        label: The true category.
+        prediction: The predicted category.
+        confidence: The probability of the prediction, in 0..1.
+        cause: The cause that the numbers support (see `MEANINGS`).
+        numbers: The numbers that the cause was decided by: accuracies in percent, all others in 0..1.
+    """
 
     id: int
     label: str
@@ -47,7 +56,7 @@ class ErrorCause:
     numbers: Mapping[str, float]
 
     def __repr__(self) -> str:
-        """Return one line without the numbers."""
+        """Return a single line without the numbers."""
         return (
             f"ErrorCause(image {self.id}: {self.label!r} taken for {self.prediction!r} with "
             f"{100 * self.confidence:.0f} %, {self.cause})"
@@ -56,7 +65,12 @@ class ErrorCause:
 
 @dataclass(frozen=True)
 class Causes:
-    """The causes of all errors on some images, in the order of their ids.
+    """The causes of all errors of a network on a set of images.
+
+    Attributes:
+        errors: The misclassified images in the order of their ids.
+        images: The number of all images.
+        accuracy: The share of correctly classified images, in percent.
 
     Example:
         >>> error = ErrorCause(7, "cat", "dog", 0.9, "background", {"label_confidence": 0.05})
@@ -96,7 +110,7 @@ class Causes:
         """Draw how many errors have which cause.
 
         Returns:
-            A matplotlib figure with one bar for each cause, the most frequent first.
+            A matplotlib figure with a bar for each cause, the most frequent first.
         """
         title = f"{len(self.errors)} errors in {self.images} images, by cause"
         return cause_bars({str(cause): number for cause, number in self.counts.items()}, title=title)
@@ -144,7 +158,7 @@ class Causes:
 
 
 class ErrorRecord(Record):
-    """One wrongly classified image in `causes.json`."""
+    """A misclassified image in `causes.json`: the fields of an `ErrorCause`."""
 
     id: int
     label: str
@@ -155,7 +169,7 @@ class ErrorRecord(Record):
 
 
 class CausesRecord(Record):
-    """What `causes.json` holds."""
+    """What `causes.json` holds: the fields of a `Causes`."""
 
     errors: tuple[ErrorRecord, ...]
     images: int
@@ -163,12 +177,16 @@ class CausesRecord(Record):
 
 
 def some_of(causes: Causes, most: int) -> Sequence[ErrorCause]:
-    """Return some errors of every cause in turn, the surest first."""
-    groups = [
-        sorted(
-            (one for one in causes.errors if one.cause == cause), key=lambda one: (-one.confidence, one.id)
-        )
-        for cause in causes.counts
-    ]
+    """Choose errors of all causes in turn, those with the most confident predictions first.
+
+    Args:
+        causes: The causes of all errors.
+        most: The largest number of errors to choose.
+
+    Returns:
+        The chosen errors.
+    """
+    confident = sorted(causes.errors, key=lambda error: (-error.confidence, error.id))
+    groups = [[error for error in confident if error.cause == cause] for cause in causes.counts]
     turns = [group[turn] for turn in range(most) for group in groups if turn < len(group)]
     return turns[:most]

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int
 from torch import nn
 
-from torchdoctor.diagnosis.result import Diagnosis, LayerDiagnosis, Sifting
+from torchdoctor.diagnosis.result import Diagnosis, LayerDiagnosis
 from torchdoctor.diagnosis.settings import EVIDENCE_ALONE, DiagnosisSettings
-from torchdoctor.diagnosis.sifting import sift
+from torchdoctor.diagnosis.sifting import Sifting, sift
 from torchdoctor.diagnosis.statistics import summarise
 from torchdoctor.evidence.measurement import Parts, first_images, measure, tensor_bytes
 from torchdoctor.evidence.probes import Draws
@@ -45,8 +45,8 @@ def diagnose(
 
     For every category c and kernel k of every layer (Eq. 4 of the paper): the mean over the sifted images
     and the noise draws of the sum over space of abs(d y_c / d(m_k + sigma)), with sigma uniform in
-    [-delta, delta] at one layer at a time. Without draws sigma is 0 (Eq. 3), and all layers together cost one
-    gradient call. A kernel is correlated with c where (a - min) / (max - min) >= theta.
+    [-delta, delta] at a single layer at a time. Without draws sigma is 0 (Eq. 3), and all layers together
+    cost a single gradient call. A kernel is correlated with c where (a - min) / (max - min) >= theta.
 
     Args:
         model: A network that returns logits [batch, category].
@@ -59,7 +59,7 @@ def diagnose(
         confidence: The probability from which a correct image is used, 0..1; None as in `settings`.
         seed: What the noise depends on, with the number of each image.
         settings: Everything else, and the values of what is None above.
-        parts: Where results are kept as they come, so that an interrupted diagnosis can go on.
+        parts: Where results are saved as they come, so that an interrupted diagnosis can go on.
         progress: Called with stage, done, of how many.
 
     Returns:
@@ -130,7 +130,7 @@ def _diagnosed(
 
 
 def _category_names(classes: Sequence[str] | None, images: Images, logits: int) -> tuple[str, ...]:
-    """Return the names of the categories; InputError unless there is one for each logit."""
+    """Return the names of the categories; InputError unless each logit has a name."""
     if classes is None:
         classes = getattr(images, "classes", None)
     names = tuple(classes) if classes is not None else tuple(map(str, range(logits)))
@@ -204,7 +204,14 @@ class _Measurement:
 
 
 def state_sha256(model: nn.Module) -> str:
-    """Return the sha256 of all parameters and buffers: names, types, shapes and bytes."""
+    """Return the sha256 of all parameters and buffers: names, types, shapes and bytes.
+
+    Args:
+        model: The network.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

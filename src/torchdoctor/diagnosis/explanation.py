@@ -177,9 +177,7 @@ class _Subject:
             similar[name] = (alike, float(usual[0]), float(usual[-1]))
         return similar
 
-    def _on_the_image(
-        self, layers: Sequence[str]
-    ) -> tuple[str, Float[np.ndarray, "height width"], float]:
+    def _on_the_image(self, layers: Sequence[str]) -> tuple[str, Float[np.ndarray, "height width"], float]:
         """Return the deepest layer fine enough to look at, its map over the image, its background share."""
         kind: Evidence = "gradient_x_activation" if self.diagnosis is None else self.diagnosis.evidence
         with frozen_eval(self.model) as frozen:

@@ -28,9 +28,14 @@ FILE = "explanation"
 class StandingOut:
     """A kernel whose evidence for the prediction is more than usual for the predicted category.
 
-    `usual` is the category's mean and `deviations` how many of its standard deviations the image lies
-    above it; both None without a diagnosis. `times_mean` is the evidence relative to the mean of the layer's
-    kernels in this image. `owners` are the categories the kernel is correlated with, the strongest first.
+    Attributes:
+        layer: The name of the layer.
+        kernel: The number of the kernel.
+        evidence: The evidence for the predicted category, summed over the map.
+        usual: The mean evidence over the images of that category; None without a diagnosis.
+        deviations: How many standard deviations of these images `evidence` is above `usual`; None likewise.
+        times_mean: The evidence, divided by the mean of the layer's kernels in this image.
+        owners: The categories that the kernel is correlated with, those with the most evidence first.
     """
 
     layer: str
@@ -43,11 +48,11 @@ class StandingOut:
 
     @property
     def prominence(self) -> float:
-        """What kernels of different layers are ranked by: how unusual, else how strong in its layer."""
+        """The number that kernels of all layers are ranked by: `deviations`, else `times_mean`."""
         return self.times_mean if self.deviations is None else self.deviations
 
     def __repr__(self) -> str:
-        """Return one line; of many owners the first few."""
+        """Return a single line; of many owners the first few."""
         owners = f", correlated with {listed(self.owners)}" if self.owners else ""
         return (
             f"StandingOut({self.layer}[{self.kernel}]: evidence {self.evidence:.3g}, "
@@ -57,11 +62,14 @@ class StandingOut:
 
 @dataclass(frozen=True)
 class CausalCheck:
-    """What happens when the kernels are silenced, beside random sets of as many with as much evidence.
+    """What happens when the kernels that stand out are silenced, compared with random sets of kernels.
 
-    `drop` is how far the lead of the prediction over the next category falls, in logits; `random_drop`
-    the most that any of 19 random sets took. `agrees`: another category wins, and no random set took as
-    much.
+    Attributes:
+        prediction: The predicted category without the kernels.
+        confidence: Its probability, in 0..1.
+        drop: By how much the lead of the first prediction over the next category falls, in logits.
+        random_drop: The largest drop that any of the 19 random sets caused.
+        agrees: Whether the prediction changes and `drop` is larger than `random_drop`.
     """
 
     prediction: str
@@ -73,11 +81,24 @@ class CausalCheck:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a prediction rests on. Confidences and shares are in 0..1; `label` is None where it is unknown.
+    """What a prediction depends on. Confidences and shares are in 0..1.
 
-    `alike` is how alike the evidence is to the predicted category's, by layer (cosine), with the range
-    of nine in ten of its images. `summed_map` is the summed derivative map of `layer`, stretched onto the
-    image (Fig. 2b).
+    Attributes:
+        label: The true category; None where it is unknown.
+        prediction: The predicted category.
+        runner_up: The category with the next highest probability.
+        confidence: The probability of the prediction.
+        runner_up_confidence: The probability of the runner-up.
+        label_confidence: The probability of the label; None where it is unknown.
+        kernels: The kernels that stand out, the most prominent first.
+        check: What happens when they are silenced; None without any.
+        alike: For each layer the cosine between the evidence and the category's mean, and the 5 % and 95 %
+            quantiles of that cosine over the category's images.
+        layer: The name of the layer of `summed_map`.
+        summed_map: The sum of its evidence over kernels, resized to the image (Fig. 2b).
+        background_share: The share of its evidence that lies on the background; None without a mask.
+        usual_background_share: The mean share over the category's images; None where it is unknown.
+        compared: Whether there was a diagnosis; without it nothing is known of what is usual.
     """
 
     label: str | None
@@ -93,18 +114,18 @@ class Explanation:
     summed_map: Float[np.ndarray, "height width"]
     background_share: float | None
     usual_background_share: float | None
-    compared: bool = True  # with a diagnosis; else nothing is known of what is usual
+    compared: bool = True
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """Say it in words; "because" only where the causal check agrees."""
+        """The explanation in words; "because" only where the causal check agrees."""
         said = [
             f"Predicted {self.prediction} ({100 * self.confidence:.0f} %), then {self.runner_up} "
             f"({100 * self.runner_up_confidence:.0f} %)."
         ]
         if self.label is not None and self.label != self.prediction:
             said.append(f"The label is {self.label} ({100 * (self.label_confidence or 0):.0f} %).")
-        names = ", ".join(f"{one.layer}[{one.kernel}]" for one in self.kernels)
+        names = ", ".join(f"{kernel.layer}[{kernel.kernel}]" for kernel in self.kernels)
         if self.check is None:
             said.append("No kernel's evidence is unusual for this category.")
         elif self.check.agrees:
@@ -127,7 +148,9 @@ class Explanation:
                 f"{100 * self.background_share:.0f} % of the evidence lies on the background{beside}."
             )
         if not self.compared:
-            said.append("Without a diagnosis nothing is known of what is usual: --diagnosis RUN names one.")
+            said.append(
+                "Without a diagnosis nothing is known of what is usual: name a run with --diagnosis RUN."
+            )
         return tuple(said)
 
     def __repr__(self) -> str:
@@ -191,7 +214,7 @@ class Explanation:
         )
 
     def _caption(self) -> str:
-        """Say the prediction and what the causal check showed, in one line."""
+        """Say the prediction and what the causal check showed, in a single line."""
         said = [self.sentences[0]]
         if self.label not in (None, self.prediction):
             said.append(f"Label: {self.label}.")
@@ -253,7 +276,7 @@ class Explanation:
         file = Path(folder) / f"{FILE}.safetensors"
         tensors = read_tensors(file)
         if "summed_map" not in tensors or tensors["summed_map"].ndim != 2:
-            raise InputError(f"{str(file)!r} holds {sorted(tensors)}; expected one matrix, summed_map")
+            raise InputError(f"{str(file)!r} holds {sorted(tensors)}; expected a single matrix, summed_map")
         saved = record.model_dump(exclude={"kernels", "check", "alike"})
         return cls(
             **saved,
@@ -268,7 +291,7 @@ class Explanation:
 
 
 class KernelRecord(Record):
-    """A kernel that stands out, in `explanation.json`."""
+    """A kernel that stands out, in `explanation.json`: the fields of a `StandingOut`."""
 
     layer: str
     kernel: int
@@ -280,7 +303,7 @@ class KernelRecord(Record):
 
 
 class CheckRecord(Record):
-    """The causal check in `explanation.json`."""
+    """The causal check in `explanation.json`: the fields of a `CausalCheck`."""
 
     prediction: str
     confidence: Number
@@ -290,7 +313,7 @@ class CheckRecord(Record):
 
 
 class AlikeRecord(Record):
-    """How alike the evidence of an image is to its category's, in `explanation.json`."""
+    """The three numbers of `Explanation.alike` in `explanation.json`."""
 
     cosine: Number
     usual_from: Number
@@ -298,7 +321,7 @@ class AlikeRecord(Record):
 
 
 class ExplanationRecord(Record):
-    """What `explanation.json` holds; the summed map is in `explanation.safetensors`."""
+    """What `explanation.json` holds: the fields of an `Explanation` without its summed map."""
 
     label: str | None
     prediction: str

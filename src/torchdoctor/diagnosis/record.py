@@ -26,7 +26,7 @@ AXES = {
 
 
 class SiftingRecord(Record):
-    """Which images spoke for a category and which are to be annotated, in `diagnosis.json`."""
+    """The selected images in `diagnosis.json`: the fields of a `Sifting`."""
 
     high: tuple[tuple[int, ...], ...]
     low: tuple[tuple[int, ...], ...]
@@ -35,7 +35,7 @@ class SiftingRecord(Record):
 
 
 class LayerRecord(Record):
-    """One layer in `diagnosis.json`; its arrays are in `diagnosis.safetensors`."""
+    """A layer in `diagnosis.json`: those fields of a `LayerDiagnosis` that are no arrays."""
 
     name: str
     delta: Number
@@ -45,7 +45,7 @@ class LayerRecord(Record):
 
 
 class DiagnosisRecord(Record):
-    """What `diagnosis.json` holds beside the arrays."""
+    """What `diagnosis.json` holds: those fields of a `Diagnosis` that are no arrays."""
 
     classes: tuple[str, ...]
     layers: tuple[LayerRecord, ...]
@@ -58,7 +58,7 @@ class DiagnosisRecord(Record):
 
 
 def layer_arrays(arrays: Mapping[str, np.ndarray], number: int, file: Path) -> dict[str, Any]:
-    """Take the arrays of one layer out of those of `diagnosis.safetensors`.
+    """Take the arrays of a layer out of those of `diagnosis.safetensors`.
 
     Args:
         arrays: All arrays of the file.
@@ -91,7 +91,7 @@ def layer_arrays(arrays: Mapping[str, np.ndarray], number: int, file: Path) -> d
 
 
 def array_of(arrays: Mapping[str, np.ndarray], name: str, file: Path) -> np.ndarray:
-    """Return one array of a file.
+    """Return an array of a file.
 
     Args:
         arrays: All arrays of the file.

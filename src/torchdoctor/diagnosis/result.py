@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from torchdoctor.diagnosis.record import AXES, DiagnosisRecord, array_of, layer_arrays
+from torchdoctor.diagnosis.sifting import Sifting
 from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.display.cards import Card, listed
 from torchdoctor.display.curves import sparsity_by_layer
@@ -28,38 +29,30 @@ FILE = "diagnosis"
 
 
 @dataclass(frozen=True)
-class Sifting:
-    """Which training images speak for a category and which are to be annotated.
-
-    `high[c]` are the ids of up to T images of category c, most confident first, all classified
-    correctly; `low[c]` are the ids to annotate, most confident mistakes first.
-    """
-
-    high: tuple[tuple[int, ...], ...]
-    low: tuple[tuple[int, ...], ...]
-    confidence: float
-    images_per_category: int
-
-    def __repr__(self) -> str:
-        """Return one line: how many images there are of both kinds."""
-        return (
-            f"Sifting({sum(map(len, self.high))} images that speak for their category, "
-            f"{sum(map(len, self.low))} to annotate, confidence {self.confidence:g})"
-        )
-
-
-@dataclass(frozen=True)
 class LayerDiagnosis:
-    """What Eq. 2-4 say about one layer. Rows of categories that were not diagnosed are zero.
+    """The evidence of each category on each kernel of a layer (Eq. 2-4).
 
-    `correlation` is the mean over images, `interval` its 95 % bounds, `quantiles` those of single images.
-    `activation` is the mean absolute map, `level` the mean map over all diagnosed categories, what a
-    silenced kernel is set to. `agreement` holds the quantiles of how alike an image's evidence is to the
-    mean of its category's other images (cosine, 0..1). `background_share[c]` is the share of the evidence
-    that lies on the background. `drift` is how far each kernel's statistics over the images are from
-    those that the batch-norm behind it remembers, in its standard deviations: large where something has
-    changed since training. All are NaN where there is nothing to compare. `path` says how the evidence
-    was computed.
+    Rows of categories that were not diagnosed are 0; `agreement` and `background_share` are NaN there.
+
+    Attributes:
+        name: The name of the layer.
+        correlation: The mean evidence over the images of a category.
+        variance: The variance of the evidence over these images.
+        interval: The lower and upper bound of the 95 % confidence interval of `correlation`.
+        quantiles: The quantiles 5, 25, 50, 75 and 95 % of the evidence over the images.
+        activation: The mean absolute value of the map.
+        level: The mean of the map over all diagnosed categories; a silenced kernel is set to it.
+        correlated: Whether the kernel is correlated with the category (see `correlated_kernels`).
+        agreement: The same quantiles of the cosine between an image's evidence and the mean of its category's
+            other images.
+        background_share: The share of the evidence that lies on the background, 0..1; NaN without masks.
+        drift: How far the kernel's mean and variance over the images are from those that the batch-norm
+            behind it remembers, in its standard deviations; NaN without a batch-norm. Large where something
+            has changed since training.
+        delta: Half the range of the noise that was added to the map, in units of the map.
+        standard_deviation: The standard deviation of the map.
+        path: How the evidence was computed, in words.
+        flags: What is unusual about the layer, in words.
     """
 
     name: str
@@ -79,7 +72,7 @@ class LayerDiagnosis:
     flags: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Return one line without the arrays."""
+        """Return a single line without the arrays."""
         categories, kernels = self.correlation.shape
         flags = f", flags: {listed(self.flags)}" if self.flags else ""
         return (
@@ -89,16 +82,25 @@ class LayerDiagnosis:
 
     @property
     def correlated_kernels(self) -> int:
-        """The number of kernels that are correlated with at least one category."""
+        """The number of kernels that are correlated with any category."""
         return int(self.correlated.any(0).sum())
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The frozen result of `diagnose`: correlations per layer, and how the classifier does per category.
+    """The result of `diagnose`: the evidence at each layer, and the errors on the training images.
 
-    `counts[c]` is the number of images behind category c's row: 0 means not diagnosed.
-    `confusion[i, j]` counts images of category i that were called j.
+    Attributes:
+        classes: The names of the categories.
+        layers: The statistics of each diagnosed layer, from the first to the last in the network.
+        sifting: The images that were diagnosed, and those to annotate.
+        counts: The number of diagnosed images of each category; 0: the category was not diagnosed.
+        confusion: The number of images of each category (row) by predicted category (column).
+        evidence: The formula of the evidence.
+        draws: The number of noise draws of each image, or `exact`: the limit of many draws.
+        theta: The threshold of relative evidence above which a kernel is correlated with a category.
+        seed: The seed of the noise.
+        model_sha256: The sha256 of the network's parameters and buffers (see `state_sha256`).
     """
 
     classes: tuple[str, ...]
@@ -113,11 +115,23 @@ class Diagnosis:
     model_sha256: str
 
     def layer(self, name: str) -> LayerDiagnosis:
-        """Return the layer called `name`; KeyError lists the diagnosed ones."""
+        """Return the diagnosis of a layer.
+
+        Args:
+            name: The name of the layer.
+
+        Returns:
+            Its statistics.
+
+        Raises:
+            KeyError: The layer was not diagnosed; the text lists those that were.
+        """
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise KeyError(f"{name!r} was not diagnosed; diagnosed: {', '.join(one.name for one in self.layers)}")
+        raise KeyError(
+            f"{name!r} was not diagnosed; diagnosed: {', '.join(known.name for known in self.layers)}"
+        )
 
     @property
     def accuracy(self) -> Float[np.ndarray, " category"]:
@@ -199,10 +213,10 @@ class Diagnosis:
         )
 
     def correlation_figure(self, layer: str | None = None, *, most_kernels: int = 128) -> Figure:
-        """Draw how strongly each category relies on each kernel of one layer (Fig. 2a).
+        """Draw how strongly each category relies on each kernel of a layer (Fig. 2a).
 
         Args:
-            layer: The name of the layer; by default the last one.
+            layer: The name of the layer; by default the last.
             most_kernels: The greatest number of kernels to draw: those with the highest maximum.
 
         Returns:
@@ -299,10 +313,10 @@ class Diagnosis:
             folder: The folder with the two files, such as `RUN/diagnosis`.
 
         Returns:
-            The diagnosis, equal to the one that was saved to the last bit.
+            The diagnosis, equal to what was saved to the last bit.
 
         Raises:
-            InputError: Where a file is missing, damaged, of another kind, or not of the other one.
+            InputError: Where a file is missing, damaged, of another kind, or does not fit the other.
         """
         record = read_record(Path(folder) / f"{FILE}.json", DiagnosisRecord)
         file = Path(folder) / f"{FILE}.safetensors"

@@ -219,7 +219,7 @@ def fast_gradient_sign(
     pixel: tuple[Tensor, Tensor, Tensor],
     epsilon: float,
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, "batch channel height width"]]:
-    """Make adversarial twins of images: one signed step up the loss, kept within the range of pixels (FGSM).
+    """Make adversarial twins of images: a signed step up the loss, kept within the range of pixels (FGSM).
 
     Args:
         frozen: The network, from `frozen_eval`.

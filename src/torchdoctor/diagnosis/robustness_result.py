@@ -26,12 +26,22 @@ FILE = "robustness.json"
 
 @dataclass(frozen=True)
 class Robustness:
-    """How normal images and their adversarial twins fare under noise at one layer at a time (Fig. 3).
+    """How images and their adversarial twins are classified under noise at a single layer (Fig. 3).
 
-    Arrays are [range, repeat], in percent of the `images` that were classified correctly and whose twin
-    is not: `normal` still right; `restored` the twin back at the true label; `fooled` the twin still at the
-    false label. `layers[repeat]` carried the noise, uniform in [-range, range], in units of the map or of
-    its standard deviation. `attack_success`: percent of the correctly classified images tried.
+    Percentages are of the `images` that are classified correctly and whose twin is misclassified.
+
+    Attributes:
+        ranges: The ranges of the noise, which is uniform in [-range, range].
+        normal: The percentage of images that are still classified correctly.
+        restored: The percentage of twins that are classified as the true category again.
+        fooled: The percentage of twins that are still classified as the same false category.
+        layers: The name of the layer that got the noise in each repeat.
+        units: The unit of the ranges: that of the map ("absolute"), or its standard deviation ("deviation").
+        images: The number of images.
+        tried: The number of correctly classified images that were attacked to get them.
+        attack_success: `images` in percent of `tried`.
+        epsilon: The size of the attack, for pixels in 0..1.
+        seed: The seed of the noise and of the layers.
     """
 
     ranges: tuple[float, ...]

@@ -11,7 +11,7 @@ from torchdoctor.types import Evidence
 
 # Why these two differ: a diagnosis by itself shows what the paper defines (Eq. 2-4). Before a treatment, the
 # correlated kernels must be those of the evidence that the constraints penalise, or the constraints would
-# spare kernels by one measure and press on them by another.
+# choose kernels by a different measure from that which they penalise.
 EVIDENCE_ALONE: Evidence = "gradient"
 EVIDENCE_OF_TREATMENT: Evidence = "gradient_x_activation"
 DRAWS = 10  # noise draws of each image in a diagnosis, where none are asked for

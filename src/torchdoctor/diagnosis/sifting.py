@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchdoctor.diagnosis.result import Sifting
-
 LowOrder = Literal["mistakes_first", "low_confidence"]  # how the images to annotate are ranked (see `sift`)
+
+
+@dataclass(frozen=True)
+class Sifting:
+    """The training images that are used for a diagnosis, and those that a person should annotate.
+
+    Attributes:
+        high: For each category the ids of the images to diagnose with: classified correctly, with a
+            probability above `confidence`, the most confident first.
+        low: For each category the ids of the images to annotate, the most confident mistakes first.
+        confidence: The probability that the images in `high` exceed, 0..1.
+        images_per_category: The largest number of images of a category in `high` (the paper's T).
+    """
+
+    high: tuple[tuple[int, ...], ...]
+    low: tuple[tuple[int, ...], ...]
+    confidence: float
+    images_per_category: int
+
+    def __repr__(self) -> str:
+        """Return a single line: how many images there are of both kinds."""
+        return (
+            f"Sifting({sum(map(len, self.high))} images that speak for their category, "
+            f"{sum(map(len, self.low))} to annotate, confidence {self.confidence:g})"
+        )
 
 
 def sift(

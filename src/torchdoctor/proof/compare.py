@@ -17,7 +17,8 @@ from torchdoctor.images.batches import Images
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
-from torchdoctor.proof.result import Comparison, SplitComparison
+from torchdoctor.proof.result import Comparison
+from torchdoctor.proof.split_result import SplitComparison
 from torchdoctor.proof.statistics import calibration_error, compare_split
 from torchdoctor.proof.verdict import overall_verdict
 from torchdoctor.treatment.result import Treatment
@@ -43,13 +44,13 @@ def compare(
 
     Args:
         model: The untreated network; its weights are left as they are.
-        treatment: The trained arms; `control` is one of them.
-        tests: The test images by split.
+        treatment: The trained arms, among them `control`.
+        tests: The test images by the name of the split.
         primary: The split whose verdict counts; by default the first.
         arm: The arm that the verdict is about; by default the first but the control.
         classes: The names of the categories; by default those of the test images, else their numbers.
         layers: The layers at which the evidence's share on the background is measured; by default the
-            treated ones.
+            treated layers.
         evidence: How evidence is measured there.
         min_gain: The gain asked for, in percentage points; the reason says where it is not reached.
         max_loss: How many percentage points another split may lose; more makes the verdict `harmed`.
@@ -61,32 +62,34 @@ def compare(
 
     Raises:
         InputError: There is no test split, no arm beside the control, or no split or arm of that name.
+
+    Example:
+        >>> from torchdoctor import Batch, Recipe, compare, diagnose, treat
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> images = [Batch(torch.randn(8, 3, 8, 8), torch.arange(8) % 2, torch.arange(8))]
+        >>> diagnosis = diagnose(model, images, layers=["0"], confidence=0.0)
+        >>> treatment = treat(model, images, diagnosis, recipe=Recipe(epochs=1), seeds=1)
+        >>> list(compare(model, treatment, {"test": images}).splits["test"].accuracy)
+        ['base', 'control', 'treated']
     """
-    model = copy.deepcopy(unwrap(model))
-    primary = _primary_split(tests, primary)
-    seeds, arm = treatment.seeds(), _first_arm(treatment, arm)
+    primary, arm = _primary_split(tests, primary), _first_arm(treatment, arm)
     layers = _treated_layers(treatment) if layers is None else layers
-    names: tuple[str, ...] = tuple(classes or getattr(tests[primary], "classes", None) or ())
-    splits, states = {}, _states(model, treatment)
-    number, total = count(1), len(tests) * len(states)
-    for split, images in tests.items():
-        measured = _Measured()
-        for name, state in states:
-            measured.add(name, model, state, images, layers, evidence)
-            progress("compare", next(number), total)
-        names = names or tuple(map(str, range(measured.categories)))
-        splits[split] = measured.compared(len(names), arm, seed)
+    names = tuple(classes or getattr(tests[primary], "classes", None) or ())
+    measured = _measured_splits(model, treatment, tests, layers, evidence, progress)
+    names = names or tuple(map(str, range(measured[primary].categories)))
+    splits = {split: numbers.compared(len(names), arm, seed) for split, numbers in measured.items()}
     verdict, reason = overall_verdict(splits, primary, max_loss, min_gain)
-    seconds = {name: tuple(treatment.arm(name, each).seconds for each in seeds) for name in treatment.names()}
+    seeds = treatment.seeds()
     return Comparison(
         classes=names, splits=splits, primary=primary, verdict=verdict, reason=reason, max_loss=max_loss,
-        seeds=seeds, seconds=seconds, steps=treatment.arm(arm, seeds[0]).steps, arm=arm, min_gain=min_gain,
+        seeds=seeds, seconds=_seconds(treatment), steps=treatment.arm(arm, seeds[0]).steps, arm=arm,
+        min_gain=min_gain,
     )  # fmt: skip
 
 
 @dataclass
 class _Measured:
-    """What was measured of all networks on one test split, by arm with one entry per seed."""
+    """What was measured of all networks on a test split, by arm with an entry for each seed."""
 
     right: dict[str, list[np.ndarray]] = field(default_factory=dict)
     shares: dict[str, list[float]] = field(default_factory=dict)
@@ -128,6 +131,34 @@ class _Measured:
         )
 
 
+def _measured_splits(
+    model: nn.Module,
+    treatment: Treatment,
+    tests: Mapping[str, Images],
+    layers: Sequence[str],
+    evidence: Evidence,
+    progress: Progress,
+) -> dict[str, _Measured]:
+    """Measure a copy of the network with the weights of every arm on every test split."""
+    model = copy.deepcopy(unwrap(model))
+    splits, states = {}, _states(model, treatment)
+    number, total = count(1), len(tests) * len(states)
+    for split, images in tests.items():
+        measured = splits[split] = _Measured()
+        for name, state in states:
+            measured.add(name, model, state, images, layers, evidence)
+            progress("compare", next(number), total)
+    return splits
+
+
+def _seconds(treatment: Treatment) -> dict[str, tuple[float, ...]]:
+    """Return how long the training took in each repetition, by arm."""
+    return {
+        name: tuple(treatment.arm(name, seed).seconds for seed in treatment.seeds())
+        for name in treatment.names()
+    }
+
+
 def _primary_split(tests: Mapping[str, Images], primary: str | None) -> str:
     """Return the split whose verdict counts; InputError where it is not there."""
     if not tests:
@@ -156,7 +187,7 @@ def _treated_layers(treatment: Treatment) -> list[str]:
 
 
 def _states(model: nn.Module, treatment: Treatment) -> list[tuple[str, Mapping[str, Tensor]]]:
-    """Return a name and weights for every network: the untreated one (`base`), then each arm and seed."""
+    """Return a name and weights for every network: first the untreated (`base`), then each arm and seed."""
     base = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return [("base", base)] + [
         (name, treatment.arm(name, seed).state) for name in treatment.names() for seed in treatment.seeds()

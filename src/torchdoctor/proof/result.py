@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchdoctor.display.cards import Card, listed
+from torchdoctor.display.cards import Card
 from torchdoctor.display.gains import accuracy_summary, category_gains
 from torchdoctor.files.reading import read_record
 from torchdoctor.files.writing import write_json
 from torchdoctor.proof.record import ArmRecord, ComparisonRecord
+from torchdoctor.proof.split_result import ArmComparison, Gain, SplitComparison, lowest, mean_of
 from torchdoctor.types import InputError, Verdict
 
 if TYPE_CHECKING:
@@ -25,98 +26,21 @@ FILE = "compare.json"
 
 
 @dataclass(frozen=True)
-class Gain:
-    """An arm minus the control on one split, in percentage points, with a 95 % interval and a p-value.
-
-    `p_adjusted` is the p-value after Holm's correction for the number of arms compared. `detectable` is
-    a gain that as many images and seeds would show with a probability of at least 80 %.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
-    variance_from: str
-    p_adjusted: float = math.nan
-    detectable: float = math.nan
-
-    def __str__(self) -> str:
-        """Return the gain and its interval in percentage points."""
-        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
-
-
-@dataclass(frozen=True)
-class ArmComparison:
-    """One arm against the control on one split.
-
-    `repaired` and `broken` are ids of images that the control gets wrong and the arm right in most seeds,
-    and the reverse. `mcnemar` holds McNemar's exact p-value of each seed.
-    """
-
-    gain: Gain
-    gain_per_category: tuple[float, ...]
-    verdict: Verdict
-    repaired: tuple[int, ...]
-    broken: tuple[int, ...]
-    mcnemar: tuple[float, ...] = ()
-
-    def __repr__(self) -> str:
-        """Return one line: the verdict, the gain, and how many images changed."""
-        return (
-            f"ArmComparison({self.verdict}: {self.gain} points, {len(self.repaired)} images repaired, "
-            f"{len(self.broken)} broken)"
-        )
-
-
-@dataclass(frozen=True)
-class SplitComparison:
-    """One test split: accuracies in percent, one per seed (base: one), and what each arm changed.
-
-    By arm: `per_category` holds the seed-averaged accuracy of each category; `background_share` the share
-    of the evidence on the background, averaged over images, seeds and layers, or None;
-    `calibration_error` the expected calibration error in percent, averaged over seeds. `arms` holds what
-    was compared with the control, the arm that the verdict speaks of first.
-    """
-
-    accuracy: Mapping[str, tuple[float, ...]]
-    per_category: Mapping[str, tuple[float, ...]]
-    background_share: Mapping[str, float | None]
-    arms: Mapping[str, ArmComparison]
-    images: int
-    calibration_error: Mapping[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        """Return one line: the mean accuracy of every arm."""
-        means = [f"{arm} {_mean(values):.1f} %" for arm, values in self.accuracy.items()]
-        return f"SplitComparison({self.images} images: {listed(means)})"
-
-    @property
-    def first(self) -> ArmComparison:
-        """The arm that the verdict speaks of, against the control."""
-        return next(iter(self.arms.values()))
-
-    @property
-    def worst_category(self) -> dict[str, float]:
-        """The lowest accuracy of any category, by arm; NaN where no category has an image."""
-        return {arm: _lowest(values) for arm, values in self.per_category.items()}
-
-
-def _lowest(values: Sequence[float]) -> float:
-    """Return the lowest of the numbers that are known; NaN if there is none."""
-    return min((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Return the mean of the numbers that are known; NaN if there is none."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """The frozen result of `compare`: base, control and the other arms on the same test images.
+    """The result of `compare`: all arms on the same test images.
 
-    `arm` is the one that verdict and reason speak of.
+    Attributes:
+        classes: The names of the categories.
+        splits: What was measured on each test split, by its name.
+        primary: The name of the split that the verdict is about.
+        verdict: The verdict on the arm `arm`.
+        reason: The reason for the verdict, in a sentence.
+        max_loss: How many percentage points another split may lose; more makes the verdict `harmed`.
+        seeds: The numbers of the repetitions.
+        seconds: How long the training took in each repetition, by arm.
+        steps: The number of steps of a training.
+        arm: The name of the arm that the verdict is about.
+        min_gain: The gain that was asked for, in percentage points.
     """
 
     classes: tuple[str, ...]
@@ -135,7 +59,7 @@ class Comparison:
     def worst_group(self) -> dict[str, float]:
         """The lowest accuracy of any category in any split, by arm."""
         arms = next(iter(self.splits.values())).accuracy
-        return {arm: _lowest([split.worst_category[arm] for split in self.splits.values()]) for arm in arms}
+        return {arm: lowest([split.worst_category[arm] for split in self.splits.values()]) for arm in arms}
 
     def __repr__(self) -> str:
         """Return a few lines: the verdict, its reason, and every split's accuracies and gain."""
@@ -152,7 +76,7 @@ class Comparison:
             (
                 f"{name} (primary)" if name == self.primary else name,
                 str(split.images),
-                *(f"{_mean(split.accuracy.get(arm, ())):.1f}" for arm in arms[:6]),
+                *(f"{mean_of(split.accuracy.get(arm, ())):.1f}" for arm in arms[:6]),
                 str(split.first.gain),
                 split.first.verdict,
             )
@@ -167,10 +91,10 @@ class Comparison:
         )
 
     def split(self, name: str | None = None) -> SplitComparison:
-        """Return what was measured on one test split.
+        """Return what was measured on a test split.
 
         Args:
-            name: The name of the split; by default the primary one.
+            name: The name of the split; by default the primary split.
 
         Returns:
             The split's comparison.
@@ -184,7 +108,7 @@ class Comparison:
         return self.splits[chosen]
 
     def most_changed(self, split: str, most: int) -> Comparison:
-        """Return the comparison on one split with only the categories that won or lost most.
+        """Return the comparison on a single split with only the categories that changed most.
 
         Args:
             split: The name of the split.
@@ -197,12 +121,14 @@ class Comparison:
             return self
         measured = self.split(split)
         order = np.argsort(-np.nan_to_num(measured.first.gain_per_category), kind="stable")
-        kept = [*order[: most // 2].tolist(), *order[-(most // 2) :].tolist()]
-        rows = {arm: tuple(values[place] for place in kept) for arm, values in measured.per_category.items()}
-        gains = tuple(measured.first.gain_per_category[place] for place in kept)
+        chosen = [*order[: most // 2].tolist(), *order[-(most // 2) :].tolist()]
+        rows = {
+            arm: tuple(values[place] for place in chosen) for arm, values in measured.per_category.items()
+        }
+        gains = tuple(measured.first.gain_per_category[place] for place in chosen)
         first = replace(measured.first, gain_per_category=gains)
         fewer = replace(measured, per_category=rows, arms={**measured.arms, self.arm: first})
-        return replace(self, classes=tuple(self.classes[place] for place in kept), splits={split: fewer})
+        return replace(self, classes=tuple(self.classes[place] for place in chosen), splits={split: fewer})
 
     def accuracy_figure(self) -> Figure:
         """Draw the accuracy of every arm on every split, and the gains over the control with intervals.
@@ -227,7 +153,7 @@ class Comparison:
         """Draw each category's accuracy before treatment and its gain over the control (Fig. 4).
 
         Args:
-            split: The name of the test split; by default the primary one.
+            split: The name of the test split; by default the primary split.
 
         Returns:
             A matplotlib figure, best category first. For many categories draw `most_changed(split, 100)`.
@@ -304,7 +230,7 @@ class Comparison:
 
 
 def _arm_record(split: SplitComparison, arm: str) -> dict[str, object]:
-    """Return what `compare.json` says about one arm on one split."""
+    """Return what `compare.json` says about an arm on a split."""
     return {
         "accuracy": split.accuracy[arm],
         "per_category": split.per_category[arm],
@@ -315,15 +241,15 @@ def _arm_record(split: SplitComparison, arm: str) -> dict[str, object]:
 
 
 def _against_record(against: ArmComparison) -> dict[str, object]:
-    """Return what `compare.json` says about one arm against the control on one split."""
+    """Return what `compare.json` says about an arm compared with the control on a split."""
     record = asdict(against)
-    if math.isnan(against.gain.detectable):  # null stands for an infinite one
+    if math.isnan(against.gain.detectable):  # in the file null stands for an infinite value
         del record["gain"]["detectable"]
     return record
 
 
 def _split_of(record: ComparisonRecord, name: str) -> SplitComparison:
-    """Return one split of a record."""
+    """Return a split of a record."""
     arms: dict[str, ArmRecord] = {arm: splits[name] for arm, splits in record.arms.items()}
     return SplitComparison(
         accuracy={arm: measured.accuracy for arm, measured in arms.items()},

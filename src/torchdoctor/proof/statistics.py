@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, stats
 
-from torchdoctor.proof.result import ArmComparison, Gain, SplitComparison
+from torchdoctor.proof.split_result import ArmComparison, Gain, SplitComparison
 from torchdoctor.proof.verdict import LEVEL, verdict_of
 from torchdoctor.types import Verdict
 

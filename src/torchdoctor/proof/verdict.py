@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from torchdoctor.proof.result import Gain, SplitComparison
+from torchdoctor.proof.split_result import Gain, SplitComparison
 from torchdoctor.types import Verdict
 
 LEVEL = 0.95  # of the intervals; p-values are compared with 1 - LEVEL

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.proof.result import Comparison, SplitComparison
+from torchdoctor.proof.result import Comparison
+from torchdoctor.proof.split_result import SplitComparison
 from torchdoctor.report.number_text import number, signed
 
 

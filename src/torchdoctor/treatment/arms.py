@@ -1,4 +1,4 @@
-"""Which arms and constraints a treatment has: by default, by name, or as functions of the user."""
+"""Choose the arms and constraints of a treatment: by default, by name, or functions of the user."""
 
 from __future__ import annotations
 
@@ -10,37 +10,53 @@ from torchdoctor.treatment.remedies import REMEDIES, USE_MASKS, Remedy
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError
 
-LEAST_MASKS = 20  # below, a batch would show the same few objects again and again
+LEAST_MASKS = 20  # with fewer the batches would contain the same few objects again and again
 
 
 def default_arms(masked: int) -> tuple[str, ...]:
-    """Return the arms that are compared where none are asked for; verdicts speak of the second.
+    """Return the arms that are compared where the user names none; verdicts speak of the second.
 
-    Where training images have masks, 20 or more, swapped backgrounds did what no constraint did
-    (docs/when-it-helps.md).
+    With 20 masks or more the arm `swap` is among them: training with swapped backgrounds improved networks
+    that no constraint improved (docs/when-it-helps.md).
+
+    Args:
+        masked: The number of training images with masks.
+
+    Returns:
+        The names of the arms.
     """
     return ("control", "swap", "treated") if masked >= LEAST_MASKS else ("control", "treated")
 
 
 def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
-    """Return the remedy of every arm, None for `treated`; the control comes first, asked for or not."""
-    found: dict[str, Remedy | None] = {"control": REMEDIES["control"]}
+    """Return the remedy of each arm.
+
+    Args:
+        arms: Names of arms, or functions of the user, which are named after themselves.
+
+    Returns:
+        The remedies by name; None for `treated`. The control comes first even where it is not named.
+
+    Raises:
+        InputError: A name is unknown or taken, or there is no arm but the control.
+    """
+    remedies: dict[str, Remedy | None] = {"control": REMEDIES["control"]}
     for arm in arms:
         name = arm if isinstance(arm, str) else str(getattr(arm, "__name__", type(arm).__name__))
         if not isinstance(arm, str):
-            if name in found or name in REMEDIES or name in ("treated", "base"):
+            if name in remedies or name in REMEDIES or name in ("treated", "base"):
                 raise InputError(f"arm {name!r}: the name is taken; give your function another")
-            found[name] = arm
+            remedies[name] = arm
         elif name == "treated":
-            found[name] = None
+            remedies[name] = None
         elif name in REMEDIES:
-            found[name] = REMEDIES[name]
+            remedies[name] = REMEDIES[name]
         else:
             known = ", ".join(["control", "treated", *list(REMEDIES)[1:]])
             raise InputError(f"arm {name!r} is unknown; there are: {known}")
-    if len(found) == 1:
-        raise InputError("no arm but the control: name at least one to compare it with, such as treated")
-    return found
+    if len(remedies) == 1:
+        raise InputError("no arm but the control: name an arm to compare it with, such as treated")
+    return remedies
 
 
 def chosen_constraints(
@@ -55,8 +71,8 @@ def chosen_constraints(
 
     Args:
         constraints: Texts or constraints; None as in `settings`.
-        layers: The layers of those that name none of their own; None: the last diagnosed one.
-        diagnosis: What says which layers may be named.
+        layers: The layers of those that name none of their own; None: the last diagnosed layer.
+        diagnosis: The diagnosis; only diagnosed layers may be named.
         settings: Evidence, scale, targets and weights of those that name none of their own.
         has_masks: Whether training images have object masks.
 
@@ -64,36 +80,36 @@ def chosen_constraints(
         The constraints.
 
     Raises:
-        InputError: Masks are missing, a layer was not diagnosed, or a name is taken or given twice.
+        InputError: Masks are missing, a layer was not diagnosed, or a name is taken or used twice.
     """
     if constraints is None:
         asked = settings.constraints
         constraints = default_constraints(has_masks) if asked == "auto" else asked
     weight = settings.weights_by_constraint
-    names = [one.partition(" ")[0] for one in constraints if isinstance(one, str)]
+    names = [text.partition(" ")[0] for text in constraints if isinstance(text, str)]
     weights = weight if isinstance(weight, dict) else dict.fromkeys(names, weight)
     known = [layer.name for layer in diagnosis.layers]
     chosen: tuple[Constraint, ...] = ()
-    for one in constraints:
-        if isinstance(one, str):
+    for item in constraints:
+        if isinstance(item, str):
             chosen += constraints_named(
-                [one], layers=layers or known[-1:], evidence=settings.penalised_evidence,
+                [item], layers=layers or known[-1:], evidence=settings.penalised_evidence,
                 scale=settings.scale, targets=settings.targets, weights=weights,
             )  # fmt: skip
         else:
-            chosen += (one,)
-    _check_names([one.name for one in chosen], weights if isinstance(weight, dict) else {})
-    for one in chosen:
-        if one.needs_masks and not has_masks:
+            chosen += (item,)
+    _check_names([constraint.name for constraint in chosen], weights if isinstance(weight, dict) else {})
+    for constraint in chosen:
+        if constraint.needs_masks and not has_masks:
             raise InputError(
-                f"constraint {one.name!r} needs object masks and the training data has none: give data with "
-                "masks or boxes, or leave the constraint out"
+                f"constraint {constraint.name!r} needs object masks and the training data has none: give "
+                "data with masks or boxes, or leave the constraint out"
             )
-        for layer in one.layers:
+        for layer in constraint.layers:
             if layer not in known:
                 raise InputError(
-                    f"constraint {one.name!r} is on layer {layer!r}, which was not diagnosed; diagnosed: "
-                    f"{', '.join(known)}"
+                    f"constraint {constraint.name!r} is on layer {layer!r}, which was not diagnosed; "
+                    f"diagnosed: {', '.join(known)}"
                 )
     return chosen
 
@@ -116,6 +132,13 @@ def _check_names(names: Sequence[str], weights: Mapping[str, object]) -> None:
 
 
 def uses_masks(arm: tuple[str, Remedy | None]) -> bool:
-    """Whether an arm may look at masks: a function of the user's own may."""
+    """Return whether an arm may look at object masks.
+
+    Args:
+        arm: The name of the arm and its remedy; None for `treated`.
+
+    Returns:
+        True for functions of the user too, which may look at them.
+    """
     name, remedy = arm
     return name in USE_MASKS or (remedy is not None and remedy not in REMEDIES.values())

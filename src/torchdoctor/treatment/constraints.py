@@ -15,11 +15,18 @@ from torchdoctor.types import Evidence, InputError, PenaltyEvidence, Scale, Targ
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """What a penalty sees of one layer: the evidence of a batch, draw by draw, ready to be differentiated.
+    """The evidence of a batch at a layer, which a penalty is computed from; it can be differentiated.
 
-    `target` is evidence(y_n) and `runner_up` evidence(y_s), each [draw, batch, kernel, height, width]
-    and >= 0; `background` is 1 - object at the size of the map, 0 everywhere for images without a mask;
-    `correlated[c]` marks the kernels of category c, `diagnosed[c]` says whether that row means anything.
+    Attributes:
+        layer: The name of the layer.
+        target: The evidence for the target category (y_n of Eq. 5), not negative.
+        runner_up: The evidence for the runner-up category (y_s of Eq. 5), not negative.
+        target_category: The number of each image's target category.
+        runner_up_category: The number of each image's runner-up category.
+        correlated: Which kernels are correlated with each category.
+        diagnosed: Which categories were diagnosed; the rows of the others in `correlated` mean nothing.
+        background: 1 on the background, 0 on the object, at the size of the map; 0 everywhere for images
+            without a mask.
     """
 
     layer: str
@@ -48,7 +55,11 @@ Penalty = Callable[[LayerEvidence], Float[Tensor, "draw batch"]]
 def channel_wise(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]:
     """Sum the target's evidence on kernels not correlated with it, and all of the runner-up's (Eq. 5).
 
-    The first term is skipped for categories that were not diagnosed.
+    Args:
+        evidence: The evidence of a batch at a layer.
+
+    Returns:
+        The penalty; the first term is 0 for categories that were not diagnosed.
     """
     wrong = ~evidence.correlated & evidence.diagnosed[:, None]
     unrelated = wrong[evidence.target_category].to(evidence.target)
@@ -56,7 +67,14 @@ def channel_wise(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]:
 
 
 def space_wise(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]:
-    """Sum the target's evidence on the background over all kernels (Eq. 6)."""
+    """Sum the target's evidence on the background over all kernels (Eq. 6).
+
+    Args:
+        evidence: The evidence of a batch at a layer.
+
+    Returns:
+        The penalty; 0 for images without a mask.
+    """
     return (evidence.target.sum(2) * evidence.background[:, 0]).sum((-2, -1))
 
 
@@ -64,7 +82,13 @@ def channel_wise_authors(evidence: LayerEvidence) -> Float[Tensor, "draw batch"]
     """Sum the target's evidence where it is not correlated, and the runner-up's where it is correlated.
 
     `Differs from the paper:` this is Eq. 5 as the authors' scripts compute it, with n = label,
-    s = runner-up and `positive_gradient` as evidence; a term whose category was not diagnosed is skipped.
+    s = runner-up and `positive_gradient` as evidence.
+
+    Args:
+        evidence: The evidence of a batch at a layer.
+
+    Returns:
+        The penalty; a term whose category was not diagnosed is 0.
     """
     wrong = ~evidence.correlated & evidence.diagnosed[:, None]
     own = evidence.correlated & evidence.diagnosed[:, None]
@@ -84,15 +108,32 @@ SCHEDULES: Mapping[str, Schedule] = {
 
 @dataclass(frozen=True)
 class Constraint:
-    """A penalty on one set of layers with its own evidence, scale, weight and schedule: one sum of Eq. 7.
+    """A penalty on a set of layers with its own evidence, scale, weight and schedule: a sum of Eq. 7.
 
-    `penalty` is any function from `LayerEvidence` to one value per draw and image. `weight="auto"` asks
-    `treat` to measure one. `schedule` gives the factor on the weight from the share of the training that
-    is over (0..1): a name of SCHEDULES or a function. `targets` says which categories are n and s.
-    `uses_runner_up` and `needs_masks` say what the penalty reads; a constraint that needs masks counts on
-    annotated images only. A `linear` penalty of the mean over draws is the mean over draws of the penalty:
-    where a closed form gives that mean, one draw is all it is shown. Evidence, scale and targets of a
-    `fixed` one are part of what its name means.
+    Attributes:
+        name: The name in the training history.
+        penalty: A function from `LayerEvidence` to a value for each draw and image.
+        layers: The names of the layers.
+        evidence: The formula of the evidence.
+        scale: `none`: the evidence as it is; `share`: divided by all evidence of the image.
+        weight: The factor on the penalty in the loss; `auto`: `treat` measures it.
+        schedule: A name in SCHEDULES, or a function from the share of the training that is over (0..1) to a
+            factor on the weight.
+        targets: Whether the target category is the prediction or the label.
+        uses_runner_up: Whether the penalty reads the evidence for the runner-up category.
+        needs_masks: Whether the penalty reads the background; it is then computed on annotated images only.
+        fixed: Whether `evidence`, `scale` and `targets` belong to the definition of the constraint, so that
+            the settings of a treatment do not change them.
+        linear: Whether the penalty of the mean over draws equals the mean over draws of the penalty. Where a
+            closed form gives that mean, the penalty then gets it as a single draw.
+
+    Example:
+        >>> from torchdoctor import Constraint
+        >>> def all_evidence(evidence):
+        ...     return evidence.target_by_kernel.sum(-1)
+        >>> constraint = Constraint("small", all_evidence, ("conv2",), weight=0.1, schedule="decay")
+        >>> constraint.factor(0.75)
+        0.25
     """
 
     name: str
@@ -109,13 +150,20 @@ class Constraint:
     linear: bool = False
 
     def factor(self, done: float) -> float:
-        """Return the schedule's factor when a share `done` of the training is over."""
+        """Return the factor on the weight at a time of the training.
+
+        Args:
+            done: The share of the training that is over, 0..1.
+
+        Returns:
+            The factor.
+        """
         return (SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule)(done)
 
 
 CONSTRAINTS: Mapping[str, Constraint] = {
-    one.name: replace(one, linear=True)
-    for one in (
+    constraint.name: replace(constraint, linear=True)
+    for constraint in (
         Constraint("channel", channel_wise),
         Constraint("channel_paper", channel_wise, (), "gradient", "none", fixed=True),
         Constraint(
@@ -143,12 +191,26 @@ CONSTRAINTS: Mapping[str, Constraint] = {
 
 
 def default_constraints(has_masks: bool) -> tuple[str, ...]:
-    """Return the constraints that are used where none are asked for, as texts."""
+    """Return the constraints that are used where the user names none.
+
+    Args:
+        has_masks: Whether training images have object masks.
+
+    Returns:
+        The constraints as texts.
+    """
     return ("channel", "space") if has_masks else ("channel",)
 
 
 def on_layers(text: str, layers: Sequence[str]) -> str:
-    """Return a constraint's text with these layers, unless it names its own.
+    """Add layers to the text of a constraint, unless it names its own.
+
+    Args:
+        text: The constraint as text (see `constraints_named`).
+        layers: The names of the layers.
+
+    Returns:
+        The text with its layers.
 
     >>> on_layers("space weight=2", ["conv3", "conv4"])
     'space weight=2 layers=conv3+conv4'
@@ -166,11 +228,25 @@ def constraints_named(
     targets: Targets = "prediction",
     weights: Mapping[str, float | Literal["auto"]] | None = None,
 ) -> tuple[Constraint, ...]:
-    """Return built-in constraints on these layers; InputError lists what there is.
+    """Build constraints from texts.
 
-    A text is a name, or a name with options of its own, which go before the arguments:
+    A text is the name of a built-in constraint, or its name followed by options that override the arguments:
     `channel layers=conv2+conv3 evidence=gradient scale=none weight=0.1 schedule=ramp targets=label
     as=mine`.
+
+    Args:
+        texts: The texts.
+        layers: The names of the layers.
+        evidence: The formula of the evidence.
+        scale: The unit of the penalty (see `Constraint`).
+        targets: Whether the target category is the prediction or the label.
+        weights: The weights by name; `auto` for the others.
+
+    Returns:
+        The constraints in the order of the texts.
+
+    Raises:
+        InputError: A name or an option is unknown; the text of the error lists those that exist.
 
     >>> constraints_named(["space layers=conv3 weight=2"], layers=["conv2"])[0].layers
     ('conv3',)
@@ -199,12 +275,12 @@ OPTIONS = ("layers", "evidence", "scale", "weight", "schedule", "targets", "as")
 
 
 def _options(text: str, parts: Sequence[str]) -> dict[str, Any]:
-    """Read the options of one constraint's text; InputError says which one is wrong."""
+    """Read the options of a constraint's text; InputError says which of them is wrong."""
     options: dict[str, Any] = {}
     for part in parts:
         option, equals, value = part.partition("=")
         if not equals or not value or option not in OPTIONS:
-            known = ", ".join(f"{one}=..." for one in OPTIONS)
+            known = ", ".join(f"{name}=..." for name in OPTIONS)
             raise InputError(f"constraint {text!r}: {part!r} is no option; expected {known}")
         if option in KINDS:
             check_choice(f"constraint {text!r}: {option}", value, KINDS[option])
@@ -222,7 +298,18 @@ def _options(text: str, parts: Sequence[str]) -> dict[str, Any]:
 
 
 def weight_of(place: str, value: str) -> float | Literal["auto"]:
-    """Read a weight: auto, or a finite number of at least 0; InputError names the place it stands in."""
+    """Read a weight.
+
+    Args:
+        place: Where the weight was written, for the error.
+        value: The text: `auto` or a number.
+
+    Returns:
+        The weight.
+
+    Raises:
+        InputError: The text is neither `auto` nor a finite number of at least 0.
+    """
     if value == "auto":
         return "auto"
     try:

@@ -49,7 +49,7 @@ class Loop:
         skipped: The ids of the images of every skipped batch.
         sums: Of the present epoch, each term summed over the images.
         seen: How many images the present epoch has used.
-        in_a_row: How many steps up to the last one were skipped without a break.
+        in_a_row: How many steps up to the last were skipped without a break.
         before: Seconds trained before an interruption, less those spent on validation.
     """
 
@@ -69,7 +69,7 @@ class Loop:
     before: float = 0.0
 
     def __post_init__(self) -> None:
-        """Build the optimiser, and the averaged network where the course asks for one.
+        """Build the optimiser, and the averaged network where the course averages weights.
 
         Raises:
             InputError: No parameter is trainable, or the recipe's optimiser is unknown.
@@ -131,7 +131,7 @@ class Loop:
         return self.step if self.recipe.seconds is None else int(self.fraction() * self.total)
 
     def step_on(self, batch: Batch) -> None:
-        """Train one step; where something is not finite, leave the network as it was and note the images.
+        """Train a step; where something is not finite, leave the network as it was and note the images.
 
         Args:
             batch: Images [batch, channel, height, width], labels and ids, on any device.
@@ -141,7 +141,7 @@ class Loop:
         """
         ids = batch.ids.tolist()
         batch = move(batch, self.device, dtype_of(self.model))
-        # Batch statistics of one image would be zero: its own are used instead.
+        # The variance over a single image would be zero: the running statistics are used instead.
         set_mode(self.model, self.recipe.norm if len(ids) > 1 else "frozen")
         rate = self.recipe.learning_rate * learning_rate_factor(
             self.fraction() * self.total, self.total, self.recipe.warm_up
@@ -212,7 +212,7 @@ class Loop:
         self.pending.clear()
 
     def end_epoch(self, validate: Callable[[], float] | None) -> Mapping[str, float]:
-        """Finish an epoch; after the last one the network gets the averaged weights, if there are any.
+        """Finish an epoch; after the last epoch the network gets the averaged weights, if there are any.
 
         Args:
             validate: Measures the accuracy in percent on the validation images; None where there are none.
@@ -273,7 +273,7 @@ class Loop:
         """Go back to a saved state.
 
         Args:
-            state: What `state` returned, in this process or an earlier one, for the same model and recipe.
+            state: What `state` returned, in this process or earlier, for the same model and recipe.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "sums": {}, "optimizer": {}}
         for name, value in state.tensors.items():

@@ -1,4 +1,4 @@
-"""Serve plain batches as training images, and say which masks are seen and how often."""
+"""Choose the images whose object masks a training uses, and how many of them each batch contains."""
 
 from __future__ import annotations
 
@@ -9,21 +9,35 @@ from torchdoctor.images.batches import Images
 
 
 def drawn_per_batch(share: float, batch_size: int) -> int:
-    """Return how many annotated images are drawn into every batch: at least one unless the share is 0."""
+    """Return how many annotated images are drawn into every batch.
+
+    Args:
+        share: The share of the batch, 0..1.
+        batch_size: The number of images in a batch.
+
+    Returns:
+        The rounded number; at least 1 unless the share is 0.
+    """
     return max(1, round(share * batch_size)) if share > 0 else 0
 
 
 def masked_ids(images: Images, diagnosis: Diagnosis, masks_per_category: int | None) -> tuple[int, ...]:
-    """Return the images whose masks are used: per category the first of the sifted low list, then others.
+    """Return the images whose masks are used: of each category first those in `Sifting.low`, then others.
 
-    None: all that have one.
+    Args:
+        images: The training images.
+        diagnosis: Their diagnosis, which ranks the images to annotate.
+        masks_per_category: The largest number of images of a category; None: all that have a mask.
+
+    Returns:
+        The ids of the images, in rising order.
     """
     labels: dict[int, int] = {}
     for batch in images:
         if batch.masks is None:
             continue
-        shown = batch.annotated if batch.annotated is not None else torch.ones_like(batch.labels).bool()
-        labels.update(zip(batch.ids[shown].tolist(), batch.labels[shown].tolist(), strict=True))
+        known = batch.annotated if batch.annotated is not None else torch.ones_like(batch.labels).bool()
+        labels.update(zip(batch.ids[known].tolist(), batch.labels[known].tolist(), strict=True))
     chosen: list[int] = []
     for category, low in enumerate(diagnosis.sifting.low):
         first = [image for image in low if image in labels]

@@ -41,7 +41,7 @@ def build_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch
 
 
 def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters in groups by weight decay, the decayed ones first.
+    """Return the parameters in groups by weight decay, first those that are decayed.
 
     timm decides by a parameter's dimensions and by its name. It sees no names here: a parameter called
     `bias` that has more than one dimension is decayed like any other. The order, and two groups even where
@@ -60,7 +60,7 @@ def learning_rate_factor(step: int | float, total: int, warm_up: float) -> float
     Args:
         step: How far the training is, in steps; fractions count where the time is the budget.
         total: How many steps the training has.
-        warm_up: The share of the steps during which the factor rises; at least one step.
+        warm_up: The share of the steps during which the factor rises; at least a single step.
 
     Returns:
         A number from 0 to 1.

@@ -54,7 +54,7 @@ class Tails:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass gave.
+    """The result of a pass through the network.
 
     Attributes:
         rows: Which images of the batch it ran, by their place.
@@ -118,7 +118,7 @@ def plan_passes(
 ) -> Iterator[PlannedPass]:
     """Plan the passes that the constraints' layers need, on the images that they judge.
 
-    Without noise one pass serves all layers; with it each has its own, as in Eq. 4.
+    Without noise a single pass serves all layers; with noise each layer has its own, as in Eq. 4.
 
     Args:
         batch: The step's images.

@@ -79,8 +79,8 @@ def penalise(
             again; None: the whole network is.
 
     Returns:
-        The penalties by the constraints' names: one value per image, unweighted, differentiable by the
-        weights; 0 for an image without a mask where the constraint needs one.
+        The penalties by the constraints' names: a value for each image, unweighted, differentiable by the
+        weights; 0 for an image without a mask where the constraint needs masks.
 
     Raises:
         InputError: A layer cannot be used.
@@ -118,7 +118,7 @@ def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
 def scaled_penalty(
     constraint: Constraint, evidence: LayerEvidence, reduce: ReduceDraws
 ) -> Float[Tensor, " batch"]:
-    """Compute one constraint's penalty at one layer: put the draws together, then scale.
+    """Compute the penalty of a constraint at a layer: put the draws together, then scale.
 
     Args:
         constraint: The constraint. Its scale `share` divides by the evidence that it judges: E(y_n), or
@@ -210,7 +210,7 @@ class _Judged:
 def _evidence(judged: _Judged, passes: Sequence[Pass]) -> Iterator[Judgement]:
     """Yield the evidence that each constraint asks for, layer by layer, and the rows it is of.
 
-    All layers share one derivative call for y_n and one for y_s, made only where somebody reads it.
+    All layers share a derivative call for y_n and another for y_s; each is made only where it is needed.
     """
     for group in judged.groups():
         by_target = _gradients(passes, group.target, group.target_layers)

@@ -20,10 +20,23 @@ from torchdoctor.types import NormPolicy, Precision
 class Recipe:
     """How a network is trained: the optimiser, its schedule (warm-up, then cosine to 0), and batch-norm.
 
-    `norm="train"` normalises by the batch and updates the running statistics; `frozen` keeps them as they
-    are (benchmarks/study/norm_policy.py compares the two). `precision` is that of the forward pass; weights,
-    optimiser and penalties stay in float32. `seconds`, where given, ends the training by the clock
-    instead of by the epochs, and the schedule follows the clock.
+    Attributes:
+        epochs: How many times every training image is used.
+        optimizer: The optimiser.
+        learning_rate: The learning rate at the end of the warm-up.
+        momentum: The momentum of `sgd`.
+        weight_decay: The weight decay of weights; biases and normalisation layers have none.
+        warm_up: The share of the steps during which the learning rate rises, 0..1.
+        norm: `train`: batch-norm normalises by the batch and updates its running statistics; `frozen`: it
+            uses its running statistics and leaves them unchanged (benchmarks/study/norm_policy.py compares
+            the two).
+        precision: The precision of the forward pass; weights, optimiser and penalties are in float32.
+        seconds: The length of the training in seconds, instead of `epochs`; the schedule follows the clock.
+
+    Example:
+        >>> from torchdoctor import Recipe
+        >>> Recipe(epochs=5, optimizer="adamw", learning_rate=1e-3).norm
+        'train'
     """
 
     epochs: int = 10
@@ -37,9 +50,8 @@ class Recipe:
     seconds: float | None = None
 
 
-FROM_SCRATCH = Recipe(
-    epochs=20, learning_rate=0.1
-)  # from random weights: longer and faster than further training
+# For training from random weights: longer, and with a higher learning rate, than further training.
+FROM_SCRATCH = Recipe(epochs=20, learning_rate=0.1)
 
 AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss, as GoogLeNet was trained
 
@@ -50,7 +62,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def classification_terms(
     model: nn.Module, batch: Batch, loss: Loss = functional.cross_entropy
 ) -> tuple[Float[Tensor, "batch category"], dict[str, Float[Tensor, ""]]]:
-    """Return the logits of a batch and its loss, with that of auxiliary heads where there are any."""
+    """Compute the logits of a batch and its loss, with that of auxiliary heads where there are any.
+
+    Args:
+        model: The network.
+        batch: The images with their labels, on the network's device.
+        loss: A function of logits and labels that returns the mean loss.
+
+    Returns:
+        The logits, and the terms of the loss by name: `loss`, and `auxiliary` for auxiliary heads.
+
+    Example:
+        >>> from torchdoctor import Batch, classification_terms
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> batch = Batch(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]), torch.arange(4))
+        >>> logits, terms = classification_terms(model, batch)
+        >>> tuple(logits.shape), list(terms)
+        ((4, 2), ['loss'])
+    """
     output = model(batch.images)
     logits, heads = as_logits(output), auxiliary_logits(output)
     terms = {"loss": loss(at_least_float32(logits), batch.labels)}
@@ -61,18 +90,38 @@ def classification_terms(
 
 
 def plain_terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Float[Tensor, ""]]:
-    """Return what the control arm minimises: the cross-entropy alone."""
+    """Return what the control arm minimises: the cross-entropy alone.
+
+    Args:
+        model: The network.
+        batch: The images with their labels, on the network's device.
+        step: The number of the step; not used.
+
+    Returns:
+        The terms of the loss by name (see `classification_terms`).
+    """
     del step
     return classification_terms(model, batch)[1]
 
 
 @dataclass(frozen=True)
 class Course:
-    """How one arm is trained: what it minimises at a step, and from when on its weights are averaged.
+    """How an arm is trained: what it minimises, and from when on its weights are averaged.
 
-    `terms(model, batch, step)` returns named scalars whose sum is minimised. `average_from` is the share
-    of the training after which the weights of all steps are averaged into the final ones; None: never.
-    `facts` says what was measured beforehand.
+    A remedy returns a course.
+
+    Attributes:
+        terms: A function of (model, batch, step) that returns scalars by name, whose sum is minimised.
+        average_from: The share of the training (0..1) after which the weights of all steps are averaged into
+            the final weights; None: never.
+        facts: What was measured before the training, for the record.
+
+    Example:
+        >>> from torchdoctor import Course, classification_terms
+        >>> def half_loss(model, batch, step):
+        ...     return {"loss": 0.5 * classification_terms(model, batch)[1]["loss"]}
+        >>> Course(half_loss, average_from=0.75).average_from
+        0.75
     """
 
     terms: Terms = plain_terms
@@ -80,15 +129,19 @@ class Course:
     facts: Sequence[Mapping[str, object]] = ()
 
 
-PLAIN = Course()  # the control's
+PLAIN = Course()  # that of the control arm
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands after `step` steps: enough to go on bit for bit.
+    """The state of a training after some steps: enough to go on with the same result to the last bit.
 
-    `tensors` holds the network, the optimiser and running sums by name; `numbers` what is not a tensor
-    (all JSON-able: optimiser counters, history of the epochs, names of skipped images).
+    Attributes:
+        step: The number of steps.
+        tensors: The network, the optimiser and running sums by name.
+        numbers: All other values by name, as JSON can hold them: counters of the optimiser, the history of
+            the epochs, ids of skipped images.
+        seconds: How long the training has taken so far.
     """
 
     step: int
@@ -99,27 +152,51 @@ class TrainingState:
 
 @runtime_checkable
 class Checkpoints(Protocol):
-    """Where a training keeps its state, and who asks it to stop."""
+    """Where a training saves its state, and who asks it to stop."""
 
     def load(self) -> TrainingState | None:
-        """Return the newest undamaged state, or None."""
+        """Read the newest undamaged state.
+
+        Returns:
+            The state; None without any.
+        """
         ...
 
     def save(self, state: TrainingState) -> None:
-        """Keep a state."""
+        """Save a state.
+
+        Args:
+            state: The state.
+        """
         ...
 
     def due(self, step: int) -> bool:
-        """Whether to save after this many steps."""
+        """Return whether to save now.
+
+        Args:
+            step: The number of steps so far.
+
+        Returns:
+            True where the state is to be saved.
+        """
         ...
 
     def stopping(self) -> bool:
-        """Whether to save and stop now."""
+        """Return whether to save and stop now.
+
+        Returns:
+            True where the training is to stop.
+        """
         ...
 
 
 def set_mode(model: nn.Module, norm: NormPolicy) -> None:
-    """Put the network into training mode, with batch-norm's statistics frozen where the policy says so."""
+    """Put a network into training mode.
+
+    Args:
+        model: The network; it is changed.
+        norm: `frozen` leaves batch-norm in evaluation mode, so that its statistics do not change.
+    """
     model.train()
     if norm == "frozen":
         for module in model.modules():
@@ -140,15 +217,29 @@ def at_least_float32(value: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a forward pass runs in the given precision; fp32 switches it off."""
+    """Return the context in which a forward pass runs in a precision.
+
+    Args:
+        device: The device of the network.
+        precision: The precision; `fp32` switches automatic casting off.
+
+    Returns:
+        A context manager.
+    """
     kind = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")
 
 
 def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """Return the batch on a device, its images in the network's type.
+    """Copy a batch to a device.
 
-    What says which images are annotated stays where it is: it chooses rows.
+    Args:
+        batch: The batch.
+        device: The device.
+        dtype: The floating-point type of the images, that of the network.
+
+    Returns:
+        The batch on the device; `annotated`, which selects rows, stays where it is.
     """
     return Batch(
         batch.images.to(device, dtype),

@@ -270,7 +270,7 @@ def swapped_batch(batch: Batch, seed: int, step: int) -> Batch:
         step: The step; seed and step together decide which images are changed and how.
 
     Returns:
-        A new batch; the same one where fewer than two images are annotated.
+        A new batch; the same batch where fewer than two images are annotated.
     """
     rows = _annotated_rows(batch)
     if len(rows) < 2 or batch.masks is None:

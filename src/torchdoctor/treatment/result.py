@@ -27,9 +27,16 @@ HISTORY, WEIGHTS, CARD, PRESCRIPTION = "history.json", "model.safetensors", "mod
 
 @dataclass(frozen=True)
 class Arm:
-    """One further training from the same weights: the control, or the network under one remedy.
+    """A network that was trained further: the control, or under a remedy.
 
-    `skipped` lists the ids of the batches whose loss or gradient was not finite: no step was taken.
+    Attributes:
+        name: The name of the arm.
+        seed: The number of the repetition, from 0.
+        state: The trained weights, as `state_dict` returns them.
+        history: For each epoch its number and the mean of each term of the loss, by name.
+        steps: The number of steps.
+        seconds: How long the training took.
+        skipped: The ids of the images of each batch whose loss or gradient was not finite: no step was taken.
     """
 
     name: str
@@ -41,7 +48,7 @@ class Arm:
     skipped: tuple[tuple[int, ...], ...] = ()
 
     def __repr__(self) -> str:
-        """Return one line without the weights."""
+        """Return a single line without the weights."""
         return (
             f"Arm({self.name!r}, seed {self.seed}: {len(self.history)} epochs, {self.steps} steps, "
             f"{self.seconds:.1f} s, {len(self.state)} tensors)"
@@ -96,25 +103,51 @@ class Arm:
 
 @dataclass(frozen=True)
 class Treatment:
-    """The frozen result of `treat`: the arms, and what each constraint weighed and reached."""
+    """The result of `treat`: the trained networks, and the weights of the constraints.
+
+    Attributes:
+        arms: All arms of all repetitions.
+        prescription: For each constraint its weight and what was measured of it, by name (see `prescribe`).
+    """
 
     arms: tuple[Arm, ...]
     prescription: tuple[Mapping[str, object], ...]
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the arms in the order they were run."""
+        """List the names of the arms.
+
+        Returns:
+            Each name once, in the order in which the arms were trained.
+        """
         return tuple(dict.fromkeys(arm.name for arm in self.arms))
 
     def seeds(self) -> tuple[int, ...]:
-        """Return the seeds in the order they were run."""
+        """List the numbers of the repetitions.
+
+        Returns:
+            Each number once, in the order in which the arms were trained.
+        """
         return tuple(dict.fromkeys(arm.seed for arm in self.arms))
 
     def arm(self, name: str, seed: int) -> Arm:
-        """Return one arm; KeyError names the ones there are."""
+        """Return an arm.
+
+        Args:
+            name: The name of the arm.
+            seed: The number of the repetition.
+
+        Returns:
+            The arm.
+
+        Raises:
+            KeyError: There is no such arm; the text lists those that exist.
+        """
         for arm in self.arms:
             if arm.name == name and arm.seed == seed:
                 return arm
-        raise KeyError(f"no arm {name!r} with seed {seed}; there are {[(a.name, a.seed) for a in self.arms]}")
+        raise KeyError(
+            f"no arm {name!r} with seed {seed}; there are {[(arm.name, arm.seed) for arm in self.arms]}"
+        )
 
     def __repr__(self) -> str:
         """Return a few lines: each arm's length and last numbers, each constraint's weight."""
@@ -148,7 +181,7 @@ class Treatment:
         return tuple(dict.fromkeys(names))
 
     def history_figure(self, term: str = "loss") -> Figure:
-        """Draw how one number of the trainings went on, epoch by epoch.
+        """Draw the course of a number over the epochs of all trainings.
 
         Args:
             term: The name of the number in the histories: "loss", "validation_accuracy", a constraint's name.
@@ -228,7 +261,7 @@ class Treatment:
 
 
 class HistoryRecord(Record):
-    """What an arm's `history.json` holds."""
+    """What an arm's `history.json` holds: the fields of an `Arm` but its weights, and their sha256."""
 
     epochs: tuple[dict[str, Number], ...]
     steps: int
@@ -238,7 +271,7 @@ class HistoryRecord(Record):
 
 
 class PrescriptionRecord(Record):
-    """What `prescription.json` holds: the constraints as they were weighed, and the names of the arms."""
+    """What `prescription.json` holds: `Treatment.prescription`, and the names of the arms in their order."""
 
     constraints: tuple[dict[str, Any], ...]
     arms: tuple[str, ...]
@@ -252,7 +285,7 @@ def _as_json(value: float) -> float | str | None:
 
 
 def _sentence(constraint: Mapping[str, object]) -> str:
-    """Say which constraint was on which layers, with which weight."""
+    """Say the layers and the weight of a constraint."""
     layers, weight = constraint.get("layers"), constraint.get("weight")
     where = listed([str(layer) for layer in layers]) if isinstance(layers, list) else "-"
     weighed = f"{weight:.4g}" if isinstance(weight, float) else str(weight)

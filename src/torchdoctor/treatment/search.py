@@ -1,4 +1,4 @@
-"""Choose a remedy on the validation split: candidates, halved while their training grows."""
+"""Choose a remedy on the validation split by successive halving: the better half is trained for longer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ CONTROL = "control"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing to try: a remedy of REMEDIES, or constraints as texts with the tau of their weights."""
+    """A remedy to try.
+
+    Attributes:
+        name: A name in REMEDIES, or any name for constraints.
+        constraints: The constraints as texts (see `constraints_named`); empty: the remedy called `name`.
+        tau: The ratio of the weighted penalty's gradient norm to the loss's, for weights that are `auto`.
+    """
 
     name: str
     constraints: tuple[str, ...] = ()
@@ -40,14 +46,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rung:
-    """One round of the search: who is tried for how many epochs, and the scores in percent."""
+    """A round of the search.
+
+    Attributes:
+        epochs: How many epochs each candidate is trained.
+        scores: The score of each candidate and of the control in percent, by name.
+    """
 
     epochs: int
     scores: Mapping[str, float]
 
     @property
     def ranking(self) -> list[str]:
-        """The candidates without the control, best first; ties go to the one that was proposed first."""
+        """The candidates without the control, best first; of equal scores the first proposed."""
         tried = [name for name in self.scores if name != CONTROL]
         return sorted(tried, key=lambda name: -_ranked(self.scores[name]))
 
@@ -58,10 +69,18 @@ def _ranked(score: float) -> float:
 
 
 def candidates(layers: Sequence[str], has_masks: bool, ends_linear: bool = True) -> tuple[Candidate, ...]:
-    """Propose what to try, the most promising first: a small budget keeps the head of the list.
+    """Propose what to try, the most promising first, because a small budget tries only the first ones.
 
-    With masks the background is the suspect: swaps, then space-wise constraints at every layer and
-    strength. Without them channel-wise constraints at the last layers, and what needs no diagnosis.
+    With masks: swapped backgrounds, then space-wise constraints at every layer and strength. Without masks:
+    channel-wise constraints at the last layers, and remedies that need no diagnosis.
+
+    Args:
+        layers: The names of the diagnosed layers, from the first to the last in the network.
+        has_masks: Whether training images have object masks.
+        ends_linear: Whether the network ends with a linear layer, which the remedy `dfr` needs.
+
+    Returns:
+        The candidates.
     """
     later = list(reversed(layers))
     space = [
@@ -95,7 +114,19 @@ def candidates(layers: Sequence[str], has_masks: bool, ends_linear: bool = True)
 def remedy_of(
     candidate: Candidate, layers: Sequence[str], recipe: Recipe, *, draws: int, every: int, expand_pixels: int
 ) -> Remedy:
-    """Return a candidate as a remedy; weights that are `auto` are measured when an arm begins."""
+    """Return the remedy of a candidate; weights that are `auto` are measured when an arm begins.
+
+    Args:
+        candidate: The candidate.
+        layers: The layers of constraints that name none of their own.
+        recipe: How the arm is trained.
+        draws: The number of noise draws of each image in a step.
+        every: The penalties are computed at every step of this number only (see `Prescription`).
+        expand_pixels: By how many pixels an object's mask is grown.
+
+    Returns:
+        The remedy.
+    """
     if not candidate.constraints:
         return REMEDIES[candidate.name]
     built = constraints_named(candidate.constraints, layers=layers)
@@ -120,7 +151,20 @@ def constrained(
     every: int,
     expand_pixels: int,
 ) -> Remedy:
-    """Return constraints, each with its layers, as a remedy called `name`."""
+    """Return constraints as a remedy.
+
+    Args:
+        name: The name of the remedy.
+        constraints: The constraints, each with its layers.
+        recipe: How the arm is trained.
+        tau: The ratio of the weighted penalty's gradient norm to the loss's, for weights that are `auto`.
+        draws: The number of noise draws of each image in a step.
+        every: The penalties are computed at every step of this number only (see `Prescription`).
+        expand_pixels: By how many pixels an object's mask is grown.
+
+    Returns:
+        The remedy.
+    """
 
     def remedy(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
         steps = max(recipe.epochs * images.steps_per_epoch, 1)
@@ -135,11 +179,22 @@ def constrained(
 def ladder(
     prices: Sequence[float], full_epochs: int, steps_per_epoch: int, budget: float | None
 ) -> list[tuple[int, int]]:
-    """Return (candidates, epochs) of each rung: half of them go on with twice the epochs.
+    """Plan the rounds of a search: half of the candidates go on with twice the epochs.
 
-    The control is trained in every rung beside them. `prices` are what a step of each candidate costs, in
-    steps of the control; a `budget` in those takes candidates off the end of the list until the search
-    fits, the dearest going on in every rung. InputError where not even two fit.
+    The control is trained in every round too. Candidates are taken off the end of the list until the search
+    fits the budget, even if the most expensive candidates go on in every round.
+
+    Args:
+        prices: What a step of each candidate costs, in steps of the control.
+        full_epochs: The largest number of epochs.
+        steps_per_epoch: The number of steps of an epoch.
+        budget: The largest cost of the search, in steps of the control; None: no limit.
+
+    Returns:
+        The number of candidates and of epochs for each round.
+
+    Raises:
+        InputError: The budget is not enough for two candidates.
     """
     for tried in range(len(prices), 1, -1):
         rungs: list[tuple[int, int]] = []
@@ -162,22 +217,42 @@ def halve(
     rungs: Sequence[tuple[int, int]],
     run: Callable[[int, int, Sequence[Candidate]], Mapping[str, float]],
 ) -> list[Rung]:
-    """Return the rungs of a successive halving; `run(rung, epochs, candidates)` scores them all."""
-    found: list[Rung] = []
+    """Run a successive halving.
+
+    Args:
+        pool: The candidates.
+        rungs: The number of candidates and of epochs for each round (see `ladder`).
+        run: A function of (round, epochs, candidates) that trains them and the control and returns all
+            scores by name.
+
+    Returns:
+        The rounds with their scores.
+    """
+    scored: list[Rung] = []
     left = list(pool)
     for number, (count, epochs) in enumerate(rungs):
         left = left[:count]
         rung = Rung(epochs, run(number, epochs, left))
-        found.append(rung)
-        by_name = {one.name: one for one in left}
+        scored.append(rung)
+        by_name = {candidate.name: candidate for candidate in left}
         left = [by_name[name] for name in rung.ranking]
-    return found
+    return scored
 
 
 def score_of(
     model: nn.Module, validation: Images, swapped: Collection[Batch], select: Select
 ) -> dict[str, float]:
-    """Return the validation accuracies in percent, i.i.d. and with swapped backgrounds, and the score."""
+    """Measure a network on the validation images.
+
+    Args:
+        model: The network.
+        validation: The validation images.
+        swapped: The same images with swapped backgrounds; empty without masks.
+        select: Which accuracy is the score: on the plain images (`iid`), `swapped`, or the `mean` of both.
+
+    Returns:
+        The accuracies `iid` and `swapped` and the `score`, in percent; NaN without swapped images.
+    """
     iid = accuracy(model, validation)
     other = accuracy(model, list(swapped)) if swapped else math.nan
     score = {"iid": iid, "swapped": other, "mean": (iid + other) / 2}[select]

@@ -67,7 +67,7 @@ class TreatmentSettings(EvidenceSettings):
     @field_validator("weight", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """Read weights that are given as a mapping from constraint to weight."""
+        """Read weights that come as a mapping from constraint to weight."""
         return [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, Mapping) else value
 
     @property

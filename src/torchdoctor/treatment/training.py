@@ -1,4 +1,4 @@
-"""Train a network: the one function for training from scratch, for the control arm and for all others."""
+"""Train a network: the same function for training from scratch, for the control arm and for all others."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fit(
     """Train a network in place.
 
     Random layers are seeded by (seed, step): runs that differ only in the course drop out the same units, and
-    a resumed run ends bit for bit as one that was never stopped. A step whose loss or gradient is not finite
+    a resumed run ends bit for bit as if it was never stopped. A step whose loss or gradient is not finite
     changes nothing; the ids of its images are noted.
 
     Args:

@@ -40,18 +40,38 @@ DEFAULTS = TreatmentSettings()
 
 @runtime_checkable
 class ArmStore(Protocol):
-    """Where arms are kept, so that an interrupted treatment can go on."""
+    """Where arms are saved, so that an interrupted treatment can go on."""
 
     def finished(self, name: str, seed: int) -> Arm | None:
-        """Return an arm that was finished before, or None."""
+        """Read an arm that was finished before.
+
+        Args:
+            name: The name of the arm.
+            seed: The number of the repetition.
+
+        Returns:
+            The arm; None where it was not finished.
+        """
         ...
 
     def checkpoints(self, name: str, seed: int) -> Checkpoints | None:
-        """Return where the state of an arm under way is kept."""
+        """Return where the state of an arm is saved during its training.
+
+        Args:
+            name: The name of the arm.
+            seed: The number of the repetition.
+
+        Returns:
+            The place; None: the state is not saved.
+        """
         ...
 
     def save(self, arm: Arm) -> None:
-        """Keep a finished arm."""
+        """Save a finished arm.
+
+        Args:
+            arm: The arm.
+        """
         ...
 
 
@@ -74,7 +94,7 @@ def treat(
 
     In each repetition all arms see the same batches, augmentation, masks, steps and optimiser. The arm
     `control` minimises the classification loss alone, `treated` also the constraints (Eq. 7 of the paper),
-    the others what REMEDIES says. The weights of the last epoch are kept: nothing is selected.
+    the others what REMEDIES says. The result has the weights of the last epoch: no epoch is selected.
 
     Args:
         model: The trained network; it is left as it was.
@@ -82,7 +102,7 @@ def treat(
         diagnosis: What `diagnose` said of this network on these images.
         arms: Names of arms, or functions of your own; None as in `settings`.
         constraints: Texts such as `space weight=2`, or constraints of your own; None as in `settings`.
-        layers: The layers of constraints that name none of their own; None: the last diagnosed one.
+        layers: The layers of constraints that name none of their own; None: the last diagnosed layer.
         draws: Noise draws of each image in a step; 0 means no noise.
         recipe: Epochs, optimiser, learning rate and so on; None: `Recipe()`.
         settings: Everything else, and the values of what is None above.
@@ -233,7 +253,7 @@ class Trial:
         Args:
             seeds: How many times.
             validation: Images whose accuracy the history keeps, epoch by epoch.
-            store: Where arms are kept as they come, so that an interrupted treatment can go on.
+            store: Where arms are saved as they come, so that an interrupted treatment can go on.
             progress: Called with stage, done, of how many.
 
         Returns:
@@ -246,7 +266,7 @@ class Trial:
     def _repetition(
         self, number: int, validation: Images | None, store: ArmStore | None, progress: Progress
     ) -> list[Arm]:
-        """Train every arm of one seed number, except those that were finished before.
+        """Train every arm of a repetition, except those that were finished before.
 
         A budget in seconds is set by the first remedy's steps, so that arm runs first.
         """
@@ -269,7 +289,7 @@ class Trial:
         store: ArmStore | None,
         progress: Progress,
     ) -> Arm:
-        """Train one copy and return what became of it; all arms of a number draw from the same stream."""
+        """Train a copy under a remedy; all arms of a repetition draw from the same random stream."""
         model = copy.deepcopy(self.model)
         course = self.remedies[name](model, self.images, self.diagnosis, stream)
         trained = fit(
@@ -292,7 +312,7 @@ class Trial:
 
 
 def _check_model(model: nn.Module, diagnosis: Diagnosis) -> None:
-    """Raise InputError unless the network can change and is the one that was diagnosed."""
+    """Raise InputError unless the network can change and is that which was diagnosed."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
     if diagnosis.model_sha256 != state_sha256(model):

@@ -35,15 +35,15 @@ LossAndPenalties = Callable[[nn.Module, Batch, int], tuple[Values, Values]]
 
 @dataclass(frozen=True)
 class Prescription:
-    """Everything that turns the constraints into the penalty terms of one step.
+    """Everything that the penalty terms of a step are computed from.
 
     Attributes:
         constraints: The constraints, each with its layers.
         diagnosis: Which kernels are correlated with which categories, and the range of each layer's noise.
         noise: How the noise is drawn; its seed is that of the training.
         expand_pixels: By how many pixels of the image an object's mask is grown in every direction.
-        lazy: With k the penalties are computed at every k-th step alone and count k times there: the same
-            penalty on average, for a k-th of its cost.
+        every_k_steps: With k the penalties are computed at every k-th step only and multiplied by k there:
+            the same penalty on average, at a k-th of its cost.
         steps: The number of steps of the training, for schedules.
     """
 
@@ -51,13 +51,13 @@ class Prescription:
     diagnosis: Diagnosis
     noise: Noise
     expand_pixels: int
-    lazy: int = 1
+    every_k_steps: int = 1
     steps: int = 1
 
     def penalties(self, model: nn.Module, images: Tensor, seed: int) -> LossAndPenalties:
         """Return the function that computes the loss and the penalties of a step.
 
-        Both come from one forward pass: only what lies behind the constrained layers is run again.
+        Both come from the same forward pass: only what lies behind the constrained layers is run again.
 
         Args:
             model: The network; it is left as it was.
@@ -127,12 +127,12 @@ class Prescription:
         loss_and_penalties = self.penalties(model, images, seed)
 
         def total(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
-            if step % self.lazy:
+            if step % self.every_k_steps:
                 return classification_terms(model, batch)[1]
             terms, values = loss_and_penalties(model, batch, step)
             for constraint in self.constraints:
-                factor = self.lazy * float(constraint.weight) * constraint.factor(min(step / self.steps, 1.0))
-                terms[constraint.name] = factor * values[constraint.name]
+                scheduled = float(constraint.weight) * constraint.factor(min(step / self.steps, 1.0))
+                terms[constraint.name] = self.every_k_steps * scheduled * values[constraint.name]
             return terms
 
         return total
@@ -140,7 +140,7 @@ class Prescription:
 
 @dataclass(frozen=True)
 class Balance:
-    """What a penalty is beside the loss on the first batches.
+    """A penalty compared with the loss on the first batches.
 
     Attributes:
         value: The mean penalty, unweighted.
@@ -167,7 +167,7 @@ def measure_balance(
     recipe: Recipe,
     seed: int,
 ) -> Balance:
-    """Measure a penalty and its gradient beside the loss's on the first batches.
+    """Measure a penalty and its gradient, and compare them with the loss, on the first batches.
 
     Args:
         model: The network; it is left as it was.
@@ -310,7 +310,7 @@ def _first(images: TrainingImages, number: int, seed: int) -> Iterator[Batch]:
 
 
 def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return d value / d parameter, zero where the value does not depend on it; the graph is kept."""
+    """Return d value / d parameter, zero where the value does not depend on it; the graph is retained."""
     if not value.requires_grad:
         return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=True)

@@ -22,7 +22,8 @@ from torchdoctor.case.surroundings import loading_code
 from torchdoctor.data.load import SCHEMES
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.models.loading import TIMM_SOURCES
-from torchdoctor.proof.result import Comparison, Gain, SplitComparison
+from torchdoctor.proof.result import Comparison
+from torchdoctor.proof.split_result import Gain, SplitComparison
 from torchdoctor.report.number_text import number, signed
 from torchdoctor.report.verdict_text import explanation, headline
 from torchdoctor.treatment.remedies import REMEDIES
