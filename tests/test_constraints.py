@@ -70,7 +70,9 @@ def test_penalties_equal_the_plain_rewrite(which, kind, scale, targets, draws, r
 @pytest.mark.parametrize("draws", [0, 2])
 def test_the_total_loss_and_its_gradient_equal_eq_7(draws):
     model, diagnosis, batch = case(nn.SiLU)
-    constraints = constraints_named(["channel", "space"], layers=["conv2"], evidence="gradient")
+    constraints = constraints_named(
+        ["channel", "space"], layers=["conv2"], evidence="gradient", scale="share"
+    )
     found = penalise(model, batch, constraints, diagnosis, noise=Noise(draws, seed=1), step=2)
     weights = {"channel": 0.3, "space": 0.7}
     loss = nn.functional.cross_entropy(model(batch.images), batch.labels)
