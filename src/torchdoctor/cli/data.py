@@ -83,7 +83,7 @@ def check(*, workers: int, as_json: bool, **values: Any) -> None:
     if workers < 0:
         raise InputError(f"--workers {workers}: expected 0 or more")
     tables = load_tables(settings.data, seed=settings.seed, settings=settings.part(DataSettings))
-    with ProgressBar(as_json) as progress:
+    with ProgressBar(as_json, unit="images") as progress:
         result = check_data(tables, workers, progress)
     show(result.to_json(), as_json, _print_check)
     if result.broken and settings.on_error == "fail":
