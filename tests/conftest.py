@@ -28,6 +28,8 @@ def command(monkeypatch, capsys, tmp_path):
     from torchdoctor.cli import app as cli
 
     monkeypatch.chdir(tmp_path)
+    # On a busy machine even a refusal can take longer; test_terminal.py is about these lines.
+    monkeypatch.setattr("torchdoctor.cli.terminal.SECONDS_BETWEEN_LINES", float("inf"))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["torchdoctor", *map(str, words)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,13 +88,19 @@ class Case:
         }
 
 
-def prepare(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> Case:
+TryOut = Callable[[str, nn.Module, Splits, tuple[str, ...]], None]
+
+
+def prepare(
+    settings: Settings, verb: Verb, *, needs_weights: bool = True, try_out: TryOut | None = None
+) -> Case:
     """Build the model, read the data, load the weights, check that they fit, and decide every setting.
 
     Args:
         settings: What was asked for.
         verb: The command that runs.
         needs_weights: Whether trained weights must be given; `train` does without.
+        try_out: What refuses networks that cannot be diagnosed or treated; None: `try_out_network`.
 
     Returns:
         The prepared case. Nothing has been written.
@@ -136,7 +142,7 @@ def prepare(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> Ca
     if state is not None:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()
-    layers = _layers(settings, name, model, data)
+    layers = _layers(settings, name, model, data, try_out or try_out_network)
     check_constraints(settings, layers, data)
     plan = _decided(settings, verb, name, data, layers, primary)
     return Case(plan, model, data, card_of(plan, data))
@@ -274,7 +280,9 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _layers(settings: Settings, name: str, model: nn.Module, data: Splits) -> tuple[str, ...]:
+def _layers(
+    settings: Settings, name: str, model: nn.Module, data: Splits, try_out: TryOut
+) -> tuple[str, ...]:
     """Return the layers asked for, or the default layers."""
     example = example_of(model, data)
     logits = _logits_of(name, model, example)
@@ -288,7 +296,7 @@ def _layers(settings: Settings, name: str, model: nn.Module, data: Splits) -> tu
         chosen = tuple(map_shapes(model, example, chosen))  # first to last
     else:
         chosen = MODELS[name].layers if name in MODELS else default_layers(model, example)
-    _try_out(name, model, data, chosen)
+    try_out(name, model, data, chosen)
     return chosen
 
 
@@ -307,17 +315,39 @@ def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
         ) from error
 
 
-def _try_out(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
+def try_out_network(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
     """Refuse networks on which diagnosis or treatment would fail or mean nothing.
 
     Frozen parameters are left to the treatment: a diagnosis does without them.
+
+    Args:
+        name: What the model is called in the message.
+        model: The network, in evaluation mode.
+        data: The data; the first two training images are tried.
+        layers: The layers to be diagnosed and constrained.
+
+    Raises:
+        InputError: If `check_model` finds an error; the message holds all that it found.
     """
-    ids = data.train.table.ids[:2].tolist()
-    images = torch.cat([batch.images for batch in data.train.select(ids)]).to(device_of(model))
+    images = trial_images(model, data)
     errors = [finding for finding in check_model(model, images, layers) if finding.level == "error"]
     serious = [finding.message for finding in errors if finding.check != "trainable"]
     if serious:
         raise InputError(f"--model {name!r}: {'; '.join(serious)}")
+
+
+def trial_images(model: nn.Module, data: Splits) -> Float[Tensor, "2 channel height width"]:
+    """Return the two images on which a network is tried.
+
+    Args:
+        model: The network.
+        data: The data.
+
+    Returns:
+        The first two training images, where the network lies.
+    """
+    ids = data.train.table.ids[:2].tolist()
+    return torch.cat([batch.images for batch in data.train.select(ids)]).to(device_of(model))
 
 
 def _check_pretrained_head(name: str, data: Splits) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from torchdoctor.diagnosis.result import QUANTILES, LayerDiagnosis
 from torchdoctor.evidence.rows import ImageRows
@@ -113,6 +112,8 @@ def interval_of(
     """
     if number < 2:
         return np.stack([np.zeros_like(mean), np.full_like(mean, np.inf)])
+    from scipy import stats  # here, because it takes a second to import
+
     half = stats.t.ppf(0.5 + LEVEL / 2, number - 1) * np.sqrt(variance / number)
     return np.stack([mean - half, mean + half])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -81,14 +81,31 @@ def diagnosis_cost(
         InputError: A layer cannot be used.
     """
     done = compute_before(model, pixels[:1], layers)[0]
-    rho = {layer: 1.0 - done[layer] / max(done[""], 1) for layer in layers}
-    if draws == 0:
-        return 1.0 + max(rho.values(), default=0.0)
-    if draws == "exact":
-        return float(len(layers))
+    shares = {layer: 1.0 - done[layer] / max(done[""], 1) for layer in layers}
     with frozen_eval(model) as frozen:
-        closed = {layer for layer in layers if closed_form(frozen, pixels, layer) is not None}
-    return sum(1.0 if layer in closed else 1.0 - rho[layer] + 2 * draws * rho[layer] for layer in layers)
+        return passes_per_image(shares, draws, lambda layer: closed_form(frozen, pixels, layer) is not None)
+
+
+def passes_per_image(
+    shares: Mapping[str, float], draws: Draws, has_closed_form: Callable[[str], bool]
+) -> float:
+    """Return what the evidence of one image costs at all layers, in forward passes.
+
+    Args:
+        shares: For each layer the share of a forward pass that lies behind it.
+        draws: The number of noise draws, or `exact`.
+        has_closed_form: Says whether a layer has a closed form; asked only where that matters.
+
+    Returns:
+        The number of forward passes for one image.
+    """
+    if draws == 0:
+        return 1.0 + max(shares.values(), default=0.0)
+    if draws == "exact":
+        return float(len(shares))
+    return sum(
+        1.0 if has_closed_form(layer) else 1.0 - share + 2 * draws * share for layer, share in shares.items()
+    )
 
 
 def background_shares_of(

@@ -83,6 +83,35 @@ def check_model(
     return tuple(findings)
 
 
+def gives_live_maps(
+    model: nn.Module, example: Float[Tensor, "batch channel height width"], layers: Sequence[str]
+) -> bool:
+    """Whether one forward pass gives finite logits and, at every layer, a finite map that is not all 0.
+
+    Enough for a network whose structure is known to pass `check_model`: only its weights can be at fault.
+
+    Args:
+        model: The network; it is left as it was.
+        example: A few images as the network takes them.
+        layers: The layers to look at.
+
+    Returns:
+        False where a value is not finite, or a layer's map is 0 everywhere.
+
+    Raises:
+        InputError: If a layer is not there, has no 4-dimensional map, or is not called exactly once.
+    """
+    alive: list[Tensor] = []
+
+    def look(output: Tensor) -> Tensor:
+        alive.append(torch.isfinite(output).all() & (output != 0).any())
+        return output
+
+    with frozen_eval(model), torch.no_grad():
+        logits = run_tapped(model, example, dict.fromkeys(layers, look))
+    return bool(torch.isfinite(logits).all()) and all(bool(each) for each in alive)
+
+
 Messages = Iterator[tuple[Level, str]]
 
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import optimize, stats
 
 from torchdoctor.proof.split_result import ArmComparison, Gain, SplitComparison
 from torchdoctor.proof.verdict import LEVEL, verdict_of
@@ -147,6 +146,8 @@ def paired_gain(
         >>> gain.mean, gain.p_value
         (50.0, 0.5)
     """
+    from scipy import stats  # here, because it takes a second to import
+
     difference = treated.astype(float) - control.astype(float)
     seeds, images = difference.shape
     mean = float(difference.mean())
@@ -184,6 +185,8 @@ def errors_to_see(freedom: int, level: float = LEVEL) -> float:
     Returns:
         The gain in standard errors.
     """
+    from scipy import optimize, stats  # here, because it takes a second to import
+
     quantile = float(stats.t.ppf(0.5 + level / 2, freedom))
     return float(
         optimize.brentq(lambda gain: stats.nct.sf(quantile, freedom, gain) - POWER, 0.0, 3 * quantile + 5)
@@ -227,6 +230,8 @@ def mcnemar(control: Bool[np.ndarray, " image"], treated: Bool[np.ndarray, " ima
     Returns:
         The two-sided p-value; 1 where no image differs.
     """
+    from scipy import stats  # here, because it takes a second to import
+
     better, worse = int((treated & ~control).sum()), int((control & ~treated).sum())
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
@@ -285,6 +290,8 @@ def _permutation_p(
     more than `flips` ways to choose the signs, each is tried once and the p-value is exact; else as many are
     drawn, and the measured signs count as one more.
     """
+    from scipy import stats  # here, because it takes a second to import
+
     difference = treated.sum(0) - control.sum(0)
     moving = difference[difference != 0]
     if len(moving) < 2:  # the only image that differs does so as much with either sign

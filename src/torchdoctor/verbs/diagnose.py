@@ -63,19 +63,33 @@ def _diagnosis_settings(plan: Plan) -> DiagnosisSettings:
     )
 
 
-def cost_of(case: Case) -> str:
-    """Say what a diagnosis will cost, in forward passes, before it is made.
+def passes_of(case: Case) -> float:
+    """Return what the evidence of one image costs, by trying the network out.
 
     Args:
         case: The prepared case.
 
     Returns:
-        A sentence with the numbers of layers, draws, passes and images.
+        The cost of one image in forward passes.
     """
     draws = case.plan.diagnosis_draws
     pixels = torch.cat([batch.images for batch in case.data.train.select(case.data.train.table.ids[:2])])
     pixels = pixels.to(device_of(case.model), dtype_of(case.model))
-    passes = diagnosis_cost(case.model, pixels, case.layers, draws)
+    return diagnosis_cost(case.model, pixels, case.layers, draws)
+
+
+def cost_of(case: Case, passes: float | None = None) -> str:
+    """Say what a diagnosis will cost, in forward passes, before it is made.
+
+    Args:
+        case: The prepared case.
+        passes: The cost of one image in forward passes; None: found by trying the network out.
+
+    Returns:
+        One sentence.
+    """
+    draws = case.plan.diagnosis_draws
+    passes = passes_of(case) if passes is None else passes
     sifted = min(len(case.data.train), case.plan.images_per_category * len(case.classes))
     noise = "no noise" if draws == 0 else f"draws: {draws}"
     return (

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from torchdoctor.case.preparation import SWAPPED, Case, prepare
+from torch import nn
+
+from torchdoctor.case.preparation import SWAPPED, Case, prepare, trial_images, try_out_network
 from torchdoctor.case.settings import Settings, Verb
 from torchdoctor.case.splits import swapped_count
-from torchdoctor.case.timing import constraints_of, seconds_per_step, timed
-from torchdoctor.diagnosis.diagnose import diagnose
-from torchdoctor.images.batches import Batch
-from torchdoctor.network.prediction import device_of, predict_logits
+from torchdoctor.case.timing import (
+    StepTime,
+    built_constraints,
+    constraint_price,
+    constraints_of,
+    diagnosis_passes,
+    one_thread,
+    tail_shares,
+    time_one_step,
+)
+from torchdoctor.data.load import Splits
+from torchdoctor.models.catalogue import MODELS
+from torchdoctor.network.checks import gives_live_maps
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_tensorboard
 from torchdoctor.treatment.arms import remedies_named
@@ -19,17 +31,63 @@ from torchdoctor.treatment.constraints import CONSTRAINTS
 from torchdoctor.treatment.masked_images import drawn_per_batch
 from torchdoctor.treatment.remedies import USE_MASKS
 from torchdoctor.verbs.demo import demo_settings
-from torchdoctor.verbs.diagnose import cost_of
+from torchdoctor.verbs.diagnose import cost_of, passes_of
 from torchdoctor.verbs.search import listed_arms, search_forecast
 from torchdoctor.verbs.treat import reused_diagnosis
 
 CHOSEN = "chosen"  # what a search's arm is called before it is known
 
+# How far the real time may be from the estimate, measured over the catalogue (benchmarks/speed/dry_run.py):
+# the time of one step without constraints, and that of a whole run, which also rests on counted operations.
+STEP_WITHIN, RUN_WITHIN = 1.6, 2.0
+
+
+@dataclass
+class QuickTrial:
+    """Refuses networks as a run does, in one forward pass where the catalogue knows the network's structure.
+
+    A run tries far more out (`check_model`), but on a network of the catalogue with the layers named there
+    only the weights can make that fail, and then this pass shows it. Any other network is tried out in full,
+    and so is one whose pass shows anything unusual. `forward` is the processor time of a pass for one image,
+    in seconds.
+    """
+
+    forward: float = 0.0
+
+    def __call__(self, name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
+        """Try the network out.
+
+        Args:
+            name: What the model is called.
+            model: The network, in evaluation mode.
+            data: The data, of which two training images are shown to the network.
+            layers: The layers to be diagnosed and constrained.
+
+        Raises:
+            InputError: If the network cannot be diagnosed or treated.
+        """
+        images = trial_images(model, data)
+        started = time.process_time()
+        sound = gives_live_maps(model, images, layers)
+        self.forward = (time.process_time() - started) / len(images)
+        known = MODELS.get(name)
+        if not sound or known is None or known.layers != layers:
+            try_out_network(name, model, data, layers)
+
 
 def plan(settings: Settings, verb: Verb) -> dict[str, object]:
-    """Return what would run, with times in seconds measured on a few steps of the real thing.
+    """Say what would run and about how long it takes, from one training step that is timed.
 
-    Raises InputError exactly where the run itself would refuse its input.
+    Args:
+        settings: The settings of the run.
+        verb: What would be run.
+
+    Returns:
+        What `--dry-run --json` prints: the run's data, model, layers and arms, `seconds_by_stage`, `seconds`,
+        and how sure that is: `seconds_low`, `seconds_high`, `how_sure`.
+
+    Raises:
+        InputError: Exactly where the run itself would refuse its input.
     """
     if verb == "demo":
         base, further = demo_settings(settings)
@@ -37,68 +95,131 @@ def plan(settings: Settings, verb: Verb) -> dict[str, object]:
             _plan(base, "train", needs_weights=False),
             _plan(further, "checkup", needs_weights=False),
         )
-        total = float(str(training["seconds"])) + float(str(checkup["seconds"]))
-        return {"verb": "demo", "seconds": total, "train": training, "checkup": checkup}
+        sums = {
+            name: round(float(str(training[name])) + float(str(checkup[name])), 1)
+            for name in ("seconds", "seconds_low", "seconds_high")
+        }
+        return {"verb": "demo", **sums, "train": training, "checkup": checkup}
     return _plan(settings, verb, needs_weights=verb != "train")
+
+
+def _prepared(settings: Settings, verb: Verb, *, needs_weights: bool) -> tuple[Case, QuickTrial]:
+    """Prepare the case as the verb would, with a quick trial of the network."""
+    if verb in ("train", "treat", "checkup"):
+        check_tensorboard(settings.tensorboard)
+    settings = settings.but(auto=settings.auto and verb == "checkup")
+    trial = QuickTrial()
+    with one_thread():
+        case = prepare(settings, verb, needs_weights=needs_weights, try_out=trial)
+    RunFolder.refuse_existing(case.folder)
+    reused_diagnosis(case)
+    return case, trial
+
+
+def _timed_step(case: Case, trial: QuickTrial) -> StepTime:
+    """Time one step on the run's first batch; a network that it goes wrong on is tried out in full."""
+    step = time_one_step(case, next(iter(case.data.train.epoch(0, 0))), trial.forward)
+    if not step.finite:
+        try_out_network(case.plan.model, case.model, case.data, case.layers)
+    return step
 
 
 def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict[str, object]:
     """Plan one verb."""
-    if verb in ("train", "treat", "checkup"):
-        check_tensorboard(settings.tensorboard)
-    settings = settings.but(auto=settings.auto and verb == "checkup")
-    case = prepare(settings, verb, needs_weights=needs_weights)
-    RunFolder.refuse_existing(case.folder)
-    reused_diagnosis(case)
+    case, trial = _prepared(settings, verb, needs_weights=needs_weights)
+    step = _timed_step(case, trial)
     steps = _steps_per_epoch(case, verb) * case.plan.recipe.epochs
-    first = next(iter(case.data.train.epoch(0, 0)))
-    plain = seconds_per_step(case, first, treated=False)
-    seconds = {"train": plain * steps}
-    if verb != "train":
-        seconds = {"diagnose": _diagnosis_seconds(case, first)}
-    arms = _arms(case)
-    search = search_forecast(case) if case.plan.auto else {}
-    if search:
-        seconds["search"] = float(str(search.pop("seconds")))
-        arms = tuple(dict.fromkeys(["control", CHOSEN, *listed_arms(case.plan)]))
+    cost: dict[str, object] = {}
+    search: dict[str, object] = {}
+    if verb == "train":
+        seconds = {"train": step.seconds * steps}
+    else:
+        passes = diagnosis_passes(case) or passes_of(case)
+        cost = {"diagnosis": cost_of(case, passes)}
+        seconds = {"diagnose": _diagnosis_seconds(case, step, passes)}
     if verb in ("treat", "checkup"):
-        treated = plain + (seconds_per_step(case, first, treated=True) - plain) / case.plan.penalty_every
-        for arm in arms:
-            # The other remedies cost about a plain step each.
-            seconds[arm] = (treated if arm in ("treated", CHOSEN) else plain) * steps * case.plan.seeds
-    if verb == "checkup":
-        images = sum(len(one) for one in case.data.tests.values()) + swapped_count(case)
-        seconds["compare"] = plain / 3 * images / len(first.labels) * (1 + len(arms) * case.plan.seeds)
+        stages, search = _treatment_seconds(case, verb, step, steps)
+        seconds |= stages
+    total = sum(seconds.values())
     return {
         "verb": verb,
         "out": str(case.folder),
         "model": case.plan.model,
         "data": case.plan.data,
         "categories": len(case.classes),
-        "images": {
-            "train": len(case.data.train),
-            "validation": len(case.data.validation),
-            **{name: len(one) for name, one in case.data.tests.items()},
-            **({SWAPPED: swapped_count(case)} if verb == "checkup" and swapped_count(case) else {}),
-        },
+        "images": _images(case, verb),
         "masks": case.data.has_masks,
         "preprocessing": case.data.preprocessing.to_json(),
         "layers": case.layers,
-        **({"diagnosis": cost_of(case)} if verb != "train" else {}),
+        **cost,
         **({"search": search} if search else {}),
         "seeds": case.plan.seeds,
         "epochs": case.plan.epochs,
         "steps_per_arm": steps,
         "primary": case.plan.primary,
         "seconds_by_stage": {name: round(value, 1) for name, value in seconds.items()},
-        "seconds": round(sum(seconds.values()), 1),
+        "seconds": round(total, 1),
+        "seconds_low": round(total / RUN_WITHIN, 1),
+        "seconds_high": round(total * RUN_WITHIN, 1),
+        "how_sure": _how_sure(step),
     }
+
+
+def _how_sure(step: StepTime) -> dict[str, object]:
+    """Say what the times rest on, and how far the real ones may be from them."""
+    return {
+        "timed": step.description,
+        "seconds_per_step": float(f"{step.seconds:.3g}"),
+        "step_within_factor": STEP_WITHIN,
+        "within_factor": RUN_WITHIN,
+        "text": (
+            f"{step.description}; all other times follow from it and from counted operations. The real time "
+            f"should lie between 1/{RUN_WITHIN:g} and {RUN_WITHIN:g} times the estimate, as long as this "
+            "machine has as much other work as now"
+        ),
+    }
+
+
+def _images(case: Case, verb: Verb) -> dict[str, int]:
+    """Count the images of every split, the one that a comparison makes included."""
+    swapped = swapped_count(case) if verb == "checkup" else 0
+    return {
+        "train": len(case.data.train),
+        "validation": len(case.data.validation),
+        **{name: len(images) for name, images in case.data.tests.items()},
+        **({SWAPPED: swapped} if swapped else {}),
+    }
+
+
+def _treatment_seconds(
+    case: Case, verb: Verb, step: StepTime, steps: int
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Estimate the arms, the search for one, and the comparison; return seconds by stage, and the search."""
+    arms, seconds = _arms(case), dict[str, float]()
+    search: dict[str, object] = {}
+    built = built_constraints(case, constraints_of(case))
+    shares = tail_shares(
+        case, list(dict.fromkeys([*case.layers, *(n for each in built for n in each.layers)]))
+    )
+    if case.plan.auto:
+        search = search_forecast(case, step.seconds, lambda texts: constraint_price(case, texts, shares))
+        seconds["search"] = float(str(search.pop("seconds")))
+        arms = tuple(dict.fromkeys(["control", CHOSEN, *listed_arms(case.plan)]))
+    price = 1.0 + (constraint_price(case, constraints_of(case), shares) - 1.0) / case.plan.penalty_every
+    for arm in arms:
+        # The other remedies cost about a step without constraints each.
+        factor = price if arm in ("treated", CHOSEN) else 1.0
+        seconds[arm] = factor * step.seconds * steps * case.plan.seeds
+    if verb == "checkup":
+        images = sum(len(split) for split in case.data.tests.values()) + swapped_count(case)
+        seconds["compare"] = step.forward * images * (1 + len(arms) * case.plan.seeds)
+    return seconds, search
 
 
 def _steps_per_epoch(case: Case, verb: Verb) -> int:
     """Return the steps of an epoch: annotated images take places in the batches of a treatment."""
     train, names = case.data.train, constraints_of(case)
-    constrained = any(CONSTRAINTS[one.partition(" ")[0]].needs_masks for one in names)
+    constrained = any(CONSTRAINTS[name.partition(" ")[0]].needs_masks for name in names)
     arms = _arms(case)
     uses = ("treated" in arms and constrained) or any(arm in USE_MASKS for arm in arms)
     if verb in ("treat", "checkup") and case.data.has_masks and uses:
@@ -112,19 +233,7 @@ def _arms(case: Case) -> Sequence[str]:
     return tuple(remedies_named(case.plan.arms))
 
 
-def _diagnosis_seconds(case: Case, batch: Batch) -> float:
-    """Estimate the diagnosis from one batch: predictions over all images, draws over the sifted ones."""
-    settings = case.plan
-    predicting = timed(lambda: predict_logits(case.model, [batch]))
-    pixels = batch.images.to(device_of(case.model))
-    one = timed(
-        lambda: diagnose(
-            case.model,
-            [replace(batch, images=pixels)],
-            layers=case.layers,
-            draws=settings.diagnosis_draws,
-            confidence=0.0,
-        )
-    )
-    sifted = min(len(case.data.train), settings.images_per_category * len(case.classes))
-    return predicting * len(case.data.train) / len(batch.labels) + one * sifted / len(batch.labels)
+def _diagnosis_seconds(case: Case, step: StepTime, passes: float) -> float:
+    """Estimate the diagnosis: a forward pass for every image, and the evidence of the sifted ones."""
+    sifted = min(len(case.data.train), case.plan.images_per_category * len(case.classes))
+    return step.forward * (len(case.data.train) + passes * sifted)

@@ -137,39 +137,77 @@ def _in_steps(budget: str) -> bool:
 
 
 def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tuple[int, int]]:
-    """Return the rungs that fit the budget; in minutes, what each candidate's steps take is measured."""
-    budget, one_step, prices = case.plan.budget, 1.0, [1.0] * len(pool)
+    """Choose how many candidates are trained for how long, within the budget.
+
+    Where the budget is in minutes, what a step of each candidate takes is measured.
+
+    Args:
+        case: The prepared case.
+        pool: The candidates, the most promising first.
+        batch: A full batch of training images.
+
+    Returns:
+        For each rung the number of candidates and the epochs that each is trained.
+
+    Raises:
+        InputError: If the budget cannot be read, or is too small for two candidates.
+    """
+    budget, control_seconds, prices = case.plan.budget, 1.0, [1.0] * len(pool)
     if budget is not None and not _in_steps(budget):
-        one_step = seconds_per_step(case, batch, treated=False)
-        prices = _prices(case, pool, batch, one_step)
-    steps = budget_steps(budget, lambda: one_step)
+        control_seconds = seconds_per_step(case, batch, treated=False)
+        prices = _prices(pool, lambda texts: _measured_price(case, texts, batch, control_seconds))
+    return _rungs(case, prices, control_seconds)
+
+
+def _rungs(case: Case, prices: Sequence[float], control_seconds: float) -> list[tuple[int, int]]:
+    """Return the rungs that fit the budget at these prices, in steps of the control, and seconds of one."""
+    steps = budget_steps(case.plan.budget, lambda: control_seconds)
     return ladder(prices, case.plan.recipe.epochs, case.data.train.steps_per_epoch, steps)
 
 
-def search_forecast(case: Case) -> dict[str, object]:
-    """Return what a search would try, and about how many seconds it takes."""
-    judge, first = judge_of(case), next(iter(case.data.train.epoch(0, 0)))
+def search_forecast(
+    case: Case, control_seconds: float, price: Callable[[Sequence[str]], float]
+) -> dict[str, object]:
+    """Say what a search would try and about how long it would take, without training anything.
+
+    Args:
+        case: The prepared case.
+        control_seconds: What a step without constraints takes, in seconds.
+        price: Returns what a step under constraints (as texts) costs, in steps without.
+
+    Returns:
+        The candidates, the rungs, what scores them, and `seconds` of the whole search.
+
+    Raises:
+        InputError: If the budget cannot be read or is too small, or masks are needed that are not there.
+    """
+    judge = judge_of(case)
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
-    rungs = search_plan(case, pool, first)
-    plain = seconds_per_step(case, first, treated=False)
-    prices = _prices(case, pool, first, plain)
+    prices = _prices(pool, price)
+    in_minutes = case.plan.budget is not None and not _in_steps(case.plan.budget)
+    rungs = _rungs(case, prices if in_minutes else [1.0] * len(pool), control_seconds)
     steps = sum((1 + count * sum(prices) / len(prices)) * epochs for count, epochs in rungs)
     return {
         "candidates": [one.name for one in pool],
         "rungs": [f"{count} of them and the control, {epochs} epoch(s)" for count, epochs in rungs],
         "scored by": SCORED_BY[judge.select],
-        "seconds": plain * case.data.train.steps_per_epoch * steps,
+        "seconds": control_seconds * case.data.train.steps_per_epoch * steps,
     }
 
 
-def _prices(case: Case, pool: Sequence[Candidate], batch: Batch, plain: float) -> list[float]:
-    """Measure what a step of each candidate costs, in steps of the control."""
+def _prices(pool: Sequence[Candidate], price: Callable[[Sequence[str]], float]) -> list[float]:
+    """Return what a step of each candidate costs, in steps of the control; `price` is asked once for each."""
     known: dict[tuple[str, ...], float] = {(): 1.0}
-    for one in pool:
-        if one.constraints not in known:
-            own = replace(case, plan=case.plan.but(constraints=one.constraints))
-            known[one.constraints] = seconds_per_step(own, batch, treated=True) / plain
-    return [max(known[one.constraints], DEARER.get(one.name, 1.0)) for one in pool]
+    for candidate in pool:
+        if candidate.constraints not in known:
+            known[candidate.constraints] = price(candidate.constraints)
+    return [max(known[each.constraints], DEARER.get(each.name, 1.0)) for each in pool]
+
+
+def _measured_price(case: Case, texts: Sequence[str], batch: Batch, control_seconds: float) -> float:
+    """Measure what a step under these constraints costs, in steps of the control."""
+    own = replace(case, plan=case.plan.but(constraints=tuple(texts)))
+    return seconds_per_step(own, batch, treated=True) / control_seconds
 
 
 def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, watch: Watch) -> Choice:
