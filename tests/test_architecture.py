@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import torchdoctor
@@ -127,6 +128,7 @@ def test_hooks_are_registered_in_one_place():
         module
         for module, file in MODULES.items()
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and "hook" in node.attr
+        if isinstance(node, ast.Attribute)
+        and re.match(r"register_(module_)?(full_)?(forward|backward).*hook", node.attr)
     }
     assert registering == {"network.hooks"}

@@ -9,7 +9,8 @@ import pytest
 from torchdoctor.case.settings import Settings
 from torchdoctor.treatment.search import Candidate, candidates, halve, ladder
 from torchdoctor.types import InputError
-from torchdoctor.verbs.search import Choice, budget_steps, plan_with_choice
+from torchdoctor.verbs.search import Choice, plan_with_choice
+from torchdoctor.verbs.search_budget import budget_steps
 
 
 def test_candidates_without_masks_need_none():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from torchdoctor.case.defaults import best_select, check_constraints, prescribed
+from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
 from torchdoctor.case.surroundings import card_of
 from torchdoctor.data.load import EXPECTED, Splits, load_data
@@ -23,12 +23,6 @@ from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import load_into, load_weights, weights_card
-from torchdoctor.network.checks import check_model
-from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import map_shapes
-from torchdoctor.network.layers import chosen_layers, default_layers
-from torchdoctor.network.outputs import as_logits
-from torchdoctor.network.prediction import device_of
 from torchdoctor.randomness import key
 from torchdoctor.types import InputError
 
@@ -88,9 +82,6 @@ class Case:
         }
 
 
-TryOut = Callable[[str, nn.Module, Splits, tuple[str, ...]], None]
-
-
 def prepare(
     settings: Settings, verb: Verb, *, needs_weights: bool = True, try_out: TryOut | None = None
 ) -> Case:
@@ -142,7 +133,7 @@ def prepare(
     if state is not None:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()
-    layers = _layers(settings, name, model, data, try_out or try_out_network)
+    layers = layers_of(settings, name, model, data, try_out or try_out_network)
     check_constraints(settings, layers, data)
     plan = _decided(settings, verb, name, data, layers, primary)
     return Case(plan, model, data, card_of(plan, data))
@@ -280,76 +271,6 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _layers(
-    settings: Settings, name: str, model: nn.Module, data: Splits, try_out: TryOut
-) -> tuple[str, ...]:
-    """Return the layers asked for, or the default layers."""
-    example = example_of(model, data)
-    logits = _logits_of(name, model, example)
-    if logits != len(data.classes):
-        raise InputError(
-            f"--model {name!r} gives {logits} logits, and {settings.data!r} has {len(data.classes)} "
-            "categories: give a model with a logit for each category"
-        )
-    if settings.layers != "auto":
-        chosen = chosen_layers(model, example, settings.layers)
-        chosen = tuple(map_shapes(model, example, chosen))  # first to last
-    else:
-        chosen = MODELS[name].layers if name in MODELS else default_layers(model, example)
-    try_out(name, model, data, chosen)
-    return chosen
-
-
-def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
-    """Return the number of logits; InputError where the model cannot run on the data's images at all."""
-    try:
-        with frozen_eval(model), torch.no_grad():
-            return as_logits(model(example)).shape[1]
-    except InputError:
-        raise
-    except Exception as error:  # a model of the user's own can fail in any way
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"--model {name!r} fails on an image of shape {list(example.shape[1:])} [channel, "
-            f"height, width] ({said}): check --channels and --image-size"
-        ) from error
-
-
-def try_out_network(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
-    """Refuse networks on which diagnosis or treatment would fail or mean nothing.
-
-    Frozen parameters are left to the treatment: a diagnosis does without them.
-
-    Args:
-        name: What the model is called in the message.
-        model: The network, in evaluation mode.
-        data: The data; the first two training images are tried.
-        layers: The layers to be diagnosed and constrained.
-
-    Raises:
-        InputError: If `check_model` finds an error; the message holds all that it found.
-    """
-    images = trial_images(model, data)
-    errors = [finding for finding in check_model(model, images, layers) if finding.level == "error"]
-    serious = [finding.message for finding in errors if finding.check != "trainable"]
-    if serious:
-        raise InputError(f"--model {name!r}: {'; '.join(serious)}")
-
-
-def trial_images(model: nn.Module, data: Splits) -> Float[Tensor, "2 channel height width"]:
-    """Return the two images on which a network is tried.
-
-    Args:
-        model: The network.
-        data: The data.
-
-    Returns:
-        The first two training images, where the network lies.
-    """
-    ids = data.train.table.ids[:2].tolist()
-    return torch.cat([batch.images for batch in data.train.select(ids)]).to(device_of(model))
-
-
 def _check_pretrained_head(name: str, data: Splits) -> None:
     """Refuse published weights whose head would be new: there would be nothing to diagnose or treat yet."""
     known = own_preprocessing(name, pretrained=True).get("categories")
@@ -358,17 +279,3 @@ def _check_pretrained_head(name: str, data: Splits) -> None:
             f"--weights {PRETRAINED}: the head of {name} knows {known or 'unknown'} categories and the data "
             f"has {len(data.classes)}: train it on the data first (train --weights {PRETRAINED})"
         )
-
-
-def example_of(model: nn.Module, data: Splits) -> Float[Tensor, "1 channel height width"]:
-    """Return a training image on the device of the network.
-
-    Args:
-        model: The network.
-        data: The images.
-
-    Returns:
-        The first training image, in a batch of its own.
-    """
-    first = next(iter(data.train.select([int(data.train.table.ids[0])])))
-    return first.images.to(device_of(model))

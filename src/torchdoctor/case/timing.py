@@ -88,8 +88,12 @@ def one_thread() -> Iterator[None]:
 class StepTime:
     """How long a training step without constraints takes, from one step that was timed once.
 
-    `seconds` is of a full batch of `batch` images; `images` is how many the timed step had; `warmed_up` says
-    whether a step ran before it; `finite` whether its loss and gradients were finite.
+    Attributes:
+        seconds: Of a step with a full batch.
+        images: How many images the timed step had.
+        batch: How many images a full batch has.
+        warmed_up: Whether a step ran before it.
+        finite: Whether its loss and gradients were finite.
     """
 
     seconds: float

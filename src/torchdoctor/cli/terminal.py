@@ -46,14 +46,23 @@ def show(result: Any, as_json: bool, pretty: Callable[[Console, Any], None]) -> 
 
 @dataclass
 class Stage:
-    """How far one stage of a command is; times are in seconds of the clock that is used."""
+    """How far a stage of a command is.
+
+    Attributes:
+        name: What the stage is called.
+        started: When it began, in seconds of the clock that is used.
+        first_done: How many steps were done when it began.
+        done: How many steps are done now.
+        total: How many steps there are.
+        reported: Whether a line has been written while it was under way.
+    """
 
     name: str
     started: float
     first_done: int
     done: int
     total: int
-    reported: bool = False  # whether a line has been written while it was under way
+    reported: bool = False
 
     @property
     def ended(self) -> bool:

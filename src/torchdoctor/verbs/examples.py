@@ -7,8 +7,9 @@ import copy
 import numpy as np
 from torch import Tensor, nn
 
+from torchdoctor.case.network_trial import example_of
 from torchdoctor.case.outcome import arm_of
-from torchdoctor.case.preparation import Case, example_of
+from torchdoctor.case.preparation import Case
 from torchdoctor.data.loader import Loader
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.images.batches import Batch

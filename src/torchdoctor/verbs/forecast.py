@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from torchdoctor.case.preparation import SWAPPED, Case, prepare, trial_images, try_out_network
+from torchdoctor.case.network_trial import trial_images, try_out_network
+from torchdoctor.case.preparation import SWAPPED, Case, prepare
 from torchdoctor.case.settings import Settings, Verb
 from torchdoctor.case.splits import swapped_count
 from torchdoctor.case.timing import (
@@ -48,8 +49,10 @@ class QuickTrial:
 
     A run tries far more out (`check_model`), but on a network of the catalogue with the layers named there
     only the weights can make that fail, and then this pass shows it. Any other network is tried out in full,
-    and so is one whose pass shows anything unusual. `forward` is the processor time of a pass for one image,
-    in seconds.
+    and so is a network whose pass shows anything unusual.
+
+    Attributes:
+        forward: The processor time of a pass for a single image, in seconds.
     """
 
     forward: float = 0.0

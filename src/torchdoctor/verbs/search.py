@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from torchdoctor.case.preparation import Case, example_of
+from torchdoctor.case.network_trial import example_of
+from torchdoctor.case.preparation import Case
 from torchdoctor.case.settings import Settings
 from torchdoctor.case.splits import swapped_images
-from torchdoctor.case.timing import seconds_per_step
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
@@ -24,11 +23,12 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.treatment.arms import LEAST_MASKS, default_arms
 from torchdoctor.treatment.remedies import last_linear
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.treatment.search import Candidate, Select, candidates, halve, ladder, remedy_of, score_of
+from torchdoctor.treatment.search import Candidate, Select, candidates, halve, remedy_of, score_of
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import InputError
 from torchdoctor.verbs.begin import Watch
+from torchdoctor.verbs.search_budget import budget_steps, fitting_rungs, is_in_steps, prices_of, search_plan
 from torchdoctor.verbs.treat import ArmFolder
 
 Chosen = TypeVar("Chosen", bound=Settings)
@@ -38,7 +38,6 @@ SCORED_BY: Mapping[Select, str] = {
     "swapped": "validation accuracy with backgrounds swapped",
     "mean": "the mean of validation accuracy and that with backgrounds swapped",
 }
-DEARER = {"rrr": 3.0}  # its penalty differentiates twice through the whole network
 
 
 @dataclass(frozen=True)
@@ -106,65 +105,6 @@ def judge_of(case: Case) -> Judge:
     return Judge(case, swapped, select)
 
 
-def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> float | None:
-    """Read `--budget` as a number of training steps.
-
-    Args:
-        budget: Minutes, such as `20`, or steps, such as `2000steps`; None is no limit.
-        seconds_per_step: Measures the seconds of a step of the control; called for minutes only.
-
-    Returns:
-        Steps of the control; None for no limit.
-
-    Raises:
-        InputError: The text is neither, or not above 0.
-    """
-    if budget is None:
-        return None
-    text = budget.strip().removesuffix("steps").removesuffix("min").strip()
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise InputError(f"--budget {budget!r}: expected minutes, such as 20, or steps, such as 2000steps")
-    return float(number) if _in_steps(budget) else 60 * number / seconds_per_step()
-
-
-def _in_steps(budget: str) -> bool:
-    """Tell whether a budget counts steps, all alike, instead of minutes."""
-    return budget.strip().endswith("steps")
-
-
-def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tuple[int, int]]:
-    """Choose how many candidates are trained for how long, within the budget.
-
-    Where the budget is in minutes, what a step of each candidate takes is measured.
-
-    Args:
-        case: The prepared case.
-        pool: The candidates, the most promising first.
-        batch: A full batch of training images.
-
-    Returns:
-        For each rung the number of candidates and the epochs that each is trained.
-
-    Raises:
-        InputError: If the budget cannot be read, or is too small for two candidates.
-    """
-    budget, control_seconds, prices = case.plan.budget, 1.0, [1.0] * len(pool)
-    if budget is not None and not _in_steps(budget):
-        control_seconds = seconds_per_step(case, batch, treated=False)
-        prices = _prices(pool, lambda texts: _measured_price(case, texts, batch, control_seconds))
-    return _rungs(case, prices, control_seconds)
-
-
-def _rungs(case: Case, prices: Sequence[float], control_seconds: float) -> list[tuple[int, int]]:
-    """Return the rungs that fit the budget at these prices, in steps of the control, and seconds of one."""
-    steps = budget_steps(case.plan.budget, lambda: control_seconds)
-    return ladder(prices, case.plan.recipe.epochs, case.data.train.steps_per_epoch, steps)
-
-
 def search_forecast(
     case: Case, control_seconds: float, price: Callable[[Sequence[str]], float]
 ) -> dict[str, object]:
@@ -183,9 +123,9 @@ def search_forecast(
     """
     judge = judge_of(case)
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
-    prices = _prices(pool, price)
-    in_minutes = case.plan.budget is not None and not _in_steps(case.plan.budget)
-    rungs = _rungs(case, prices if in_minutes else [1.0] * len(pool), control_seconds)
+    prices = prices_of(pool, price)
+    in_minutes = case.plan.budget is not None and not is_in_steps(case.plan.budget)
+    rungs = fitting_rungs(case, prices if in_minutes else [1.0] * len(pool), control_seconds)
     steps = sum((1 + count * sum(prices) / len(prices)) * epochs for count, epochs in rungs)
     return {
         "candidates": [one.name for one in pool],
@@ -193,21 +133,6 @@ def search_forecast(
         "scored by": SCORED_BY[judge.select],
         "seconds": control_seconds * case.data.train.steps_per_epoch * steps,
     }
-
-
-def _prices(pool: Sequence[Candidate], price: Callable[[Sequence[str]], float]) -> list[float]:
-    """Return what a step of each candidate costs, in steps of the control; `price` is asked once for each."""
-    known: dict[tuple[str, ...], float] = {(): 1.0}
-    for candidate in pool:
-        if candidate.constraints not in known:
-            known[candidate.constraints] = price(candidate.constraints)
-    return [max(known[each.constraints], DEARER.get(each.name, 1.0)) for each in pool]
-
-
-def _measured_price(case: Case, texts: Sequence[str], batch: Batch, control_seconds: float) -> float:
-    """Measure what a step under these constraints costs, in steps of the control."""
-    own = replace(case, plan=case.plan.but(constraints=tuple(texts)))
-    return seconds_per_step(own, batch, treated=True) / control_seconds
 
 
 def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, watch: Watch) -> Choice:

@@ -1,0 +1,127 @@
+"""Fit a search into its budget: what the steps of candidates cost, and how many are trained for how long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torchdoctor.case.preparation import Case
+from torchdoctor.case.timing import seconds_per_step
+from torchdoctor.images.batches import Batch
+from torchdoctor.treatment.search import Candidate, ladder
+from torchdoctor.types import InputError
+
+DEARER = {"rrr": 3.0}  # its penalty differentiates twice through the whole network
+
+
+def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> float | None:
+    """Read `--budget` as a number of training steps.
+
+    Args:
+        budget: Minutes, such as `20`, or steps, such as `2000steps`; None is no limit.
+        seconds_per_step: Measures the seconds of a step of the control; called for minutes only.
+
+    Returns:
+        Steps of the control; None for no limit.
+
+    Raises:
+        InputError: The text is neither, or not above 0.
+    """
+    if budget is None:
+        return None
+    text = budget.strip().removesuffix("steps").removesuffix("min").strip()
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise InputError(f"--budget {budget!r}: expected minutes, such as 20, or steps, such as 2000steps")
+    return float(number) if is_in_steps(budget) else 60 * number / seconds_per_step()
+
+
+def is_in_steps(budget: str) -> bool:
+    """Tell whether a budget counts steps instead of minutes.
+
+    Args:
+        budget: What `--budget` was given.
+
+    Returns:
+        True for a text such as `2000steps`.
+    """
+    return budget.strip().endswith("steps")
+
+
+def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tuple[int, int]]:
+    """Choose how many candidates are trained for how long, within the budget.
+
+    Where the budget is in minutes, what a step of each candidate takes is measured.
+
+    Args:
+        case: The prepared case.
+        pool: The candidates, the most promising first.
+        batch: A full batch of training images.
+
+    Returns:
+        For each rung the number of candidates and the epochs that each is trained.
+
+    Raises:
+        InputError: If the budget cannot be read, or is too small for two candidates.
+    """
+    budget, control_seconds, prices = case.plan.budget, 1.0, [1.0] * len(pool)
+    if budget is not None and not is_in_steps(budget):
+        control_seconds = seconds_per_step(case, batch, treated=False)
+        prices = prices_of(pool, lambda texts: measured_price(case, texts, batch, control_seconds))
+    return fitting_rungs(case, prices, control_seconds)
+
+
+def fitting_rungs(case: Case, prices: Sequence[float], control_seconds: float) -> list[tuple[int, int]]:
+    """Choose how many candidates are trained for how long, at given prices.
+
+    Args:
+        case: The prepared case.
+        prices: What a step of each candidate costs, in steps of the control.
+        control_seconds: What a step of the control takes, in seconds.
+
+    Returns:
+        For each rung the number of candidates and the epochs that each is trained.
+
+    Raises:
+        InputError: The budget cannot be read, or is too small for two candidates.
+    """
+    steps = budget_steps(case.plan.budget, lambda: control_seconds)
+    return ladder(prices, case.plan.recipe.epochs, case.data.train.steps_per_epoch, steps)
+
+
+def prices_of(pool: Sequence[Candidate], price: Callable[[Sequence[str]], float]) -> list[float]:
+    """Find what a step of each candidate costs.
+
+    Args:
+        pool: The candidates.
+        price: Returns the cost of a step under constraints, as texts, in steps of the control; it is asked once
+            for each set of constraints.
+
+    Returns:
+        The cost for each candidate, in steps of the control.
+    """
+    known: dict[tuple[str, ...], float] = {(): 1.0}
+    for candidate in pool:
+        if candidate.constraints not in known:
+            known[candidate.constraints] = price(candidate.constraints)
+    return [max(known[each.constraints], DEARER.get(each.name, 1.0)) for each in pool]
+
+
+def measured_price(case: Case, texts: Sequence[str], batch: Batch, control_seconds: float) -> float:
+    """Measure what a step under constraints costs.
+
+    Args:
+        case: The prepared case.
+        texts: The constraints as texts.
+        batch: A full batch of training images.
+        control_seconds: What a step of the control takes, in seconds.
+
+    Returns:
+        The cost in steps of the control.
+    """
+    own = replace(case, plan=case.plan.but(constraints=tuple(texts)))
+    return seconds_per_step(own, batch, treated=True) / control_seconds
