@@ -32,9 +32,7 @@ class DataSettings(SettingsGroup):
         0, "Processes that load images, for data too large for memory; 0 loads in the main process."
     )
     limit: Count | Literal["all"] = setting("all", "Use at most this many training images of each category.")
-    classes: Annotated[int, Field(ge=2)] | Literal["all"] = setting(
-        "all", "Use this many categories, drawn at random."
-    )
+    classes: Count | Literal["all"] = setting("all", "Use this many categories, at least 2, drawn at random.")
     classes_seed: Whole = setting(0, "The random seed that `--classes` draws categories by.")
     validation_share: Share = setting(
         0.1, "Share of the training images that becomes the validation split, where the data has none."
