@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -113,7 +112,7 @@ def load_data(
     spec: str,
     *,
     image_size: int | None = None,
-    channels: Literal[1, 3] | None = None,
+    channels: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     batch_size: int | None = None,
