@@ -295,3 +295,31 @@ def test_what_a_run_records_can_be_run_again(tmp_path):
         again = settings_from({}, tmp_path / "again.yaml")
         check_verb(again, "checkup")
         assert again.select == name and again == Settings(**{**dict(plan), "select": name})
+
+
+@pytest.mark.parametrize(
+    ("command", "sentences"),
+    [
+        ("data check", ["What to do with images that cannot be decoded", "[fail, with exit code 2]"]),
+        ("compare", ["The test split that decides the verdict", "[as in the run]", "[5.0]"]),
+        ("demo", ["[scenes]", "[small_resnet]", "[6 for each arm; the first training takes 14]"]),
+        ("predict", ["[they must be given]", "[that of the weights, else 224]"]),
+        ("explain", ["[those of --diagnosis; without it they must be given]"]),
+        ("layers", ["How many categories the model tells apart. [10]", "timm:NAME"]),
+        ("config", ["train, diagnose, treat, checkup, demo", "--schema"]),
+    ],
+)
+def test_help_says_what_holds_in_this_command_where_a_flag_is_left_out(command, sentences):
+    printed = RUNNER.invoke(app, [*command.split(), "--help"], env=WIDE).output
+    shown = " ".join(printed.replace("│", " ").split())
+    assert [sentence for sentence in sentences if sentence not in shown] == []
+
+
+def test_data_check_says_what_is_missing_or_does_not_fit():
+    for words, message in (
+        ([], "--data is missing: give the data set to check"),
+        (["--data", "scenes", "--on-error", "perhaps"], "--on-error 'perhaps': expected one of fail, skip"),
+        (["--data", "scenes", "--workers", "-1"], "--workers -1: expected 0 or more"),
+    ):
+        with pytest.raises(td.InputError, match=message):
+            RUNNER.invoke(app, ["data", "check", "--json", *words], catch_exceptions=False)
