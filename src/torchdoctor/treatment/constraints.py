@@ -115,7 +115,7 @@ class Constraint:
         penalty: A function from `LayerEvidence` to a value for each draw and image.
         layers: The names of the layers.
         evidence: The formula of the evidence.
-        scale: `none`: the evidence as it is; `share`: divided by all evidence of the image.
+        scale: `none`: the evidence as it is; `share`: divided by all evidence of the image at the layer.
         weight: The factor on the penalty in the loss; `auto`: `treat` measures it.
         schedule: A name in SCHEDULES, or a function from the share of the training that is over (0..1) to a
             factor on the weight.
