@@ -98,8 +98,8 @@ def prices_of(pool: Sequence[Candidate], price: Callable[[Sequence[str]], float]
 
     Args:
         pool: The candidates.
-        price: Returns the cost of a step under constraints, as texts, in steps of the control; it is asked once
-            for each set of constraints.
+        price: Returns the cost of a step under constraints, as texts, in steps of the control; it is asked
+            once for each set of constraints.
 
     Returns:
         The cost for each candidate, in steps of the control.
