@@ -119,7 +119,7 @@ def test_penalties_equal_the_literal_way_of_whole_forward_passes(draws):
     model = residual()
     batch, diagnosis = batch_for(model)
     weights = {"channel": 1.0, "space": 1.0}
-    constraints = constraints_named(list(weights), layers=["one.conv2"], weights=weights)
+    constraints = constraints_named(list(weights), layers=["one.conv2"], scale="share", weights=weights)
     found = Prescription(constraints, diagnosis, Noise(draws=draws), 1).terms(model, batch.images, 7)(
         model, batch, 2
     )

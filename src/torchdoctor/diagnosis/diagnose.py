@@ -19,7 +19,7 @@ from torchdoctor.evidence.probes import Draws
 from torchdoctor.evidence.survey import Survey
 from torchdoctor.images.batches import Images
 from torchdoctor.network.hooks import map_shapes
-from torchdoctor.network.layers import chosen_layers, norms_behind
+from torchdoctor.network.layers import chosen_layers, norms_behind, refuse_text
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import Evidence, InputError, Progress, silent
@@ -82,6 +82,8 @@ def diagnose(
     """
     if isinstance(draws, int) and draws < 0:
         raise InputError(f"draws is {draws}; expected 0 (no noise), a number of draws, or 'exact'")
+    if layers is not None:
+        refuse_text(layers)
     names = tuple(layers) if layers is not None else None
     settings = settings.given(layers=names, evidence=evidence, draws=draws, confidence=confidence)
     return _diagnosed(unwrap(model), images, classes, settings, seed, parts, progress)

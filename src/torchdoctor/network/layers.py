@@ -167,6 +167,19 @@ def default_layers(
     return tuple(sorted(chosen, key=order.__getitem__))
 
 
+def refuse_text(wanted: Sequence[str]) -> None:
+    """Refuse a text where a list of layer names is expected: it would be read letter by letter.
+
+    Args:
+        wanted: What was given as layers.
+
+    Raises:
+        InputError: It is a text.
+    """
+    if isinstance(wanted, str):
+        raise InputError(f"layers {wanted!r}: expected a list of names, as in layers=[{wanted!r}]")
+
+
 def chosen_layers(
     model: nn.Module,
     images: Float[Tensor, "batch channel height width"],
@@ -189,8 +202,7 @@ def chosen_layers(
     """
     if wanted is None:
         return default_layers(model, images)
-    if isinstance(wanted, str):
-        raise InputError(f"layers {wanted!r}: expected a list of names, as in layers=[{wanted!r}]")
+    refuse_text(wanted)
     candidates: list[str] | None = None
     fitting: list[str] = []
     for entry in wanted:
