@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from torchdoctor import InputError, load_model
+from torchdoctor.case.network_trial import try_out_network
 from torchdoctor.case.preparation import prepare
 from torchdoctor.case.settings import Settings
 from torchdoctor.case.timing import (
@@ -170,6 +171,25 @@ def test_dead_layers_are_tried_out_in_full(trained, photos, tmp_path):
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert "a constraint at layer4.conv2 reaches no trainable parameter" in messages[0]
+
+
+class OneAtATime(torch.nn.Module):
+    """A network that takes no batches."""
+
+    def forward(self, images):
+        """Fail for more than one image."""
+        if len(images) > 1:
+            raise RuntimeError("one image at a time, please")
+        return images.mean((2, 3))
+
+
+def test_a_network_that_fails_in_the_pass_is_refused_as_the_run_does(case):
+    messages = []
+    for trial in (try_out_network, QuickTrial()):
+        with pytest.raises(InputError) as error:
+            trial("mine:net", OneAtATime(), case.data, ("layer4.conv2",))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1] == "--model 'mine:net': RuntimeError: one image at a time, please"
 
 
 def test_a_live_network_is_told_from_a_dead_one():
