@@ -323,3 +323,12 @@ def test_data_check_says_what_is_missing_or_does_not_fit():
     ):
         with pytest.raises(td.InputError, match=message):
             RUNNER.invoke(app, ["data", "check", "--json", *words], catch_exceptions=False)
+
+
+def test_the_earlier_name_of_a_flag_is_accepted(command):
+    assert settings_from({"lazy": "3", "tau": None}).penalty_every == 3
+    with pytest.raises(td.InputError, match="--lazy is the earlier name of --penalty-every"):
+        settings_from({"lazy": 2, "penalty_every": 3})
+    code, _, err = command("treat", "--lazy", 0, "--data", "scenes")
+    assert code == 2 and "--penalty-every '0': expected a whole number of at least 1" in err
+    assert "--lazy" not in RUNNER.invoke(app, ["treat", "--help"], env=WIDE).output

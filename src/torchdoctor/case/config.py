@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from torchdoctor.case.settings import GROUPS, USED_BY, SearchSettings, Settings, Verb
-from torchdoctor.settings import SettingsGroup, extra_of
+from torchdoctor.settings import SettingsGroup, extra_of, flag_of
 from torchdoctor.types import InputError
 
 
