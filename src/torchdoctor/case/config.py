@@ -36,10 +36,21 @@ def settings_from(
         InputError: The file cannot be read, a name is unknown, or a value does not fit.
     """
     merged = dict(read_config(file, kind)) if file is not None else {}
-    merged.update({name: value for name, value in values.items() if value is not None})
+    merged |= _by_todays_names({name: value for name, value in values.items() if value is not None}, kind)
     if isinstance(merged.get("weights"), str):
         merged["weights"] = _weights_file(str(merged["weights"]))
     return kind(**{**(dict(base) if base is not None else {}), **merged})
+
+
+def _by_todays_names(values: Mapping[str, object], kind: type[SettingsGroup]) -> dict[str, object]:
+    """Return values by the names that their settings have today; InputError where one has two."""
+    former = former_names(kind)
+    for name in values:
+        if former.get(name) in values:
+            raise InputError(
+                f"{flag_of(name)} is the earlier name of {flag_of(former[name])}: give only one of them"
+            )
+    return {former.get(name, name): value for name, value in values.items()}
 
 
 def _weights_file(weights: str) -> str:
