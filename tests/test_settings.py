@@ -330,5 +330,5 @@ def test_the_earlier_name_of_a_flag_is_accepted(command):
     with pytest.raises(td.InputError, match="--lazy is the earlier name of --penalty-every"):
         settings_from({"lazy": 2, "penalty_every": 3})
     code, _, err = command("treat", "--lazy", 0, "--data", "scenes")
-    assert code == 2 and "--penalty-every '0': expected a whole number of at least 1" in err
+    assert code == 2 and "--penalty-every 0: expected a whole number of at least 1" in err
     assert "--lazy" not in RUNNER.invoke(app, ["treat", "--help"], env=WIDE).output
