@@ -13,7 +13,7 @@ from PIL import Image
 
 from torchdoctor.data.fingerprints import ENDS, fingerprint, stamp_of_bytes, stamp_of_file
 from torchdoctor.data.load import load_data
-from torchdoctor.data.scenes.scenes import draw_scenes, scenes_table
+from torchdoctor.data.scenes.scenes import Scenes, scenes_table
 
 
 def prints(spec, **more):
@@ -78,7 +78,7 @@ def test_division_and_drawn_scenes(folder):
         shutil.rmtree(folder / split)
     one, two = (prints(f"folder:{folder}", seed=seed) for seed in (0, 5))
     assert differing(one, two) >= {"train.labels_sha256"}
-    drawn = [{"train": fingerprint(scenes_table(draw_scenes(seed, 0, 9, 1.0), "t"))} for seed in (1, 1, 2)]
+    drawn = [{"train": fingerprint(scenes_table(Scenes(seed, 0, 9, 1.0), "t"))} for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1]
     assert differing(drawn[0], drawn[2]) == {"train.images_sha256", "train.masks_sha256"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from torchdoctor.data.load import load_tables
 from torchdoctor.data.scenes import scenes
-from torchdoctor.data.scenes.scenes import AGREEMENT, CLASSES, FAMILIES, SHIFTED, SIZE, TRAINING, draw_scenes
+from torchdoctor.data.scenes.scenes import AGREEMENT, CLASSES, FAMILIES, SHIFTED, SIZE, TRAINING, Scenes
 from torchdoctor.data.scenes.silhouettes import SILHOUETTES, draw_silhouette
 from torchdoctor.data.scenes.textures import TEXTURES, draw_texture
 from torchdoctor.types import InputError
@@ -50,14 +50,25 @@ def test_disagreeing_backgrounds_are_uniform(tables):
 
 
 def test_an_image_depends_on_its_key_alone():
-    few, many = draw_scenes(3, SHIFTED, 5, 0.125), draw_scenes(3, SHIFTED, 9, 0.125)
+    few, many = Scenes(3, SHIFTED, 5, 0.125), Scenes(3, SHIFTED, 9, 0.125)
     assert np.array_equal(few.images, many.images[:5]) and np.array_equal(few.masks, many.masks[:5])
-    assert not np.array_equal(few.images, draw_scenes(4, SHIFTED, 5, 0.125).images)
-    assert not np.array_equal(few.images, draw_scenes(3, TRAINING, 5, 0.125).images)
+    assert not np.array_equal(few.images, Scenes(4, SHIFTED, 5, 0.125).images)
+    assert not np.array_equal(few.images, Scenes(3, TRAINING, 5, 0.125).images)
+
+
+def test_an_image_is_drawn_when_it_is_first_read_and_only_then(monkeypatch):
+    draw, calls = scenes.draw_scene, []
+    monkeypatch.setattr(scenes, "draw_scene", lambda *about: calls.append(about) or draw(*about))
+    drawn = Scenes(3, SHIFTED, 9, 0.125)
+    assert not calls
+    image, mask = drawn(7)
+    assert drawn.stamp(7) == (image.tobytes(), mask.tobytes()) and len(calls) == 1
+    assert drawn.images[7].tobytes() == image.tobytes() and len(calls) == 9
+    assert drawn.masks[7].tobytes() == mask.tobytes() and len(calls) == 9
 
 
 def test_masks_are_exact_and_objects_stand_out():
-    drawn = draw_scenes(5, SHIFTED, 64, 0.125)
+    drawn = Scenes(5, SHIFTED, 64, 0.125)
     assert set(np.unique(drawn.masks)) == {0, 255}
     for image, mask in zip(drawn.images.astype(float), drawn.masks, strict=True):
         share = np.mean(mask == 255)
@@ -86,7 +97,7 @@ def test_silhouettes_and_textures_are_distinct():
 
 def test_drawing_takes_little_time():
     start = time.process_time()
-    draw_scenes(1, TRAINING, 400, AGREEMENT)
+    assert Scenes(1, TRAINING, 400, AGREEMENT).images.any()
     assert time.process_time() - start < 1.5
 
 

@@ -102,7 +102,7 @@ def real(name: str, folder: Path, treated: bool) -> dict[str, Any]:
     trial = QuickTrial()
     with one_thread():
         case = prepare(settings_from(given), "checkup", try_out=trial)
-    batch = next(iter(case.data.train.epoch(0, 0)))
+    batch = case.data.train.first_batch(0)
     estimate: StepTime = time_one_step(case, batch, trial.forward)
     seconds = mean_step(case, batch, PLAIN)
     line = {

@@ -59,7 +59,7 @@ def flops(model: nn.Module, images: torch.Tensor) -> int:
 def measure(name: str, train: Loader, classes: int, steps: int, device: str) -> dict[str, object]:
     """Train, diagnose and treat one classifier; return its line of the table."""
     torch.manual_seed(0)
-    batch = next(iter(train.epoch(0, 0)))
+    batch = train.first_batch(0)
     batch = Batch(batch.images.to(device), batch.labels.to(device), batch.ids)
     size, channels = batch.images.shape[-1], batch.images.shape[1]
     ours = load_model(name, classes, channels=channels, image_size=size).to(device).train()

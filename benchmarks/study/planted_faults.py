@@ -26,7 +26,7 @@ from torch import nn
 
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
-from torchdoctor.data.scenes.scenes import AGREEMENT, CLASSES, draw_scenes, scenes_table
+from torchdoctor.data.scenes.scenes import AGREEMENT, CLASSES, Scenes, scenes_table
 from torchdoctor.models.architectures.small_resnet import SmallResNet
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import accuracy, fit
@@ -72,7 +72,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 
 def images(seed: int, stream: int, count: int, agreement: float) -> Loader:
     """Return drawn images, each with its mask."""
-    table = scenes_table(draw_scenes(100 + seed, stream, count, agreement), "image")
+    table = scenes_table(Scenes(100 + seed, stream, count, agreement), "image")
     return Loader(table, PREPROCESSING, 64)
 
 

@@ -18,6 +18,7 @@ from torchdoctor.evidence.gates import NoClosedFormError, gated
 from torchdoctor.evidence.per_image import passes_per_image
 from torchdoctor.images.batches import Batch, take
 from torchdoctor.network.flops import compute_before
+from torchdoctor.network.hooks import hooked
 from torchdoctor.network.prediction import device_of
 from torchdoctor.treatment.constraints import Constraint, constraints_named
 from torchdoctor.treatment.loop import Loop
@@ -120,8 +121,10 @@ class StepTime:
 def time_one_step(case: Case, batch: Batch, forward_processor_seconds: float) -> StepTime:
     """Time one training step without constraints on a copy of the network.
 
-    The step sees as many images as fit into `STEP_PROCESSOR_SECONDS`. What it spends on the weights does not
-    depend on their number, and is taken from how long their update takes; the rest grows with it.
+    The step sees as many images as fit into `STEP_PROCESSOR_SECONDS`, at least one. What it spends on the
+    weights does not depend on their number, and is taken from how long their update takes; the rest grows
+    with it. Where most of the step is work on the weights, that is uncertain, and the forward pass says how
+    much the images themselves take.
 
     Args:
         case: The prepared case; its network stays as it is.
@@ -146,10 +149,14 @@ def time_one_step(case: Case, batch: Batch, forward_processor_seconds: float) ->
     if warm_up:
         timed(lambda: loop.step_on(part))
         update.clear()
-    total = timed(lambda: loop.step_on(part))
+    clock: list[float] = []
+    watch = [(loop.model, lambda *_call: clock.append(time.perf_counter()))]
+    with hooked(watch, "forward_pre"), hooked(watch):
+        total = timed(lambda: loop.step_on(part))
     updating = update[1] - update[0] if len(update) == 2 else 0.0
     fixed = min(FIXED_PER_UPDATE * updating, LARGEST_FIXED_SHARE * total)
-    seconds = fixed + (total - fixed) * size / count
+    by_image = min((total - fixed) / count, FORWARDS_PER_STEP * (clock[1] - clock[0]) / count)
+    seconds = total + by_image * (size - count)
     return StepTime(seconds, count, size, warm_up, bool(loop.pending[-1][0]))
 
 

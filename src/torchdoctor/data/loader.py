@@ -209,6 +209,20 @@ class Loader:
         """
         yield from self._load(self.plan(number, seed))
 
+    def first_batch(self, seed: int) -> Batch:
+        """Return the first batch of a training, and decode no other image.
+
+        Args:
+            seed: The seed of the training.
+
+        Returns:
+            The batch that `epoch(0, seed)` would yield first.
+
+        Raises:
+            InputError: An image is damaged.
+        """
+        return next(self._load(self.plan(0, seed)[:1]))
+
     def plan(self, number: int, seed: int) -> list[list[Draw]]:
         """Return which images each batch of an epoch holds.
 
@@ -272,7 +286,7 @@ class Loader:
         decoder = Decoder(self.store, self.augment)
         use_keys = self.augment != "none"
         batches = [[(int(position[row]), key if use_keys else None) for row, key in draws] for draws in plan]
-        self.store.prepare(position)
+        self.store.prepare(position[np.unique(np.concatenate(rows))] if rows else position[:0])
         workers = 0 if self.store.cached else self.workers
         # The sampler's items are whole batches; the DataLoader only distributes them over the workers.
         # It has a generator of its own, because it would otherwise draw from torch's global generator.

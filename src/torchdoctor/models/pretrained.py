@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchdoctor.models.stems import grey_kernels
+from torchdoctor.network.state import load_state
 from torchdoctor.types import InputError
 
 PRETRAINED = "pretrained"  # the value of `weights` that asks for the published weights
@@ -49,7 +50,7 @@ def load_pretrained(model: nn.Module, source: str, channels: int) -> None:
     missing = [entry for entry in expected if entry not in fitting and _module_of(entry) not in heads]
     if missing:
         raise InputError(f"the pretrained weights of {source} have no {', '.join(missing[:5])}")
-    model.load_state_dict(fitting, strict=False)
+    load_state(model, fitting, strict=False)
 
 
 def _module_of(entry: str) -> str:

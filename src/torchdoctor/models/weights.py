@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from torchdoctor.network.state import load_state
 from torchdoctor.types import InputError
 
 # The keys under which training scripts keep the state dict of the network.
@@ -144,7 +145,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> Non
             f"weights {origin!r} do not fit {type(model).__name__}: {'; '.join(wrong[:5])}{more}. A head of "
             "another size means another number of categories: give the data the weights were trained for"
         )
-    model.load_state_dict(dict(state))
+    load_state(model, state)
 
 
 def weights_card(path: str | Path) -> dict[str, object] | None:

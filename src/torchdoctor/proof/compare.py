@@ -17,6 +17,7 @@ from torchdoctor.images.batches import Images
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.network.state import load_state
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import SplitComparison
 from torchdoctor.proof.statistics import calibration_error, compare_split
@@ -108,7 +109,7 @@ class _Measured:
         evidence: Evidence,
     ) -> None:
         """Load an arm's weights into the network and measure it on the split's images."""
-        model.load_state_dict(dict(state))
+        load_state(model, state)
         self.ids, self.labels, logits = predict_logits(model, images)
         certainty, predicted = logits.double().softmax(1).max(1)
         right = (predicted == self.labels).numpy()

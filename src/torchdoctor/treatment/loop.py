@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.state import load_state
 from torchdoctor.randomness import key
 from torchdoctor.treatment.optimizer import build_optimizer, learning_rate_factor
 from torchdoctor.treatment.recipe import (
@@ -279,7 +280,7 @@ class Loop:
         for name, value in state.tensors.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = value.to(self.device)
-        self.model.load_state_dict(parts["model"])
+        load_state(self.model, parts["model"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimizer"].items():
             index, _, entry = name.partition(".")
@@ -287,7 +288,7 @@ class Loop:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.average is not None and parts["average"]:
-            self.average.module.load_state_dict(parts["average"])
+            load_state(self.average.module, parts["average"])
             self.average.n_averaged.fill_(state.numbers["averaged"])
         self.sums = {name: parts["sums"][name] for name in state.numbers["terms"]}
         for name in COUNTERS:

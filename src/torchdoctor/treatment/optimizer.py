@@ -41,17 +41,15 @@ def build_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch
 
 
 def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters in groups by weight decay, first those that are decayed.
+    """Return the parameters in two groups, first those that are decayed.
 
-    timm decides by a parameter's dimensions and by its name. It sees no names here: a parameter called
-    `bias` that has more than one dimension is decayed like any other. The order, and two groups even where
-    the decay is 0, keep the parameters' numbers as checkpoints of earlier versions have them.
+    This is timm's rule (`param_groups_weight_decay`) for parameters without names. timm's function is not
+    called, because importing timm takes more than a second of processor time at every start. There are two
+    groups even where the decay is 0: checkpoints number the parameters in this order.
     """
-    from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
-
-    groups: list[dict[str, Any]] = param_groups_weight_decay(nn.ParameterList(parameters), weight_decay=1.0)
-    groups.sort(key=lambda group: -group["weight_decay"])
-    return [{**group, "weight_decay": weight_decay * group["weight_decay"]} for group in groups]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def learning_rate_factor(step: int | float, total: int, warm_up: float) -> float:

@@ -16,6 +16,7 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.network.state import load_state
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.example_cards import Example, Kind
 from torchdoctor.treatment.result import Treatment
@@ -48,7 +49,7 @@ def collect_examples(
     tests = case.data.tests[split]
     treated = copy.deepcopy(case.model)
     if treatment is not None:
-        treated.load_state_dict(dict(treatment.arm(arm_of(case, comparison), treatment.seeds()[0]).state))
+        load_state(treated, treatment.arm(arm_of(case, comparison), treatment.seeds()[0]).state)
     ids, labels, before = predict_logits(case.model, tests)
     _, _, after = predict_logits(treated, tests)
     kinds = _kinds(ids, labels, before.argmax(1), after.argmax(1))

@@ -124,7 +124,7 @@ def _prepared(settings: Settings, verb: Verb, *, needs_weights: bool) -> tuple[C
 
 def _timed_step(case: Case, trial: QuickTrial) -> StepTime:
     """Time one step on the run's first batch; a network that it goes wrong on is tried out in full."""
-    step = time_one_step(case, next(iter(case.data.train.epoch(0, 0))), trial.forward)
+    step = time_one_step(case, case.data.train.first_batch(0), trial.forward)
     if not step.finite:
         try_out_network(case.plan.model, case.model, case.data, case.layers)
     return step

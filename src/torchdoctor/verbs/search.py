@@ -20,6 +20,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
 from torchdoctor.images.batches import Batch
+from torchdoctor.network.state import load_state
 from torchdoctor.treatment.arms import LEAST_MASKS, default_arms
 from torchdoctor.treatment.remedies import last_linear
 from torchdoctor.treatment.result import Treatment
@@ -65,7 +66,7 @@ class Judge:
             {iid, swapped, score} in percent; `swapped` is NaN without masks.
         """
         own: nn.Module = copy.deepcopy(self.case.model)
-        own.load_state_dict(dict(state))
+        load_state(own, state)
         return score_of(own, self.case.data.validation, self.swapped, self.select)
 
 
@@ -155,7 +156,7 @@ def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, w
         read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
     )
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
-    first = next(iter(case.data.train.epoch(0, 0)))
+    first = case.data.train.first_batch(0)
     rungs = record.get("ladder") or search_plan(case, pool, first)
     record["ladder"] = rungs
 

@@ -8,8 +8,6 @@ has its own generator of random numbers, keyed by (seed, stream, number), and do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -36,21 +34,43 @@ OBJECT_CONTRAST = 0.33  # the smallest mean distance of the object's colour from
 NOISE = 0.03  # standard deviation of the noise on every pixel, for pixels in 0..1
 
 
-@dataclass(frozen=True)
 class Scenes:
-    """Drawn images with their exact masks.
+    """Images with their exact masks, each drawn when it is first read and then kept.
 
     Attributes:
-        images: The RGB images.
-        masks: Their object masks: 255 on the object, 0 elsewhere.
         labels: The category of each image, as a position in `CLASSES`.
         families: The texture of each background, as a position in `FAMILIES`.
     """
 
-    images: UInt8[np.ndarray, "image 64 64 3"]
-    masks: UInt8[np.ndarray, "image 64 64"]
-    labels: Int[np.ndarray, " image"]
-    families: Int[np.ndarray, " image"]
+    def __init__(self, seed: int, stream: int, count: int, agreement: float) -> None:
+        """Choose the categories and backgrounds; draw nothing yet.
+
+        Args:
+            seed: The seed of the data set.
+            stream: The stream of random numbers, another for each split.
+            count: The number of images.
+            agreement: The probability that the background is that of the category, in 0..1.
+        """
+        self._seed, self._stream, self._agreement = seed, stream, agreement
+        self._images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
+        self._masks = np.empty((count, SIZE, SIZE), dtype=np.uint8)
+        self._drawn = np.zeros(count, dtype=bool)
+        self.labels: Int[np.ndarray, " image"] = np.arange(count) % len(CLASSES)
+        self.families: Int[np.ndarray, " image"] = np.array(
+            [self._begin(n)[1] for n in range(count)], dtype=np.int64
+        )
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "image 64 64 3"]:
+        """All RGB images."""
+        self._draw_all()
+        return self._images
+
+    @property
+    def masks(self) -> UInt8[np.ndarray, "image 64 64"]:
+        """All object masks: 255 on the object, 0 elsewhere."""
+        self._draw_all()
+        return self._masks
 
     def __call__(self, position: int) -> tuple[Image.Image, Image.Image | None]:
         """Return an image and its mask, as `ImageTable.read` must.
@@ -61,7 +81,8 @@ class Scenes:
         Returns:
             The RGB image and its mask (an L image).
         """
-        return Image.fromarray(self.images[position]), Image.fromarray(self.masks[position])
+        self._draw(position)
+        return Image.fromarray(self._images[position]), Image.fromarray(self._masks[position])
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image and with its mask (see `data.fingerprints`).
@@ -72,31 +93,27 @@ class Scenes:
         Returns:
             The pixels of the image and of the mask.
         """
-        return self.images[position].tobytes(), self.masks[position].tobytes()
+        self._draw(position)
+        return self._images[position].tobytes(), self._masks[position].tobytes()
 
-
-def draw_scenes(seed: int, stream: int, count: int, agreement: float) -> Scenes:
-    """Draw images; the categories take turns.
-
-    Args:
-        seed: The seed of the data set.
-        stream: The stream of random numbers, another for each split.
-        count: The number of images.
-        agreement: The probability that the background is that of the category, in 0..1.
-
-    Returns:
-        The images, masks, labels and background families.
-    """
-    labels = np.arange(count) % len(CLASSES)
-    images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
-    masks = np.empty((count, SIZE, SIZE), dtype=np.uint8)
-    families = np.empty(count, dtype=np.int64)
-    for number in range(count):
-        key = np.random.SeedSequence([seed, stream, number])
+    def _begin(self, number: int) -> tuple[np.random.Generator, int]:
+        """Return the generator of an image, and the family of its background, which was drawn first."""
+        key = np.random.SeedSequence([self._seed, self._stream, number])
         generator = np.random.Generator(np.random.Philox(key))
-        families[number] = draw_family(generator, int(labels[number]), agreement)
-        images[number], masks[number] = draw_scene(generator, int(labels[number]), int(families[number]))
-    return Scenes(images, masks, labels, families)
+        return generator, draw_family(generator, int(self.labels[number]), self._agreement)
+
+    def _draw(self, number: int) -> None:
+        """Draw an image unless that was done; two threads that draw the same one write the same pixels."""
+        if not self._drawn[number]:
+            generator, family = self._begin(number)
+            self._images[number], self._masks[number] = draw_scene(
+                generator, int(self.labels[number]), family
+            )
+            self._drawn[number] = True
+
+    def _draw_all(self) -> None:
+        for number in np.flatnonzero(~self._drawn):
+            self._draw(int(number))
 
 
 def draw_family(generator: np.random.Generator, category: int, agreement: float) -> int:
@@ -195,12 +212,12 @@ def read_scenes(location: str, seed: int, validation_share: float) -> Tables:
     if location and not location.isdecimal():
         raise InputError(f"scenes:{location}: expected a seed (a whole number, 0 or more), as in scenes:0")
     own_seed = int(location or 0)
-    drawn = draw_scenes(own_seed, TRAINING, TRAINING_IMAGES + VALIDATION_IMAGES, AGREEMENT)
+    drawn = Scenes(own_seed, TRAINING, TRAINING_IMAGES + VALIDATION_IMAGES, AGREEMENT)
     table = scenes_table(drawn, "train")
     rows = np.arange(len(table))
     tests = {
-        "iid": scenes_table(draw_scenes(own_seed, IID, TEST_IMAGES, AGREEMENT), "iid"),
-        "shifted": scenes_table(draw_scenes(own_seed, SHIFTED, TEST_IMAGES, 1.0 / len(CLASSES)), "shifted"),
+        "iid": scenes_table(Scenes(own_seed, IID, TEST_IMAGES, AGREEMENT), "iid"),
+        "shifted": scenes_table(Scenes(own_seed, SHIFTED, TEST_IMAGES, 1.0 / len(CLASSES)), "shifted"),
     }
     train, validation = table.select(rows[:TRAINING_IMAGES]), table.select(rows[TRAINING_IMAGES:])
     return Tables(CLASSES, train, validation, tests, "shifted", f"scenes:{own_seed}")
