@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torchdoctor.data.load import EXPECTED, Splits, load_data
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.models.catalogue import MODELS
-from torchdoctor.models.loading import load_model
+from torchdoctor.models.loading import WithoutDrawing, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import load_into, load_weights, weights_card
 from torchdoctor.randomness import key
@@ -123,13 +124,14 @@ def prepare(
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
     if pretrained and needs_weights:
         _check_pretrained_head(name, data)
-    model = load_model(
-        name,
-        data.classes,
-        PRETRAINED if pretrained else None,
-        channels=data.preprocessing.channels,
-        image_size=data.preprocessing.image_size,
-    )
+    with WithoutDrawing() if state is not None and name in MODELS else nullcontext():
+        model = load_model(
+            name,
+            data.classes,
+            PRETRAINED if pretrained else None,
+            channels=data.preprocessing.channels,
+            image_size=data.preprocessing.image_size,
+        )
     if state is not None:
         load_into(model, state, str(settings.weights))
     model = model.to(device_named(settings.device)).eval()

@@ -119,7 +119,7 @@ class StepTime:
 
 
 def time_one_step(case: Case, batch: Batch, forward_processor_seconds: float) -> StepTime:
-    """Time one training step without constraints on a copy of the network.
+    """Time one training step without constraints on the network, with a learning rate of 0.
 
     The step sees as many images as fit into `STEP_PROCESSOR_SECONDS`, at least one. What it spends on the
     weights does not depend on their number, and is taken from how long their update takes; the rest grows
@@ -141,7 +141,9 @@ def time_one_step(case: Case, batch: Batch, forward_processor_seconds: float) ->
     affordable = STEP_PROCESSOR_SECONDS / (FORWARDS_PER_STEP * max(forward_processor_seconds, 1e-6))
     count = min(size, max(1, int(affordable)))
     part = take(batch, torch.arange(count))
-    loop = Loop(copy.deepcopy(case.model), replace(case.plan.recipe, epochs=1), PLAIN, 0, 1)
+    # With a learning rate of 0 the weights stay as they are, and no copy of a large network has to be made.
+    recipe = replace(case.plan.recipe, epochs=1, learning_rate=0.0)
+    loop, buffers = Loop(case.model, recipe, PLAIN, 0, 1), [each.clone() for each in case.model.buffers()]
     update: list[float] = []
     loop.optimizer.register_step_pre_hook(lambda *_call: update.append(time.perf_counter()))
     loop.optimizer.register_step_post_hook(lambda *_call: update.append(time.perf_counter()))
@@ -153,6 +155,10 @@ def time_one_step(case: Case, batch: Batch, forward_processor_seconds: float) ->
     watch = [(loop.model, lambda *_call: clock.append(time.perf_counter()))]
     with hooked(watch, "forward_pre"), hooked(watch):
         total = timed(lambda: loop.step_on(part))
+    loop.optimizer.zero_grad(set_to_none=True)
+    case.model.eval()
+    for buffer, old in zip(case.model.buffers(), buffers, strict=True):
+        buffer.copy_(old)
     updating = update[1] - update[0] if len(update) == 2 else 0.0
     fixed = min(FIXED_PER_UPDATE * updating, LARGEST_FIXED_SHARE * total)
     by_image = min((total - fixed) / count, FORWARDS_PER_STEP * (clock[1] - clock[0]) / count)

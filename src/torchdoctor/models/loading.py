@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from torchdoctor.models.catalogue import MODELS, ModelEntry
 from torchdoctor.models.pretrained import PRETRAINED, load_pretrained
@@ -18,6 +21,10 @@ from torchdoctor.network.outputs import unwrap
 from torchdoctor.types import InputError
 
 EXPECTED = "torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory"
+DRAWING = (
+    nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.trunc_normal_,
+    nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_,
+)  # fmt: skip
 TIMM_SOURCES = ("timm", "hf-hub", "local-dir")
 
 
@@ -64,6 +71,37 @@ def load_model(
     if weights is not None and not pretrained:
         load_into(model, load_weights(weights), str(weights))
     return model
+
+
+class WithoutDrawing(TorchFunctionMode):
+    """Leave out the drawing of random weights inside the block: weights from a file replace all of them.
+
+    Use it for networks of the catalogue only. A network of the user's own may draw what no file holds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return the tensor as it is where it would be filled with random numbers.
+
+        Args:
+            func: The function of torch that is called.
+            types: The types of the tensors among its arguments.
+            args: Its positional arguments.
+            kwargs: Its named arguments.
+
+        Returns:
+            The tensor to be filled, or what the function returns.
+        """
+        del types
+        named = {**dict(zip(("tensor",), args, strict=False)), **(kwargs or {})}
+        if func in DRAWING and "tensor" in named:
+            return named["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _entry_named(name: str) -> ModelEntry:
