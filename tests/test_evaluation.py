@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,12 +9,13 @@ import pytest
 from scipy import stats
 
 from torchdoctor.proof.statistics import (
-    bootstrap_error,
+    between_seeds,
     calibration_error,
     compare_split,
     holm,
     mcnemar,
     paired_gain,
+    standard_error,
 )
 from torchdoctor.proof.verdict import overall_verdict, verdict_of
 
@@ -28,31 +28,78 @@ def draws(seeds=3, images=400, gain=0.1, key=0):
     return control, treated
 
 
-def analytic_error(difference):
-    """Return the root of the variance over the images' means plus that over the seeds' means."""
+def errors(difference):
+    """Return the standard error and its degrees of freedom, from the two-way table written out as loops."""
     seeds, images = difference.shape
-    of_images = difference.mean(0).var(ddof=1) / images
-    return math.sqrt(of_images + (difference.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0))
+    mean, number = difference.mean(), difference.size
+    table = [*difference.mean(0), 0.5, -0.5]
+    by_image = seeds * sum((one - np.mean(table)) ** 2 for one in table) / (images + 1) / number
+    by_seed = images * sum((row.mean() - mean) ** 2 for row in difference) / (seeds - 1) / number
+    rest = sum(
+        (difference[s, i] - difference[s].mean() - difference[:, i].mean() + mean) ** 2
+        for s in range(seeds)
+        for i in range(images)
+    ) / ((seeds - 1) * (images - 1) * number)
+    variance = max(by_image + by_seed - rest, by_image, by_seed)
+    squares = (by_image**2 / (images - 1), by_seed**2 / (seeds - 1), rest**2 / ((seeds - 1) * (images - 1)))
+    return math.sqrt(variance), max(variance**2 / sum(squares), seeds - 1)
 
 
 def test_gain_and_interval_by_hand():
-    control = np.array([[1, 0, 1, 0] * 50, [1, 0, 0, 0] * 50], dtype=bool)
-    treated = np.array([[1, 1, 1, 0] * 50, [1, 1, 1, 0] * 50], dtype=bool)
-    gain = paired_gain(control, treated, resamples=20_000)
-    error = analytic_error(treated.astype(float) - control.astype(float))
-    assert gain.mean == pytest.approx(37.5)
-    assert (gain.high - gain.low) / 2 == pytest.approx(100 * stats.t.ppf(0.975, 1) * error, rel=0.03)
-    # A true gain of so many errors, over a chi of one degree of freedom, exceeds t(0.975) in 4 cases of 5.
-    normal, chi = np.random.default_rng(0).normal(size=(2, 400_000))
-    seen = (normal + gain.detectable / 100 / error) / abs(chi) > stats.t.ppf(0.975, 1)
-    assert seen.mean() == pytest.approx(0.8, abs=0.02)
+    control = np.array([[1, 0, 1, 0] * 50, [1, 0, 0, 0] * 50, [1, 0, 0, 0] * 50], dtype=bool)
+    treated = np.array([[1, 1, 1, 0] * 50, [1, 1, 1, 0] * 50, [1, 1, 0, 1] * 50], dtype=bool)
+    gain = paired_gain(control, treated)
+    error, freedom = errors(treated.astype(float) - control.astype(float))
+    assert gain.mean == pytest.approx(100 * 5 / 12) and gain.seeds == 3
+    assert (gain.high - gain.low) / 2 == pytest.approx(100 * stats.t.ppf(0.975, freedom) * error)
+    assert gain.p_value == pytest.approx(2 * stats.t.sf(gain.mean / 100 / error, freedom))
+    # A true gain of so many errors, over the root of a chi square, exceeds the quantile in 4 cases of 5.
+    generator = np.random.default_rng(0)
+    scale = np.sqrt(generator.chisquare(freedom, 400_000) / freedom)
+    seen = (generator.normal(size=400_000) + gain.detectable / 100 / error) / scale
+    assert (seen > stats.t.ppf(0.975, freedom)).mean() == pytest.approx(0.8, abs=0.02)
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
-def test_the_bootstrap_agrees_with_the_two_variances(seeds):
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_standard_error_counts_seeds_images_and_the_rest_once(seeds):
     generator = np.random.default_rng(seeds)
-    difference = generator.normal(0.05, 0.5, (seeds, 400)) + generator.normal(0, 0.02, (seeds, 1))
-    assert bootstrap_error(difference, 20_000) == pytest.approx(analytic_error(difference), rel=0.12)
+    difference = generator.normal(0.05, 0.5, (seeds, 60)) + generator.normal(0, 0.2, (seeds, 1))
+    error, freedom = errors(difference)
+    found = standard_error(difference)
+    assert found == pytest.approx((error, min(freedom, 4.0) if seeds == 2 else freedom))
+
+
+def test_interval_and_p_value_always_agree():
+    for key in range(40):
+        control, treated = draws(seeds=1 + key % 5, images=150, gain=0.05, key=key)
+        gain = paired_gain(control, treated)
+        assert (gain.p_value < 0.05) == (gain.low > 0 or gain.high < 0)
+
+
+def test_one_seed_is_no_evidence_however_large_the_gain():
+    control = np.zeros((1, 500), dtype=bool)
+    gain = paired_gain(control, ~control)
+    assert gain.low > 90 and verdict_of(gain) == "no evidence"
+    right = {"control": list(control), "treated": list(~control)}
+    split = compare_split(right, np.zeros(500, dtype=np.int64), np.arange(500), 1)
+    verdict, reason = overall_verdict({"test": split}, "test", 5.0)
+    assert verdict == "no evidence" and "+100.0 points" in reason and "on these two networks only" in reason
+    lost = compare_split(
+        {"control": list(~control), "treated": list(control)},
+        np.zeros(500, dtype=np.int64),
+        np.arange(500),
+        1,
+    )
+    assert overall_verdict({"test": split, "other": lost}, "test", 5.0)[0] == "no evidence"
+
+
+def test_two_seeds_come_with_a_warning():
+    control, treated = draws(seeds=2, gain=0.2)
+    split = compare_split(
+        {"control": list(control), "treated": list(treated)}, np.zeros(400, dtype=np.int64), np.arange(400), 1
+    )
+    verdict, reason = overall_verdict({"test": split}, "test", 5.0)
+    assert verdict == "helped" and "from two seeds only" in reason
 
 
 @pytest.mark.slow
@@ -61,12 +108,12 @@ def test_power_is_what_it_says(share, least, most):
     """A true gain as large as `detectable` is found in at least four of five repetitions, a third is not."""
     generator = np.random.default_rng(3)
     before = generator.random((5, 2000)) < 0.6
-    gain = paired_gain(before, generator.random((5, 2000)) < 0.6, flips=1)
+    gain = paired_gain(before, generator.random((5, 2000)) < 0.6)
     found = 0
     for _ in range(150):
         control = generator.random((5, 2000)) < 0.6
         treated = generator.random((5, 2000)) < 0.6 + share * gain.detectable / 100
-        found += paired_gain(control, treated, flips=1, resamples=300).low > 0
+        found += paired_gain(control, treated).low > 0
     assert least <= found / 150 <= most
 
 
@@ -127,20 +174,22 @@ def test_one_arm_is_not_corrected():
     assert split.first.gain.p_adjusted == split.first.gain.p_value
 
 
-def test_one_seed_uses_images_only_and_mcnemar():
+def test_one_seed_uses_images_only_and_shows_mcnemar():
     control = np.array([[1] * 10 + [0] * 10], dtype=bool)
     treated = np.array([[1] * 8 + [0] * 2 + [1] * 9 + [0]], dtype=bool)
     gain = paired_gain(control, treated)
     assert "one seed" in gain.variance_from
-    assert gain.p_value == pytest.approx(stats.binomtest(9, 11).pvalue)
     assert gain.mean == pytest.approx(35)
+    right = {"control": list(control), "treated": list(treated)}
+    split = compare_split(right, np.zeros(20, dtype=np.int64), np.arange(20), 1)
+    assert split.first.mcnemar == (pytest.approx(stats.binomtest(9, 11).pvalue),)
+    assert math.isnan(split.between_controls)
 
 
-def test_sign_flips_agree_with_the_exact_answer():
-    control = np.zeros((2, 6), dtype=bool)
-    treated = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0]], dtype=bool)
-    exact = 2 / 2**5
-    assert paired_gain(control, treated, flips=40_000).p_value == pytest.approx(exact, rel=0.1)
+def test_what_a_seed_alone_changes_is_counted():
+    control = np.array([[1, 1, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1]], dtype=bool)
+    # Ordered pairs of runs: 1 and 2 differ on one image each way, 1 and 3, and 2 and 3, on one image one way.
+    assert between_seeds(control) == pytest.approx((1 + 1 + 1 + 0 + 1 + 0) / 6)
 
 
 def test_swapping_the_arms_turns_the_sign_and_keeps_the_p_value():
@@ -161,15 +210,15 @@ def test_identical_arms_are_no_evidence():
 @pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 0.03])
 def test_the_interval_covers_the_truth_with_three_seeds(spread):
-    """Nominal 95 %, with and without seeds that differ; the error counts the residual twice: it is wide."""
+    """Nominal 95 %, with and without seeds that differ."""
     generator = np.random.default_rng(5)
     covered = 0
     for _ in range(400):
         skill, luck = generator.random(300), generator.normal(0, spread, (2, 3, 1))
         control, treated = (generator.random((3, 300)) < skill + one for one in luck)
-        gain = paired_gain(control, treated, flips=1, resamples=400)
+        gain = paired_gain(control, treated)
         covered += gain.low <= 0 <= gain.high
-    assert covered / 400 >= 0.93
+    assert 0.92 <= covered / 400 <= 0.99
 
 
 def test_lists_and_categories():
@@ -198,7 +247,13 @@ def test_another_split_that_loses_too_much_turns_the_verdict():
     assert splits["shifted"].first.verdict == "helped" and splits["iid"].first.gain.mean < -5
     verdict, reason = overall_verdict(splits, "shifted", 5.0)
     assert verdict == "harmed" and "iid loses" in reason
-    assert overall_verdict(splits, "shifted", 50.0)[0] == "helped"
+    verdict, reason = overall_verdict(splits, "shifted", 50.0)
+    assert verdict == "helped" and "but iid is harmed" in reason  # proven, and allowed
+    margin = -splits["iid"].first.gain.mean - 0.5
+    verdict, reason = overall_verdict(
+        splits, "shifted", margin
+    )  # the mean is past the margin, not the interval
+    assert verdict == "helped" and "but iid is harmed" in reason
     verdict, reason = overall_verdict(splits, "shifted", 50.0, min_gain=99.0)
     assert verdict == "helped" and "below the 99 points asked for" in reason
     same = {"shifted": split(control, control)}
@@ -207,38 +262,14 @@ def test_another_split_that_loses_too_much_turns_the_verdict():
     assert "would have been seen" not in reason and math.isinf(same["shifted"].first.gain.detectable)
     noise = np.random.default_rng(2).random((3, 400)) < 0.6
     assert (
-        "would have been seen in at least four cases of five"
+        "would have been seen in about four cases of five"
         in overall_verdict({"shifted": split(control, noise)}, "shifted", 5.0)[1]
     )
-
-
-@pytest.mark.parametrize("seeds", [2, 3])
-@pytest.mark.parametrize("images", [2, 3, 7, 13])
-def test_with_few_images_the_permutation_test_is_exact(seeds, images):
-    """Every way to choose signs, one by one; equal sums count, whatever rounding makes of them."""
-    for key in range(3):
-        generator = np.random.default_rng([seeds, images, key])
-        control, treated = (generator.random((seeds, images)) < share for share in (0.3, 0.7))
-        difference = treated.sum(0) - control.sum(0)
-        signs = np.array(list(itertools.product([-1, 1], repeat=images)))
-        exact = float((np.abs(signs @ difference) >= abs(difference.sum())).mean())
-        assert paired_gain(control, treated).p_value == pytest.approx(exact, abs=1e-12)
-
-
-def test_with_many_images_the_permutation_test_draws_signs_and_counts_the_measured_ones():
-    control, treated = draws(images=2000)
-    assert paired_gain(control, treated, flips=99).p_value == 1 / 100
-    control, treated = draws(images=2000, gain=0.0)
-    treated = treated ^ (np.random.default_rng(1).random(treated.shape) < 0.1)
-    difference = treated.mean(0) - control.mean(0)
-    normal = 2 * stats.norm.sf(abs(difference.sum()) / math.sqrt((difference**2).sum()))
-    assert paired_gain(control, treated).p_value == pytest.approx(normal, abs=0.02)
-    same = [paired_gain(control, treated, seed=7).p_value for _ in range(2)]
-    assert same[0] == same[1]
 
 
 def test_a_single_image_that_differs_is_no_evidence():
     control = np.zeros((2, 5), dtype=bool)
     treated = control.copy()
     treated[:, 3] = True
-    assert paired_gain(control, treated).p_value == 1.0
+    gain = paired_gain(control, treated)
+    assert gain.p_value > 0.3 and verdict_of(gain) == "no evidence"

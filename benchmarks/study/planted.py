@@ -12,7 +12,7 @@ steps, batches and optimiser as its control; one treatment seed per network.
 
 Test images are drawn for this program alone, backgrounds independent of the category, and looked at once.
 recovered: (arm - faulty) / (clean - faulty), over the networks that lost at least 2 points. over the control:
-arm - control in points, over all networks. Intervals: 95 %, from a bootstrap over the networks, t quantile;
+arm - control in points, over all networks. Intervals: 95 %, Student's t over the networks;
 not corrected for the number of rows, and networks of one seed share their images. Each (fault, architecture,
 seed) is one line of the .jsonl beside --out, and is skipped once it is there. `--shard 1/2` does the second
 half of the networks.
@@ -38,7 +38,7 @@ from torchdoctor import Course, ModelDoctorError, Recipe, diagnose, treat
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import TrainingImages
 from torchdoctor.images.masks import default_expansion
-from torchdoctor.proof.statistics import LEVEL, bootstrap_error
+from torchdoctor.proof.statistics import LEVEL
 from torchdoctor.treatment.constraints import constraints_named
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.remedies import Remedy
@@ -126,11 +126,11 @@ def measure(architecture: str, fault: str, seed: int, given: argparse.Namespace)
 
 
 def interval(values: Sequence[float]) -> list[float | None]:
-    """Return mean, low and high from a bootstrap over the networks; None where there are too few."""
+    """Return the mean over the networks with its t interval; None where there are too few."""
     if len(values) < 2:
         return [*values, *[None] * 3][:3]
-    column, mean = np.array(values)[:, None], float(np.mean(values))
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * bootstrap_error(column)
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * error
     return [mean, mean - reach, mean + reach]
 
 

@@ -115,7 +115,7 @@ GLOSSARY: dict[str, str] = {
         "seeds."
     ),
     "interval": (
-        "The range in which the true gain lies with 95 % confidence, from a bootstrap over images and seeds."
+        "The range in which the true gain lies with 95 % confidence, for other images and other seeds."
     ),
     "p-value": (
         "How often a difference at least as large would appear by chance if the arm were no different "

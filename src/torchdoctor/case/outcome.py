@@ -12,6 +12,7 @@ from torchdoctor.case.surroundings import loading_code
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.proof.result import Comparison
+from torchdoctor.proof.verdict import gain_is_enough
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError
 
@@ -94,13 +95,13 @@ def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:
         comparison: The comparison.
 
     Returns:
-        0: helped, and gained at least `min_gain`. 3: harmed, or gained less. 4: no evidence, or the diagnosis
-        is inconclusive.
+        0: helped, and the gain is proven to be at least `min_gain`. 3: harmed, or that is not proven.
+        4: no evidence, or the diagnosis is inconclusive.
     """
     if diagnosis.inconclusive or comparison.verdict == "no evidence":
         return INCONCLUSIVE
-    gain = comparison.splits[comparison.primary].first.gain.mean
-    return DONE if comparison.verdict == "helped" and gain >= comparison.min_gain else GATE_NOT_MET
+    enough = gain_is_enough(comparison.splits[comparison.primary].first.gain, comparison.min_gain)
+    return DONE if comparison.verdict == "helped" and enough else GATE_NOT_MET
 
 
 def command_of(folder: Path, verb: str) -> str:

@@ -236,6 +236,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             console.print(f"evidence on the background, {name}: {text}", highlight=False, markup=False)
         fixed, lost = len(split.first.repaired), len(split.first.broken)
         text = f"{name}, {comparison.arm}: {fixed} images repaired, {lost} newly broken"
+        if not math.isnan(split.between_controls):
+            text += f" (two controls that differ in their seed: {split.between_controls:.0f} each way)"
         console.print(text, highlight=False, markup=False)
     verdict = f"Verdict on {comparison.arm}: {comparison.verdict} ({comparison.reason})"
     console.print(verdict, highlight=False, markup=False)

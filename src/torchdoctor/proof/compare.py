@@ -38,7 +38,6 @@ def compare(
     evidence: Evidence = "gradient_x_activation",
     min_gain: float = 0.0,
     max_loss: float = 5.0,
-    seed: int = 0,
     progress: Progress = silent,
 ) -> Comparison:
     """Compare every arm with the control, and report the untreated network beside them, on every test split.
@@ -54,8 +53,8 @@ def compare(
             treated layers.
         evidence: How evidence is measured there.
         min_gain: The gain asked for, in percentage points; the reason says where it is not reached.
-        max_loss: How many percentage points another split may lose; more makes the verdict `harmed`.
-        seed: Seeds bootstrap and permutation test.
+        max_loss: How many percentage points another split may lose; where more is proven, the verdict is
+            `harmed`.
         progress: Called after every network and split with `compare`, the number done and the number in all.
 
     Returns:
@@ -78,7 +77,7 @@ def compare(
     names = tuple(classes or getattr(tests[primary], "classes", None) or ())
     measured = _measured_splits(model, treatment, tests, layers, evidence, progress)
     names = names or tuple(map(str, range(measured[primary].categories)))
-    splits = {split: numbers.compared(len(names), arm, seed) for split, numbers in measured.items()}
+    splits = {split: numbers.compared(len(names), arm) for split, numbers in measured.items()}
     verdict, reason = overall_verdict(splits, primary, max_loss, min_gain)
     seeds = treatment.seeds()
     return Comparison(
@@ -118,7 +117,7 @@ class _Measured:
         self.shares.setdefault(arm, []).append(background_share(model, images, layers, evidence))
         self.categories = logits.shape[1]
 
-    def compared(self, categories: int, first: str, seed: int) -> SplitComparison:
+    def compared(self, categories: int, first: str) -> SplitComparison:
         """Compare all arms with the control."""
         return compare_split(
             self.right,
@@ -128,7 +127,6 @@ class _Measured:
             self.shares,
             self.errors,
             first=first,
-            key_seed=seed,
         )
 
 

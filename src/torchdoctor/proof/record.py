@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from torchdoctor.files.reading import Number, Record
 from torchdoctor.types import Verdict
@@ -21,6 +21,7 @@ class GainRecord(Record):
     variance_from: str
     p_adjusted: Number
     detectable: float | None = math.nan
+    seeds: int = 0
 
     def bounded(self) -> dict[str, Any]:
         """Return the fields of a `Gain`.
@@ -72,6 +73,7 @@ class ComparisonRecord(Record):
     seconds: dict[str, tuple[Number, ...]]
     classes: tuple[str, ...]
     images: dict[str, int]
+    between_controls: dict[str, Number] = Field(default_factory=dict)
     arms: dict[str, dict[str, ArmRecord]]
     against_control: dict[str, dict[str, AgainstControlRecord]]
 

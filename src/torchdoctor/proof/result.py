@@ -190,6 +190,7 @@ class Comparison:
             "classes": self.classes,
             "worst_group": self.worst_group,
             "images": {name: split.images for name, split in self.splits.items()},
+            "between_controls": {name: split.between_controls for name, split in self.splits.items()},
             "arms": {
                 arm: {name: _arm_record(split, arm) for name, split in self.splits.items()} for arm in arms
             },
@@ -225,7 +226,7 @@ class Comparison:
             InputError: Where the file is missing, damaged or of another kind.
         """
         record = read_record(Path(folder) / FILE, ComparisonRecord)
-        saved = record.model_dump(exclude={"images", "arms", "against_control"})
+        saved = record.model_dump(exclude={"images", "between_controls", "arms", "against_control"})
         return cls(**saved, splits={name: _split_of(record, name) for name in record.against_control})
 
 
@@ -260,6 +261,7 @@ def _split_of(record: ComparisonRecord, name: str) -> SplitComparison:
             for arm, against in record.against_control[name].items()
         },
         images=record.images[name],
+        between_controls=record.between_controls.get(name, math.nan),
         calibration_error={
             arm: measured.calibration_error
             for arm, measured in arms.items()

@@ -21,7 +21,8 @@ class Gain:
         p_value: The p-value of the hypothesis that there is no difference.
         variance_from: What the variance is over, such as `images and 3 seeds`.
         p_adjusted: The p-value after Holm's correction for the number of arms that are compared.
-        detectable: The smallest gain that as many images and seeds show with a probability of 80 % or more.
+        detectable: The smallest gain that as many images and seeds show with a probability of about 80 %.
+        seeds: How many seeds there are; 0 where that is not known.
     """
 
     mean: float
@@ -31,6 +32,7 @@ class Gain:
     variance_from: str
     p_adjusted: float = math.nan
     detectable: float = math.nan
+    seeds: int = 0
 
     def __str__(self) -> str:
         """Return the gain and its interval in percentage points."""
@@ -79,6 +81,8 @@ class SplitComparison:
         arms: Each arm compared with the control; first the arm that the verdict is about.
         images: The number of images.
         calibration_error: The expected calibration error in percent, averaged over seeds, by arm.
+        between_controls: How many images one run of the control gets right and another does not, on average:
+            what a seed alone repairs, and breaks; NaN where it is not known.
     """
 
     accuracy: Mapping[str, tuple[float, ...]]
@@ -87,6 +91,7 @@ class SplitComparison:
     arms: Mapping[str, ArmComparison]
     images: int
     calibration_error: Mapping[str, float] = field(default_factory=dict)
+    between_controls: float = math.nan
 
     def __repr__(self) -> str:
         """Return a single line: the mean accuracy of every arm."""

@@ -3,7 +3,8 @@
 All statistics are paired: each image is judged by both arms, and each seed of the treated arm has a control
 run of the same seed. What goes in are tables of booleans, one row per seed and one column per image: was the
 image classified correctly? What comes out are gains in percentage points with 95 % intervals and p-values.
-Where several arms are compared with one control, the p-values carry Holm's correction.
+Interval and p-value come from one statistic, the mean difference over its standard error. Where several arms
+are compared with one control, the p-values carry Holm's correction.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from torchdoctor.types import Verdict
 
 POWER = 0.8  # the probability with which a gain of the size `detectable` is found
 BINS = 15  # of the calibration error
-BATCH_SIZE = 1 << 20  # flipped signs held in memory at once
+# Two seeds leave a single difference to tell how much seeds differ. More degrees of freedom than these make
+# `helped` too frequent where there is no difference (benchmarks/study/proof.py).
+MOST_FREEDOM_OF_TWO_SEEDS = 4.0
+ADDED_IMAGES = (0.5, -0.5)  # differences of two images that are added where their variance is estimated
 
 
 def compare_split(
@@ -34,7 +38,6 @@ def compare_split(
     errors: Mapping[str, Sequence[float]] | None = None,
     *,
     first: str = "treated",
-    key_seed: int = 0,
 ) -> SplitComparison:
     """Compare every arm with the control on one test split.
 
@@ -47,7 +50,6 @@ def compare_split(
         shares: By arm, one background share per seed (0 to 1, NaN where unknown).
         errors: By arm, one expected calibration error per seed, in percent.
         first: The arm that the verdict is about.
-        key_seed: Seeds bootstrap and permutation test.
 
     Returns:
         The accuracies, and each arm against the control, the arm `first` before the others.
@@ -58,7 +60,7 @@ def compare_split(
     control = np.stack(right["control"])
     others = [name for name in right if name not in ("base", "control")]
     others.sort(key=lambda name: name != first)
-    gains = {name: paired_gain(control, np.stack(right[name]), seed=key_seed) for name in others}
+    gains = {name: paired_gain(control, np.stack(right[name])) for name in others}
     adjusted = holm([gain.p_value for gain in gains.values()])
     arms = {}
     for (name, gain), p_adjusted in zip(gains.items(), adjusted, strict=True):
@@ -78,6 +80,7 @@ def compare_split(
         arms=arms,
         images=len(labels),
         calibration_error={arm: float(np.mean(values)) for arm, values in (errors or {}).items() if values},
+        between_controls=between_seeds(control),
     )
 
 
@@ -115,63 +118,114 @@ def paired_gain(
     control: Bool[np.ndarray, "seed image"],
     treated: Bool[np.ndarray, "seed image"],
     *,
-    flips: int = 10_000,
-    resamples: int = 2_000,
     seed: int = 0,
 ) -> Gain:
     """Estimate how much more accurate one arm is than another, paired by seed and image.
 
-    The standard error comes from a bootstrap over images and seeds (`bootstrap_error`). The interval is the
-    mean plus and minus that error times a quantile of Student's t with seeds - 1 degrees of freedom, because
-    with few seeds the percentiles of the bootstrap itself are far too narrow. The p-value is that of a
-    permutation test: under the null hypothesis each image's difference is as likely to have the other sign.
-    With one seed, the error is over images only, and the p-value is McNemar's exact one.
+    The interval is the mean difference plus and minus its standard error times a quantile of Student's t,
+    and the p-value is that of the same ratio (see `standard_error`). With one seed, the error is over images
+    only: it says nothing of other trainings, and `verdict_of` gives no verdict on it.
 
     Args:
         control: Which images the control classifies correctly [seed, image].
         treated: The same for the other arm, on the same images and in the same order of seeds.
-        flips: How many times the permutation test flips signs at random; where there are no more ways to
-            flip them, it is exact.
-        resamples: How many resamples the bootstrap makes.
-        seed: Seeds bootstrap and permutation test.
+        seed: Without effect, because nothing is drawn at random; taken for callers that pass it.
 
     Returns:
         Treated minus control in percentage points, with interval, p-value and the smallest detectable gain.
 
     Example:
         >>> import numpy as np
-        >>> control = np.array([[True, False, False, True]] * 2)
-        >>> treated = np.array([[True, True, True, True]] * 2)
+        >>> control = np.array([[True, False, False, True] * 25] * 3)
+        >>> treated = np.array([[True, True, False, True] * 25] * 3)
         >>> gain = paired_gain(control, treated)
-        >>> gain.mean, gain.p_value
-        (50.0, 0.5)
+        >>> print(gain)
+        +25.0 (+16.3 to +33.7)
     """
     from scipy import stats  # here, because it takes a second to import
 
+    del seed
     difference = treated.astype(float) - control.astype(float)
-    seeds, images = difference.shape
+    seeds = len(difference)
     mean = float(difference.mean())
-    error = bootstrap_error(difference, resamples, seed) if images > 1 else math.inf
-    if seeds == 1:
-        freedom, p_value = max(images - 1, 1), mcnemar(control[0], treated[0])
-        source = "images only (one seed)"
-    else:
-        freedom, p_value = seeds - 1, _permutation_p(control, treated, flips, seed)
-        source = f"images and {seeds} seeds"
+    error, freedom = standard_error(difference)
     quantile = float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
+    ratio = mean / error if error > 0 else 0.0
+    p_value = 2 * float(stats.t.sf(abs(ratio), freedom))
     return Gain(
         100 * mean,
         100 * (mean - quantile * error),
         100 * (mean + quantile * error),
         p_value,
-        source,
+        "images only (one seed)" if seeds == 1 else f"images and {seeds} seeds",
         p_adjusted=p_value,
-        detectable=100 * errors_to_see(freedom) * error if error > 0 else math.inf,
+        detectable=100 * errors_to_see(round(freedom, 1)) * error if error > 0 else math.inf,
+        seeds=seeds,
     )
 
 
-@functools.cache
-def errors_to_see(freedom: int, level: float = LEVEL) -> float:
+def standard_error(difference: Float[np.ndarray, "seed image"]) -> tuple[float, float]:
+    """Return the standard error of the mean difference for other seeds and other images, and its freedom.
+
+    A difference d[s, i] is taken to be the gain, plus an effect of seed s, plus one of image i, plus a rest.
+    With the mean squares of the two-way table, A of the images, B of the seeds and C of the rest (A and B
+    contain the rest once each), the variance of the mean over S seeds and N images is
+
+        V = max(A + B - C, A, B) / (S N):
+
+    the rest counts once, and neither effect has a variance below 0. The degrees of freedom are
+    Satterthwaite's, V^2 / sum of ((term / S N)^2 / freedom of the term), at least S - 1. So a quantile for
+    few seeds is applied only as far as the seeds matter.
+
+    The variance of the images is estimated with two more images, one that half of the seeds repair and one
+    that half of them break, in the way that Agresti and Min advise for paired proportions: where few images
+    differ, they say little about their own variance.
+
+    Args:
+        difference: Treated minus control of each seed and image, -1, 0 or 1.
+
+    Returns:
+        The standard error in the unit of `difference`, and its degrees of freedom. The error is infinite for
+        a single image, and 0 where no image differs in any seed.
+    """
+    seeds, images = difference.shape
+    if images < 2:
+        return math.inf, 1.0
+    if not difference.any():
+        return 0.0, float(images - 1)
+    number = seeds * images
+    of_image, of_seed, mean = difference.mean(0), difference.mean(1), float(difference.mean())
+    by_image = seeds * float(np.concatenate([of_image, ADDED_IMAGES]).var(ddof=1)) / number
+    if seeds == 1:
+        return math.sqrt(by_image), float(images - 1)
+    by_seed = images * float(of_seed.var(ddof=1)) / number
+    rest_freedom = (seeds - 1) * (images - 1)
+    rest = float(((difference - of_image - of_seed[:, None] + mean) ** 2).sum()) / rest_freedom / number
+    variance = max(by_image + by_seed - rest, by_image, by_seed)
+    spread = by_image**2 / (images - 1) + by_seed**2 / (seeds - 1) + rest**2 / rest_freedom
+    freedom = max(variance**2 / spread, seeds - 1.0)
+    return math.sqrt(variance), min(freedom, MOST_FREEDOM_OF_TWO_SEEDS) if seeds == 2 else freedom
+
+
+def between_seeds(control: Bool[np.ndarray, "seed image"]) -> float:
+    """Return how many images a network repairs or breaks through its seed alone.
+
+    Args:
+        control: Which images the control classifies correctly [seed, image].
+
+    Returns:
+        The mean number of images that one run of the control gets right and another does not, over all
+        ordered pairs of runs; NaN with a single seed.
+    """
+    seeds = len(control)
+    if seeds < 2:
+        return math.nan
+    right = control.sum(0).astype(float)
+    return float((right * (seeds - right)).sum() / (seeds * (seeds - 1)))
+
+
+@functools.lru_cache(1024)
+def errors_to_see(freedom: int | float, level: float = LEVEL) -> float:
     """Return how large a true gain has to be to be found with a probability of `POWER`.
 
     Found means that the t interval lies above 0. Where the true gain is not 0, the ratio of the measured gain
@@ -191,33 +245,6 @@ def errors_to_see(freedom: int, level: float = LEVEL) -> float:
     return float(
         optimize.brentq(lambda gain: stats.nct.sf(quantile, freedom, gain) - POWER, 0.0, 3 * quantile + 5)
     )
-
-
-def bootstrap_error(
-    difference: Float[np.ndarray, "seed image"], resamples: int = 2_000, seed: int = 0
-) -> float:
-    """Estimate the standard error of the mean difference by resampling images and seeds independently.
-
-    Resampled are the images' means over seeds, and the seeds' means over images. The residual between the two
-    is part of both already; to resample it again would make the error a fifth too wide. A resample of S seeds
-    has a variance that is too small by the factor (S - 1) / S, so each seed's distance from the overall mean
-    is multiplied by the root of S / (S - 1) first.
-
-    Args:
-        difference: Treated minus control of each seed and image, -1, 0 or 1.
-        resamples: How many resamples to draw.
-        seed: Seeds the resampling.
-
-    Returns:
-        The standard error, in the unit of `difference`.
-    """
-    seeds, images = difference.shape
-    generator = np.random.default_rng([seed, 0xB007])
-    of_image, of_seed = difference.mean(0), difference.mean(1) - difference.mean()
-    wider = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
-    of_images = generator.multinomial(images, np.full(images, 1 / images), size=resamples) / images
-    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-    return float((of_images @ of_image + wider * (of_seeds @ of_seed)).std(ddof=1))
 
 
 def mcnemar(control: Bool[np.ndarray, " image"], treated: Bool[np.ndarray, " image"]) -> float:
@@ -279,31 +306,3 @@ def calibration_error(
         gap = abs(float(right[inside].mean()) - float(confidence[inside].mean()))
         gaps.append(gap * float(inside.mean()))
     return 100.0 * float(sum(gaps))
-
-
-def _permutation_p(
-    control: Bool[np.ndarray, "seed image"], treated: Bool[np.ndarray, "seed image"], flips: int, seed: int
-) -> float:
-    """Return the two-sided p-value of the mean difference under random signs of the images' differences.
-
-    Differences are summed over the seeds, not averaged: whole numbers compare exactly. Where there are no
-    more than `flips` ways to choose the signs, each is tried once and the p-value is exact; else as many are
-    drawn, and the measured signs count as one more.
-    """
-    from scipy import stats  # here, because it takes a second to import
-
-    difference = treated.sum(0) - control.sum(0)
-    moving = difference[difference != 0]
-    if len(moving) < 2:  # the only image that differs does so as much with either sign
-        return 1.0
-    test = stats.permutation_test(
-        (moving,),
-        lambda signed, axis: np.abs(signed.sum(axis=axis)),
-        permutation_type="samples",
-        alternative="greater",
-        vectorized=True,
-        n_resamples=flips,
-        batch=max(1, BATCH_SIZE // len(moving)),
-        rng=np.random.default_rng([seed, 0x51F]),
-    )
-    return float(test.pvalue)

@@ -41,11 +41,17 @@ def key_numbers(diagnosis: Diagnosis, comparison: Comparison | None) -> list[tup
         number(mean_of_known(np.array(split.accuracy.get(arm, ()), dtype=float))) for arm in arms
     )
     share_base, share_control, share_treated = (share(split.background_share.get(arm)) for arm in arms)
+    known = not math.isnan(split.between_controls)
+    by_seed = f"; by the seed alone {split.between_controls:,.0f} each way" if known else ""
     return [
         ("gain over control", signed(first.gain.mean), f"points on {name}"),
         ("accuracy, %", f"{base} → {treated}", f"control {control}"),
         ("background evidence", f"{share_base} → {share_treated}", f"control {share_control}"),
-        ("images repaired", f"{len(first.repaired):,}", f"{len(first.broken):,} broken, of {split.images:,}"),
+        (
+            "images repaired",
+            f"{len(first.repaired):,}",
+            f"{len(first.broken):,} broken, of {split.images:,}{by_seed}",
+        ),
         ("categories diagnosed", diagnosed, places),
     ]
 

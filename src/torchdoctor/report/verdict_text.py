@@ -39,7 +39,12 @@ def headline(diagnosis: Diagnosis, comparison: Comparison | None, *, treated: bo
     }[comparison.verdict]
     gain = split.first.gain
     interval = f"95 % interval {signed(gain.low)} to {signed(gain.high)}"
-    return f"{verdict}: {signed(gain.mean)} points on {name} ({interval})"
+    harmed = [
+        f"but {other} is harmed: {signed(one.first.gain.mean)} points"
+        for other, one in comparison.splits.items()
+        if other != name and one.first.verdict == "harmed"
+    ]
+    return "; ".join([f"{verdict}: {signed(gain.mean)} points on {name} ({interval})", *harmed])
 
 
 def decisive_split(comparison: Comparison) -> tuple[str, SplitComparison]:
@@ -54,7 +59,7 @@ def decisive_split(comparison: Comparison) -> tuple[str, SplitComparison]:
     """
     name = comparison.primary
     if comparison.verdict == "harmed" and comparison.splits[name].first.verdict != "harmed":
-        name = min(comparison.splits, key=lambda split: comparison.splits[split].first.gain.mean)
+        name = min(comparison.splits, key=lambda split: comparison.splits[split].first.gain.high)
     return name, comparison.splits[name]
 
 

@@ -49,7 +49,6 @@ def compare_stage(
         evidence=settings.evidence,
         min_gain=settings.min_gain,
         max_loss=settings.max_loss,
-        seed=settings.seed,
         arm=arm_of(case),
         progress=progress,
     )
