@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from pictures import RAW, is_red, same, scene, table_of, write_split
 from torchdoctor.data import pixels as pixels_module
+from torchdoctor.data import shared_memory
 from torchdoctor.data.load import load_data
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing, fit
@@ -186,3 +187,19 @@ def test_a_crop_that_leaves_the_object_behind_is_not_annotated():
     inside = batch.masks.flatten(1).any(1)
     assert not inside.all() and torch.equal(batch.annotated, inside)
     assert bool(next(iter(loader)).annotated.all())
+
+
+def test_too_little_shared_memory_is_said_and_done_without(monkeypatch, tmp_path):
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
+    assert shared_memory.workers_that_fit(2, 1000) == 2 and shared_memory.workers_that_fit(0, 1 << 60) == 0
+    with pytest.warns(UserWarning, match="shared memory.*--workers 0"):
+        assert shared_memory.workers_that_fit(2, 1 << 60) == 0
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path / "absent")
+    assert shared_memory.workers_that_fit(2, 1 << 60) == 2
+
+
+def test_the_first_batch_is_that_of_the_epoch_and_no_other_image_is_decoded():
+    loader = Loader(table_of(21), RAW, batch_size=4, augment="crop_flip")
+    first = loader.first_batch(3)
+    assert int(loader.store._decoded.sum()) == 4
+    assert same(first, next(iter(loader.epoch(0, 3))))

@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
-from torchdoctor.cli.terminal import SECONDS_BETWEEN_LINES, ProgressBar, ProgressLines, duration
+from torchdoctor.cli.terminal import (
+    SECONDS_BETWEEN_LINES,
+    ProgressBar,
+    ProgressLines,
+    duration,
+    make_streams_safe,
+)
 
 
 class Clock:
@@ -140,3 +146,15 @@ def test_the_waiting_thread_writes_while_the_work_is_silent():
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout == "" and "torchdoctor: train: 1 of 9 steps, " in ran.stderr
+
+
+def test_a_stream_without_a_minus_sign_gets_a_hyphen():
+    raw = io.BytesIO()
+    for encoding in ("latin-1", "ascii", "cp1252", "utf-8"):
+        stream = io.TextIOWrapper(raw, encoding=encoding)
+        make_streams_safe((stream, None, io.StringIO()))
+        stream.write("−1.0 to ∞ │ 漢 ")
+        stream.flush()
+        stream.detach()
+    lines = raw.getvalue()
+    assert lines == 3 * b"-1.0 to inf | ? " + "−1.0 to ∞ │ 漢 ".encode()

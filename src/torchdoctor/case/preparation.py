@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from torchdoctor.case.defaults import best_select, check_constraints, prescribed
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
 from torchdoctor.case.surroundings import card_of
+from torchdoctor.case.training_images import note_on_tests, refuse_seen_tests, trained_on
 from torchdoctor.data.load import EXPECTED, Splits, load_data
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.images.masks import default_expansion
@@ -27,6 +29,7 @@ from torchdoctor.models.weights import load_into, load_weights, weights_card
 from torchdoctor.randomness import key
 from torchdoctor.types import InputError
 
+JUDGING: tuple[Verb, ...] = ("treat", "checkup", "robustness")  # verbs whose results rest on test images
 SWAPPED = "swapped"  # the test split that is made of another split by exchanging backgrounds
 
 
@@ -38,13 +41,15 @@ class Case:
         plan: Every setting of the run, decided.
         model: The network with its weights, on its device, in evaluation mode.
         data: The images, by split.
-        card: What is written beside saved weights: model, categories, preprocessing.
+        card: What is written beside saved weights: model, categories, preprocessing, training images.
+        notes: Sentences about what cannot be known of this case.
     """
 
     plan: Plan
     model: nn.Module
     data: Splits
     card: Mapping[str, object]
+    notes: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -80,6 +85,7 @@ class Case:
         return {
             "preprocessing": self.data.preprocessing.to_json(),
             "skipped_images": list(self.data.skipped),
+            "notes": list(self.notes),
         }
 
 
@@ -121,6 +127,8 @@ def prepare(
     data = _data(settings, name, card)
     primary = _primary(settings, data)
     _check_classes(settings, data, card)
+    if verb in JUDGING:
+        refuse_seen_tests(card, data)
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
     if pretrained and needs_weights:
         _check_pretrained_head(name, data)
@@ -138,7 +146,9 @@ def prepare(
     layers = layers_of(settings, name, model, data, try_out or try_out_network)
     check_constraints(settings, layers, data)
     plan = _decided(settings, verb, name, data, layers, primary)
-    return Case(plan, model, data, card_of(plan, data))
+    note = note_on_tests(card, data, own_weights=file is not None)
+    whole = {**card_of(plan, data), "trained_on": trained_on(card, data)}
+    return Case(plan, model, data, whole, (note,) if note and verb in JUDGING else ())
 
 
 def _decided(
@@ -170,9 +180,10 @@ def new_folder(verb: str) -> str:
         verb: The command that runs.
 
     Returns:
-        `runs/<command>-<time>`.
+        `runs/<command>-<time>-<letters>`; the letters are random, so that runs which start in the same
+        second, on this machine or on others that share the folder, do not meet.
     """
-    return f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None:
@@ -214,7 +225,7 @@ def _data(settings: Settings, name: str, card: Mapping[str, object] | None) -> S
         str(settings.data),
         mean=tuple(trained["mean"]) if "mean" in trained else None,
         std=tuple(trained["std"]) if "std" in trained else None,
-        seed=settings.seed,
+        seed=asked.split_seed,
         augment=settings.augment,
         settings=asked,
     )

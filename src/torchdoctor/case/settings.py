@@ -78,7 +78,7 @@ class RunSettings(SettingsGroup):
     out: str | None = setting(
         None,
         "The folder that the run is written to; it must not exist yet.",
-        left_out="runs/<command>-<time>",
+        left_out="runs/<command>-<time>-<letters>",
         newcomer=True,
     )
     seed: Whole = setting(0, GLOSSARY["seed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from torchdoctor.cli.options import (
     parameters_of,
     tell,
 )
-from torchdoctor.cli.terminal import ProgressBar, show
+from torchdoctor.cli.terminal import ProgressBar, make_streams_safe, show
 from torchdoctor.types import InputError, Interrupted, ModelDoctorError, check_choice
 
 HELP = (
@@ -251,6 +252,10 @@ app = build_app()
 
 def main() -> None:
     """Run the command line; a known failure ends with a clear line on stderr and its exit code."""
+    make_streams_safe((sys.stdout, sys.stderr))
+    os.environ["MPLBACKEND"] = (
+        "agg"  # a notebook names a backend that may not be installed here; none is needed
+    )
     try:
         app()
     except InputError as error:

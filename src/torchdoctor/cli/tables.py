@@ -84,6 +84,8 @@ def _print_preparation(console: Console, record: Mapping[str, Any]) -> None:
         )
         kind = "grey" if len(preprocessing["mean"]) == 1 else "RGB"
         console.print(f"preprocessing: {preprocessing['image_size']} px, {kind}, {numbers}", highlight=False)
+    for note in record.get("notes") or []:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     skipped = record.get("skipped_images") or []
     for reason in skipped[:3]:
         console.print(f"left out: {reason}", highlight=False, soft_wrap=True, markup=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,6 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is no terminal
+REPLACEMENTS = {  # for streams whose encoding lacks these characters
+    "\u2212": "-", "\u221e": "inf", "\u2192": "->", "\u2026": "...", "\u00b7": ".", "\u00d7": "x",
+    "\u2264": "<=", "\u2265": ">=", "\u2013": "-", "\u2014": "-", "\u2018": "'", "\u2019": "'",
+    "\u201c": '"', "\u201d": '"', "\u00b1": "+-", "\u2009": " ",
+    **dict.fromkeys("\u2500\u2501\u2550", "-"), **dict.fromkeys("\u2502\u2503\u2551", "|"),
+}  # fmt: skip
 UNITS = {  # what a stage counts, where that is not the steps of a training
     "diagnose": "images",
     "causes": "images",
@@ -25,6 +33,42 @@ UNITS = {  # what a stage counts, where that is not the steps of a training
     "robustness": "evaluations",
     "report": "pages",
 }
+
+
+def make_streams_safe(streams: Sequence[object]) -> None:
+    """Let text streams that are not UTF-8 replace characters that they do not have, instead of failing.
+
+    Args:
+        streams: Streams such as `sys.stdout`; those that cannot be configured are left as they are.
+    """
+    codecs.register_error("torchdoctor", _replaced)
+    for stream in streams:
+        encoding = getattr(stream, "encoding", None)
+        if isinstance(stream, io.TextIOWrapper) and encoding and not is_utf(encoding):
+            stream.reconfigure(errors="torchdoctor")
+
+
+def is_utf(encoding: str) -> bool:
+    """Return whether an encoding has every character.
+
+    Args:
+        encoding: The name of the encoding, in any spelling.
+
+    Returns:
+        False for an encoding that Python does not know.
+    """
+    try:
+        return codecs.lookup(encoding).name.startswith("utf-")
+    except LookupError:
+        return False
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Replace the characters that could not be encoded, and return where to go on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(REPLACEMENTS.get(letter, "?") for letter in text), error.end
 
 
 def show(result: Any, as_json: bool, pretty: Callable[[Console, Any], None]) -> None:
@@ -38,7 +82,7 @@ def show(result: Any, as_json: bool, pretty: Callable[[Console, Any], None]) -> 
     if as_json:
         from torchdoctor.files.writing import plain
 
-        sys.stdout.write(json.dumps(plain(result), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(plain(result), allow_nan=False) + "\n")
     else:
         console = Console()
         pretty(console if console.is_terminal else Console(width=120), result)

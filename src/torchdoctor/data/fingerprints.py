@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt64
 
 from torchdoctor.data.table import ImageTable
 
@@ -55,6 +56,31 @@ def stamp_of_bytes(content: Any) -> bytes:
     view = memoryview(content)
     ends = view if len(view) <= 2 * ENDS else bytes(view[:ENDS]) + bytes(view[-ENDS:])
     return len(view).to_bytes(8, "little") + bytes(ends)
+
+
+def image_hashes(table: ImageTable) -> UInt64[np.ndarray, " image"] | None:
+    """Return a hash for each image, equal where the stamps of two images are equal.
+
+    A reader whose images come from a formula can have a method `identity(position)`, which returns bytes that
+    no other image has; then no image is drawn for its stamp.
+
+    Args:
+        table: The images.
+
+    Returns:
+        Hashes of 8 bytes in the order of the table; None where its reader has neither method, or has an empty
+        stamp of an image.
+    """
+    stamp, identity = getattr(table.read, "stamp", None), getattr(table.read, "identity", None)
+    if stamp is None and identity is None:
+        return None
+    content: list[bytes] = [
+        identity(place) if identity is not None else stamp(place)[0] for place in range(len(table))
+    ]
+    if not all(content):  # an empty stamp is of an image that is known only when it is decoded
+        return None
+    hashes = [hashlib.blake2b(each, digest_size=8).digest() for each in content]
+    return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
 def fingerprint(table: ImageTable) -> dict[str, object]:

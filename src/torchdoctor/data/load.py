@@ -54,6 +54,7 @@ class Splits:
         preprocessing: How images become the numbers that the network takes.
         has_masks: Whether any training image has a mask of its object.
         skipped: The images that did not decode and were left out, each with the reason.
+        test_divided_off: Whether the test split was divided off, because the data came without one.
     """
 
     classes: tuple[str, ...]
@@ -64,6 +65,7 @@ class Splits:
     preprocessing: Preprocessing
     has_masks: bool
     skipped: tuple[str, ...] = ()
+    test_divided_off: bool = False
 
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, object]]:
@@ -188,6 +190,7 @@ def _loaded(
         preprocessing=preprocessing,
         has_masks=bool(tables.train.has_mask.any()),
         skipped=skipped,
+        test_divided_off=tables.test_divided_off,
     )
 
 

@@ -22,6 +22,7 @@ from torchdoctor.data.pixels import (
     augmentation,
     augmented,
 )
+from torchdoctor.data.shared_memory import workers_that_fit
 from torchdoctor.data.table import ImageTable
 from torchdoctor.images.batches import Batch
 from torchdoctor.types import InputError
@@ -287,7 +288,7 @@ class Loader:
         use_keys = self.augment != "none"
         batches = [[(int(position[row]), key if use_keys else None) for row, key in draws] for draws in plan]
         self.store.prepare(position[np.unique(np.concatenate(rows))] if rows else position[:0])
-        workers = 0 if self.store.cached else self.workers
+        workers = 0 if self.store.cached else workers_that_fit(self.workers, self._batch_bytes(plan))
         # The sampler's items are whole batches; the DataLoader only distributes them over the workers.
         # It has a generator of its own, because it would otherwise draw from torch's global generator.
         loaded = DataLoader(
@@ -302,6 +303,11 @@ class Loader:
             if isinstance(decoded, InputError):
                 raise decoded
             yield self._batch(batch_rows, decoded)
+
+    def _batch_bytes(self, plan: Sequence[Sequence[Draw]]) -> int:
+        """Return the size of the largest batch of a plan, in bytes, each image with a mask."""
+        images = max((len(draws) for draws in plan), default=0)
+        return images * (self.preprocessing.channels + 1) * self.preprocessing.image_size**2
 
     def _batch(self, rows: Int[np.ndarray, " batch"], decoded: Sequence[tuple[Pixels, Mask | None]]) -> Batch:
         """Return a batch of decoded images; masks that may not be used are empty."""

@@ -37,6 +37,11 @@ class DataSettings(SettingsGroup):
     validation_share: Share = setting(
         0.1, "Share of the training images that becomes the validation split, where the data has none."
     )
+    split_seed: Whole = setting(
+        0,
+        "The random seed by which data without splits is divided into training, validation and test images; "
+        "`--seed` has no part in it.",
+    )
     primary: str = setting(
         "auto",
         "The test split that decides the verdict; swapped makes a split in which objects with masks stand "

@@ -61,12 +61,13 @@ def divide(splits: Mapping[str, ImageTable], origin: str, seed: int, validation_
         raise InputError(f"{origin}: found {content}, expected at least two categories")
     tests = {name: table for name, table in splits.items() if is_test_name(name)}
     held_out = next((name for name in VALIDATION_NAMES if name in splits), None)
+    divided_off = False
     if tests and held_out is not None:
         validation = replace(splits[held_out], ids=splits[held_out].ids + len(train))
     else:
         if not tests and held_out is not None:
             tests = {held_out: splits[held_out]}
-        if not tests:
+        if divided_off := not tests:
             train, tests["test"] = carve(train, TEST_SHARE, seed)
         train, validation = carve(train, validation_share, seed)
     for name, table in {"train": train, "validation": validation, **tests}.items():
@@ -75,4 +76,4 @@ def divide(splits: Mapping[str, ImageTable], origin: str, seed: int, validation_
                 f"{origin}: the {name} split is empty; expected at least one image, better hundreds"
             )
     primary = "test" if "test" in tests else next(iter(tests))
-    return Tables(train.classes, train, validation, tests, primary, origin)
+    return Tables(train.classes, train, validation, tests, primary, origin, divided_off)

@@ -52,6 +52,18 @@ class ChosenRows:
         stamp = getattr(self.read, "stamp", None)
         return (b"", b"") if stamp is None else stamp(int(self.rows[position]))
 
+    def identity(self, position: int) -> bytes:
+        """Return bytes that no other image has, without decoding it.
+
+        Args:
+            position: The position among the chosen images.
+
+        Returns:
+            What the reader has for this, else the stamp of the image.
+        """
+        identity = getattr(self.read, "identity", None)
+        return self.stamp(position)[0] if identity is None else identity(int(self.rows[position]))
+
 
 @dataclass(frozen=True)
 class ImageTable:
@@ -110,6 +122,7 @@ class Tables:
         tests: The test splits by name.
         primary: The name of the test split on which a treatment is judged.
         origin: The `--data` value that the data set was read from.
+        test_divided_off: Whether the test split was divided off, because the data came without one.
     """
 
     classes: tuple[str, ...]
@@ -118,6 +131,7 @@ class Tables:
     tests: Mapping[str, ImageTable]
     primary: str
     origin: str
+    test_divided_off: bool = False
 
 
 def carve(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, ImageTable]:

@@ -58,6 +58,10 @@ def train_stage(
         stage="train",
     )
     write_json(
+        folder / "model.json", case.card
+    )  # the weights come first: nothing that fails later costs them
+    write_weights(folder / "model.safetensors", case.model.state_dict())
+    write_json(
         folder / "history.json",
         {
             "epochs": trained.history,
@@ -68,8 +72,6 @@ def train_stage(
     )
     arm = Arm("train", case.plan.seed, {}, trained.history, trained.steps, trained.seconds)
     write_trackers(folder, Treatment((arm,), ()), tensorboard=case.plan.tensorboard)
-    write_json(folder / "model.json", case.card)
-    write_weights(folder / "model.safetensors", case.model.state_dict())
     checkpoints.remove()
     return trained_outcome(case, folder)
 

@@ -96,6 +96,17 @@ class Scenes:
         self._draw(position)
         return self._images[position].tobytes(), self._masks[position].tobytes()
 
+    def identity(self, position: int) -> bytes:
+        """Return what tells an image from all others, without drawing it.
+
+        Args:
+            position: The position of the image.
+
+        Returns:
+            The key of its random numbers and what else the drawing depends on.
+        """
+        return repr((self._seed, self._stream, position, self._agreement)).encode()
+
     def _begin(self, number: int) -> tuple[np.random.Generator, int]:
         """Return the generator of an image, and the family of its background, which was drawn first."""
         key = np.random.SeedSequence([self._seed, self._stream, number])

@@ -1,0 +1,106 @@
+"""Which images weights were trained on, kept on their card, so that test images stay test images."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt64
+
+from torchdoctor.data.fingerprints import image_hashes
+from torchdoctor.data.load import Splits
+from torchdoctor.types import InputError
+
+Hashes = UInt64[np.ndarray, " image"]
+SHOWN = 5  # names in a message
+NOT_KNOWN = (
+    "the test images were divided off from this folder, and the weights have no card that says what they "
+    "were trained on: whether they have seen the test images cannot be known. Give a folder that is divided "
+    "into train and test"
+)
+
+
+def trained_on(card: Mapping[str, object] | None, data: Splits) -> dict[str, object] | None:
+    """Describe the images that weights will have been trained on after a training on this data.
+
+    Args:
+        card: The card of the weights that the training starts from; None for new weights.
+        data: The images.
+
+    Returns:
+        `images` (how many different ones) and `hashes` (8 bytes for each, sorted, in base64), those of the
+        card included; None where the images cannot be hashed without decoding them.
+    """
+    own = image_hashes(data.train.table)
+    if own is None:
+        return None
+    before = _hashes_of(card)
+    every = np.unique(own if before is None else np.concatenate([own, before]))
+    return {"images": len(every), "hashes": base64.b64encode(every.astype("<u8").tobytes()).decode("ascii")}
+
+
+def refuse_seen_tests(card: Mapping[str, object] | None, data: Splits) -> None:
+    """Refuse test images that the weights were trained on.
+
+    An image that this data has among its training images and its test images as well is not meant here: the
+    command `data check` counts these.
+
+    Args:
+        card: The card of the weights; None where there is none.
+        data: The images.
+
+    Raises:
+        InputError: A test split holds images that the card lists; the message names some.
+    """
+    before = _hashes_of(card)
+    if before is None:
+        return
+    own = image_hashes(data.train.table)
+    if own is None:
+        return
+    for name, loader in data.tests.items():
+        tested = image_hashes(loader.table)
+        if tested is None:
+            continue
+        seen = np.flatnonzero(np.isin(tested, before) & ~np.isin(tested, own))
+        if len(seen):
+            names = ", ".join(loader.table.names[place] for place in seen[:SHOWN].tolist())
+            raise InputError(
+                f"{len(seen)} of the {len(tested)} images of the test split {name!r} were training images of "
+                f"these weights, as their card says ({names}{', ...' if len(seen) > SHOWN else ''}): a test "
+                "on them proves nothing. Use the division that the weights were trained with (--split-seed, "
+                "--validation-share), or other test images"
+            )
+
+
+def note_on_tests(card: Mapping[str, object] | None, data: Splits, *, own_weights: bool) -> str | None:
+    """Say where it cannot be known whether the weights have seen the test images.
+
+    Args:
+        card: The card of the weights.
+        data: The images.
+        own_weights: Whether the weights come from a file of the user's.
+
+    Returns:
+        A sentence; None where it is known, or where the data came with a test split of its own.
+    """
+    if own_weights and data.test_divided_off and _hashes_of(card) is None:
+        return NOT_KNOWN
+    return None
+
+
+def _hashes_of(card: Mapping[str, object] | None) -> Hashes | None:
+    """Return the hashes on a card; None where it has none, InputError where they cannot be read."""
+    record: Any = (card or {}).get("trained_on")
+    if record is None:
+        return None
+    try:
+        return np.frombuffer(base64.b64decode(record["hashes"], validate=True), dtype="<u8").astype(np.uint64)
+    except (TypeError, KeyError, ValueError, binascii.Error) as error:
+        raise InputError(
+            f"the card beside the weights holds `trained_on` that cannot be read ({error}): expected "
+            "what train writes; remove the entry if the card was edited"
+        ) from error
