@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -22,7 +24,7 @@ from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import fit
 from torchdoctor.treatment.treat import treat
 from torchdoctor.treatment.weighting import Prescription
-from torchdoctor.types import InputError, Targets, check_choice
+from torchdoctor.types import InputError, ModelDoctorError, Targets, check_choice
 
 
 class Net(nn.Module):
@@ -131,6 +133,18 @@ def test_auto_weight_balances_the_gradient_norms(patient):
         assert balance == pytest.approx(0.5) and one["weight_chosen"] == "auto"
 
 
+@pytest.mark.parametrize("weight", ["auto", math.nan, math.inf])
+def test_a_penalty_without_a_finite_weight_is_not_trained_with(patient, weight):
+    model, batches, diagnosis = patient
+    constraint = replace(CONSTRAINTS["channel"], layers=("conv2",), weight=weight)
+    if weight == "auto":  # a pixel that is not finite makes the measured norms so
+        images = batches[0].images.clone()
+        images[0, 0, 0, 0] = math.inf
+        batches = [replace(batches[0], images=images), *batches[1:]]
+    with pytest.raises(InputError, match=r"constraint 'channel' on conv2: .*(nan|inf) on the first batches"):
+        treat(model, batches, diagnosis, constraints=[constraint], recipe=Recipe(epochs=1), seeds=1)
+
+
 def test_a_penalty_that_reaches_nothing_is_refused(patient):
     model, batches, diagnosis = patient
     frozen = copy.deepcopy(model)
@@ -205,6 +219,19 @@ def test_treat_and_compare_from_python(patient):
     )
     assert 0 < split.background_share["base"] < 1
     assert comparison.steps == 3
+
+
+def test_an_arm_of_which_every_step_was_skipped_is_not_compared(patient):
+    model, batches, diagnosis = patient
+    treatment = treat(model, batches, diagnosis, recipe=Recipe(epochs=1), seeds=2)
+    for skipped, refused in ((((1, 2),) * 2, False), (((1, 2),) * 3, True)):
+        arms = tuple(
+            replace(arm, skipped=skipped) if (arm.name, arm.seed) == ("treated", 1) else arm
+            for arm in treatment.arms
+        )
+        expected = pytest.raises(ModelDoctorError, match="treated, seed 1: all 3 steps were skipped")
+        with expected if refused else nullcontext():
+            compare(model, replace(treatment, arms=arms), {"test": batches})
 
 
 def test_the_diagnosis_must_be_of_these_weights(patient):

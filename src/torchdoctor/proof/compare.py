@@ -23,7 +23,7 @@ from torchdoctor.proof.split_result import SplitComparison
 from torchdoctor.proof.statistics import calibration_error, compare_split
 from torchdoctor.proof.verdict import overall_verdict
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.types import Evidence, InputError, Progress, silent
+from torchdoctor.types import Evidence, InputError, ModelDoctorError, Progress, silent
 
 
 def compare(
@@ -62,6 +62,7 @@ def compare(
 
     Raises:
         InputError: There is no test split, no arm beside the control, or no split or arm of that name.
+        ModelDoctorError: In some training of an arm every step was skipped.
 
     Example:
         >>> from torchdoctor import Batch, Recipe, compare, diagnose, treat
@@ -73,6 +74,7 @@ def compare(
         ['base', 'control', 'treated']
     """
     primary, arm = _primary_split(tests, primary), _first_arm(treatment, arm)
+    _refuse_untrained(treatment)
     layers = _treated_layers(treatment) if layers is None else layers
     names = tuple(classes or getattr(tests[primary], "classes", None) or ())
     measured = _measured_splits(model, treatment, tests, layers, evidence, progress)
@@ -177,6 +179,19 @@ def _first_arm(treatment: Treatment, arm: str | None) -> str:
     if arm is not None and arm not in others:
         raise InputError(f"arm {arm!r} was not trained; there are: {', '.join(others)}")
     return arm or others[0]
+
+
+def _refuse_untrained(treatment: Treatment) -> None:
+    """Raise ModelDoctorError where a training took no step: its weights would pass for those of its arm."""
+    for name in treatment.names():
+        for seed in treatment.seeds():
+            arm = treatment.arm(name, seed)
+            if arm.steps and len(arm.skipped) >= arm.steps:
+                raise ModelDoctorError(
+                    f"arm {name}, seed {seed}: all {arm.steps} steps were skipped, because the loss or its "
+                    "gradient was not finite. The network was not trained, and there is nothing to compare: "
+                    "lower the learning rate or the weight of the constraints, or leave this arm out"
+                )
 
 
 def _treated_layers(treatment: Treatment) -> list[str]:

@@ -235,7 +235,8 @@ def prescribe(
         The plan with numbers as weights; and for each constraint what was measured, by name.
 
     Raises:
-        InputError: A penalty reaches no trainable parameter, so that training would ignore it.
+        InputError: A penalty reaches no trainable parameter, so that training would ignore it; or the
+            penalty, its gradient or its weight is not a finite number.
     """
     stream = key("prescribe", seed)
     example = example_of(model, images)
@@ -248,6 +249,7 @@ def prescribe(
             raise InputError(_unreached(constraint, balance.value))
         automatic = constraint.weight == "auto"
         weight = tau * balance.loss_norm / balance.penalty_norm if automatic else float(constraint.weight)
+        _check_finite(constraint, balance, weight)
         chosen.append(replace(constraint, weight=weight))
         measured.append(
             {
@@ -269,6 +271,23 @@ def prescribe(
             }
         )
     return replace(plan, constraints=tuple(chosen)), tuple(measured)
+
+
+def _check_finite(constraint: Constraint, balance: Balance, weight: float) -> None:
+    """Raise InputError where a penalty, its gradient or its weight is not a finite number."""
+    found = {
+        "the penalty": balance.value,
+        "the norm of its gradient": balance.penalty_norm,
+        "the norm of the loss's gradient": balance.loss_norm,
+        "its weight": weight,
+    }
+    wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
+    if wrong:
+        raise InputError(
+            f"constraint {constraint.name!r} on {', '.join(constraint.layers)}: {', '.join(wrong)} on the "
+            "first batches, and training with it would change nothing or spoil the weights. Put it on other "
+            "layers, or look for images or weights that are not finite"
+        )
 
 
 def example_of(model: nn.Module, images: TrainingImages) -> Tensor:
