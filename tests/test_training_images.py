@@ -98,6 +98,7 @@ def test_weights_without_a_card_are_named_only_where_the_test_images_were_divide
     weights = saved(case_of(folder), tmp_path, card=False)
     case = case_of(folder, "checkup", weights=weights)
     assert case.notes == (NOT_KNOWN,) and case.facts["notes"] == [NOT_KNOWN]
+    assert "notes" not in case_of(folder, "diagnose", weights=weights).facts
 
 
 def test_treated_weights_list_what_their_base_has_seen_too(folder, tmp_path):

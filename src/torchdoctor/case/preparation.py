@@ -85,7 +85,7 @@ class Case:
         return {
             "preprocessing": self.data.preprocessing.to_json(),
             "skipped_images": list(self.data.skipped),
-            "notes": list(self.notes),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 
