@@ -7,18 +7,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Bool, Integer, UInt8
+from PIL import Image, ImageOps
 
 from torchdoctor.types import InputError
 
 __all__ = ["check_mask_size", "mask_from_boxes", "mask_from_png"]
 
+Marked = Bool[np.ndarray, "height width"]
+BLACK, VOC_BORDER = (0, 0, 0), (224, 224, 192)
+MOST_COLOURS = 256  # a coloured mask with more colours is a photograph
+TURNS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = tuple(TURNS)  # the EXIF orientations that exchange width and height
+LARGEST_CLASS = 63  # grey values up to here, beside the highest value alone, are class numbers
+
 
 def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
-    """Read an object mask from a PNG file.
+    """Read an object mask from an image file.
 
-    Pixels of 128 and more are the object. In a file whose brightest pixel is 1, the pixels of 1 are. Of 16
-    bits the upper 8 count.
+    What marks the object depends on the file:
+
+    - black and white or grey: pixels of 128 and more; where the brightest value is 1, ones. Of 16 bits the
+      upper 8 count.
+    - class numbers with an ignore border, that is grey values up to 63 beside the highest value (255): the
+      class numbers other than 0. The border is not the object.
+    - coloured palette (as in Pascal VOC): all indices but 0 and 255. The border, index 255, is not the object.
+    - flat colours on black: every colour except black and the border colour (224, 224, 192) of Pascal VOC.
+    - transparency: the opaque pixels, where some are transparent.
 
     Args:
         source: The file, or its content.
@@ -28,22 +48,80 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
         The mask as an L image: 255 on the object, 0 elsewhere.
 
     Raises:
-        InputError: It is no image, or marks no pixel.
+        InputError: It is no image, marks no pixel, or can be read in two ways.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            grey = np.asarray(file if file.mode.startswith("I") else file.convert("L"))
+            lossy = file.format in ("JPEG", "MPO")
+            marked, brightest = _marked(ImageOps.exif_transpose(file), lossy, name)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded as a mask ({error}); expected a PNG image") from error
-    threshold = 1 if grey.max(initial=0) <= 1 else 128
-    if grey.dtype != np.uint8 and threshold > 1:
-        grey = grey // 257
-    if not (grey >= threshold).any():
+    if not marked.any():
         raise InputError(
-            f"{name}: the mask marks no pixel (its brightest value is {grey.max(initial=0)}); expected "
+            f"{name}: the mask marks no pixel (its brightest value is {brightest}); expected "
             "the object in white, or 1 in a 0/1 mask. Images without an object need no mask file"
         )
-    return Image.fromarray(np.where(grey >= threshold, 255, 0).astype(np.uint8))
+    return Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))
+
+
+def _marked(file: Image.Image, lossy: bool, name: str) -> tuple[Marked, int]:
+    """Return which pixels of a mask file are the object, and its brightest value."""
+    if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
+        colours = file.convert("RGBA")
+        alpha = np.asarray(colours.getchannel("A"))
+        if alpha.min(initial=255) < 255:
+            opaque = np.asarray(colours.convert("L"))[alpha >= 128]
+            if set(np.unique(opaque).tolist()) == {0, 255}:
+                raise InputError(
+                    f"{name}: black and white pixels as well as transparent ones; expected the object in "
+                    "white without transparency, or the object alone as opaque"
+                )
+            return alpha >= 128, int(alpha.max(initial=0))
+        file = colours.convert("RGB")
+    if file.mode == "P" and _is_coloured(np.asarray(file.convert("RGB")), 0):
+        indices = np.asarray(file)
+        if not (indices == 0).any():
+            raise InputError(
+                f"{name}: no pixel has the palette index 0; expected 0 on the background, 255 on an "
+                "ignored border, other indices on the object"
+            )
+        return (indices > 0) & (indices < 255), int(indices.max(initial=0))
+    if file.mode not in ("1", "L") and not file.mode.startswith("I"):
+        colours = file.convert("RGB")
+        if _is_coloured(np.asarray(colours), 24 if lossy else 0):
+            return _coloured(colours, name)
+    return _grey(np.asarray(file if file.mode.startswith("I") else file.convert("L")), lossy)
+
+
+def _is_coloured(pixels: UInt8[np.ndarray, "height width 3"], tolerance: int) -> bool:
+    """Return whether the channels of any pixel differ by more than a tolerance."""
+    return bool((np.ptp(pixels, axis=2) > tolerance).any())
+
+
+def _coloured(file: Image.Image, name: str) -> tuple[Marked, int]:
+    """Return the pixels in colours other than black and the border colour of Pascal VOC."""
+    colours = file.getcolors(MOST_COLOURS)
+    if colours is None or BLACK not in {colour for _, colour in colours}:
+        raise InputError(
+            f"{name}: a coloured mask of more than {MOST_COLOURS} colours or without black; expected the "
+            "object in white or in flat colours on black"
+        )
+    pixels = np.asarray(file)
+    marked = (pixels != BLACK).any(axis=2) & (pixels != VOC_BORDER).any(axis=2)
+    return marked, int(pixels.max(initial=0))
+
+
+def _grey(values: Integer[np.ndarray, "height width"], lossy: bool) -> tuple[Marked, int]:
+    """Return the object's pixels in a grey mask, or in class numbers with an ignore border."""
+    brightest = int(values.max(initial=0))
+    if brightest <= 1:
+        return values == 1, brightest
+    between = np.setdiff1d(np.unique(values), [0, brightest])
+    if brightest in (255, 65535) and len(between) and between.max() <= LARGEST_CLASS and not lossy:
+        return (values > 0) & (values < brightest), brightest
+    if values.dtype != np.uint8:
+        values, brightest = values // 257, brightest // 257
+    return values >= 128, brightest
 
 
 def mask_from_boxes(
@@ -77,20 +155,29 @@ def mask_from_boxes(
     return Image.fromarray(mask)
 
 
-def check_mask_size(mask: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
-    """Check that a mask is as large as its image.
+def check_mask_size(mask: Image.Image, size: tuple[int, int], name: str, orientation: int = 1) -> Image.Image:
+    """Check that a mask is as large as its image, and turn it along with an image that EXIF turns.
 
     Args:
         mask: The mask.
-        size: The width and height of the image in pixels.
+        size: The width and height of the upright image in pixels.
         name: How error messages call the image.
+        orientation: The EXIF orientation by which the image was turned upright; 1: it was not turned.
 
     Returns:
-        The mask, unchanged.
+        The mask. It is turned where it has the size of the image as stored and not that of the upright image.
 
     Raises:
-        InputError: The sizes differ.
+        InputError: The sizes differ, or do not tell whether the mask was drawn before or after the turn.
     """
+    stored = size[::-1] if orientation in SIDEWAYS else size
+    if orientation != 1 and mask.size == stored == size:
+        raise InputError(
+            f"{name}: an image with EXIF orientation {orientation}, and a mask that may be drawn on the image "
+            "as stored or as shown; save the image upright without EXIF orientation, with a mask drawn on that"
+        )
+    if mask.size == stored != size:
+        return mask.transpose(TURNS[orientation])
     if mask.size != size:
         mask_size, image_size = ("{} x {}".format(*pair) for pair in (mask.size, size))
         raise InputError(

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from torchdoctor.types import InputError
 
@@ -19,6 +19,7 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error,
 def decode_image(source: bytes | Path, name: str) -> Image.Image:
     """Decode an image file to RGB, turned upright as its EXIF orientation says.
 
+    torchvision's `ImageFolder` does not turn images. Of a file with several pictures the first is decoded.
     Grey images of 16 bits keep their upper 8 bits; CMYK and palettes are converted; alpha is dropped.
 
     Args:
@@ -43,6 +44,20 @@ def decode_image(source: bytes | Path, name: str) -> Image.Image:
         raise InputError(
             f"{name}: cannot be decoded as an image ({error}); repair or remove the file"
         ) from error
+
+
+def orientation_of(source: bytes | Path) -> int:
+    """Return the EXIF orientation of an image file that `decode_image` has read.
+
+    Args:
+        source: The file, or its content.
+
+    Returns:
+        1 to 8; 1 where the file says nothing that can be used.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:

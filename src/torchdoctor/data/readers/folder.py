@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_png
-from torchdoctor.data.decoding import decode_image
+from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.splitting import divide, is_split_name
 from torchdoctor.data.table import ImageTable, Tables
@@ -51,7 +51,9 @@ class FolderImages:
         image = decode_image(file, str(file))
         if mask is None:
             return image, None
-        return image, check_mask_size(mask_from_png(mask, str(mask)), image.size, str(file))
+        return image, check_mask_size(
+            mask_from_png(mask, str(mask)), image.size, str(file), orientation_of(file)
+        )
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image and with its mask (see `data.fingerprints`).

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from PIL.Image import Image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
-from torchdoctor.data.decoding import decode_image
+from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.splitting import divide, is_split_name
 from torchdoctor.data.table import ImageTable, Tables
@@ -56,7 +56,7 @@ class ParquetImages:
         image = decode_image(row["image"]["bytes"], name)
         if row.get("mask") is not None:
             mask = mask_from_png(row["mask"]["bytes"], f"{name} (mask)")
-            return image, check_mask_size(mask, image.size, name)
+            return image, check_mask_size(mask, image.size, name, orientation_of(row["image"]["bytes"]))
         boxes = row.get("bbox")
         if not boxes:
             return image, None

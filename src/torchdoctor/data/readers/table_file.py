@@ -13,7 +13,7 @@ import numpy as np
 from PIL.Image import Image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
-from torchdoctor.data.decoding import decode_image
+from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.splitting import divide, is_split_name
 from torchdoctor.data.table import ImageTable, Tables
@@ -70,7 +70,8 @@ class TableImages:
         row = self.rows[position]
         image = decode_image(row.path, str(row.path))
         if row.mask is not None:
-            return image, check_mask_size(mask_from_png(row.mask, str(row.mask)), image.size, str(row.path))
+            mask = mask_from_png(row.mask, str(row.mask))
+            return image, check_mask_size(mask, image.size, str(row.path), orientation_of(row.path))
         if row.boxes:
             return image, mask_from_boxes(row.boxes, image.width, image.height, str(row.path))
         return image, None

@@ -1,0 +1,112 @@
+"""Mask files: which pixels are the object, in every way that tools write it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from torchdoctor.data.annotations import check_mask_size, mask_from_png
+from torchdoctor.data.decoding import decode_image, orientation_of
+from torchdoctor.types import InputError
+
+OBJECT = np.zeros((12, 12), dtype=np.uint8)
+OBJECT[3:9, 3:9] = 1
+BORDER = np.zeros((12, 12), dtype=bool)
+BORDER[2:10, 2:10] = True
+BORDER[4:8, 4:8] = False
+INSIDE = (OBJECT == 1) & ~BORDER
+WHITE = np.full((12, 12), 255, dtype=np.uint8)
+
+
+def written(image: Image.Image, kind: str = "PNG") -> bytes:
+    """Return the content of an image file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def paletted(indices: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> Image.Image:
+    """Return a palette image."""
+    image = Image.fromarray(indices.astype(np.uint8)).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for index, colour in colours.items():
+        palette[index] = colour
+    image.putpalette(palette.ravel().tolist())
+    return image
+
+
+VOC = {7: (128, 128, 128), 15: (192, 128, 128), 255: (224, 224, 192)}
+NUMBERED = np.where(BORDER, 255, OBJECT * 15)
+CASES = {
+    "palette with a border": (paletted(NUMBERED, VOC), INSIDE),
+    "palette without a border": (paletted(OBJECT * 15, VOC), OBJECT == 1),
+    "palette in black and white, white first": (paletted(1 - OBJECT, {0: (255, 255, 255)}), OBJECT == 1),
+    "class numbers with a border": (Image.fromarray(np.where(BORDER, 255, OBJECT).astype(np.uint8)), INSIDE),
+    "class numbers of 16 bits": (Image.fromarray(np.where(BORDER, 65535, OBJECT).astype(np.uint16)), INSIDE),
+    "colours with a border": (paletted(NUMBERED, VOC).convert("RGB"), INSIDE),
+    "red on black": (Image.fromarray(np.dstack([OBJECT * 255, OBJECT * 0, OBJECT * 0])), OBJECT == 1),
+    "one bit": (Image.fromarray(OBJECT * 255).convert("1"), OBJECT == 1),
+    "RGBA": (Image.fromarray(np.dstack([WHITE, WHITE, WHITE, OBJECT * 255])), OBJECT == 1),
+    "LA": (Image.fromarray(np.dstack([WHITE, OBJECT * 255])), OBJECT == 1),
+    "RGBA without transparency": (
+        Image.fromarray(np.dstack([OBJECT * 255] * 3)).convert("RGBA"), OBJECT == 1,
+    ),
+    "trimap": (Image.fromarray(np.where(BORDER, 128, OBJECT * 255).astype(np.uint8)), BORDER | (OBJECT == 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_object_is_marked_however_it_is_written(case):
+    image, expected = CASES[case]
+    assert np.array_equal(np.asarray(mask_from_png(written(image))) == 255, expected)
+
+
+def test_a_jpeg_mask_is_read_by_brightness():
+    large = Image.fromarray(OBJECT * 255).resize((96, 96), Image.Resampling.NEAREST)
+    marked = np.asarray(mask_from_png(written(large, "JPEG"))) == 255
+    assert np.array_equal(marked, np.asarray(large) == 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (paletted(OBJECT + 1, VOC | {1: (9, 0, 0), 2: (0, 9, 0)}), "no pixel has the palette index 0"),
+        (paletted(np.where(BORDER, 255, 0), VOC), "marks no pixel"),
+        (Image.fromarray(np.dstack([WHITE, WHITE, WHITE, OBJECT * 0])), "marks no pixel"),
+        (
+            Image.fromarray(np.dstack([OBJECT * 255] * 3 + [WHITE * (np.arange(12) > 5).astype(np.uint8)])),
+            "black and white pixels as well as transparent",
+        ),
+        (
+            Image.fromarray(np.arange(24 * 24 * 3, dtype=np.uint16).astype(np.uint8).reshape(24, 24, 3)),
+            "m: a coloured mask of more than",
+        ),
+    ],
+)
+def test_masks_that_can_be_read_in_two_ways_are_refused(image, text):
+    with pytest.raises(InputError, match=text):
+        mask_from_png(written(image), "m")
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_mask_is_turned_along_with_its_photograph(orientation, tmp_path):
+    pixels = np.zeros((24, 32), dtype=np.uint8)
+    pixels[2:8, 3:20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "1.png"
+    Image.fromarray(np.dstack([pixels] * 3)).save(file, exif=exif)
+    mask = mask_from_png(written(Image.fromarray(pixels)))
+    upright = decode_image(file, "1.png")
+    if orientation < 5:
+        with pytest.raises(InputError, match=f"EXIF orientation {orientation}, and a mask that may be"):
+            check_mask_size(mask, upright.size, "1.png", orientation_of(file))
+    else:
+        turned = check_mask_size(mask, upright.size, "1.png", orientation_of(file))
+        assert np.array_equal(np.asarray(turned), np.asarray(upright.convert("L")))
+        again = check_mask_size(turned, upright.size, "1.png", orientation_of(file))
+        assert again is turned  # drawn on the upright image
