@@ -17,7 +17,6 @@ OBJECT[3:9, 3:9] = 1
 BORDER = np.zeros((12, 12), dtype=bool)
 BORDER[2:10, 2:10] = True
 BORDER[4:8, 4:8] = False
-INSIDE = (OBJECT == 1) & ~BORDER
 WHITE = np.full((12, 12), 255, dtype=np.uint8)
 
 
@@ -42,12 +41,12 @@ def paletted(indices: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> I
 VOC = {7: (128, 128, 128), 15: (192, 128, 128), 255: (224, 224, 192)}
 NUMBERED = np.where(BORDER, 255, OBJECT * 15)
 CASES = {
-    "palette with a border": (paletted(NUMBERED, VOC), INSIDE),
+    "palette with a border": (paletted(NUMBERED, VOC), OBJECT == 1),
     "palette without a border": (paletted(OBJECT * 15, VOC), OBJECT == 1),
     "palette in black and white, white first": (paletted(1 - OBJECT, {0: (255, 255, 255)}), OBJECT == 1),
-    "class numbers with a border": (Image.fromarray(np.where(BORDER, 255, OBJECT).astype(np.uint8)), INSIDE),
-    "class numbers of 16 bits": (Image.fromarray(np.where(BORDER, 65535, OBJECT).astype(np.uint16)), INSIDE),
-    "colours with a border": (paletted(NUMBERED, VOC).convert("RGB"), INSIDE),
+    "class numbers with a border": (Image.fromarray(np.where(BORDER, 255, OBJECT).astype(np.uint8)), OBJECT == 1),
+    "class numbers of 16 bits": (Image.fromarray(np.where(BORDER, 65535, OBJECT).astype(np.uint16)), OBJECT == 1),
+    "colours with a border": (paletted(NUMBERED, VOC).convert("RGB"), OBJECT == 1),
     "red on black": (Image.fromarray(np.dstack([OBJECT * 255, OBJECT * 0, OBJECT * 0])), OBJECT == 1),
     "one bit": (Image.fromarray(OBJECT * 255).convert("1"), OBJECT == 1),
     "RGBA": (Image.fromarray(np.dstack([WHITE, WHITE, WHITE, OBJECT * 255])), OBJECT == 1),

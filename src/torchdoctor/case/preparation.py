@@ -82,11 +82,12 @@ class Case:
     @property
     def facts(self) -> dict[str, object]:
         """What was done to the images before the network saw them: preprocessing, and images left out."""
-        return {
+        facts: dict[str, object] = {
             "preprocessing": self.data.preprocessing.to_json(),
             "skipped_images": list(self.data.skipped),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
+        return facts | ({"data_notes": list(self.data.notes)} if self.data.notes else {})
 
 
 def prepare(

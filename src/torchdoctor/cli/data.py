@@ -127,6 +127,8 @@ def _print_check(console: Console, record: dict[str, Any]) -> None:
             str(len(split["broken"])),
         )
     console.print(table)
+    for note in record["notes"]:
+        console.print(f"data: {note}", markup=False, highlight=False, soft_wrap=True)
     _print_categories(console, record["splits"])
     for name, split in record["splits"].items():
         _print_problems(console, name, split, record["repeated_within_split"][name])

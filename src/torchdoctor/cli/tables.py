@@ -86,6 +86,8 @@ def _print_preparation(console: Console, record: Mapping[str, Any]) -> None:
         console.print(f"preprocessing: {preprocessing['image_size']} px, {kind}, {numbers}", highlight=False)
     for note in record.get("notes") or []:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    for note in record.get("data_notes") or []:
+        console.print(f"data: {note}", highlight=False, soft_wrap=True, markup=False)
     skipped = record.get("skipped_images") or []
     for reason in skipped[:3]:
         console.print(f"left out: {reason}", highlight=False, soft_wrap=True, markup=False)

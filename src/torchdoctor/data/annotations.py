@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageOps
+from scipy.ndimage import distance_transform_edt
 
 from torchdoctor.types import InputError
 
@@ -35,10 +36,13 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
     - black and white or grey: pixels of 128 and more; where the brightest value is 1, ones. Of 16 bits the
       upper 8 count.
     - class numbers with an ignore border, that is grey values up to 63 beside the highest value (255): the
-      class numbers other than 0. The border is not the object.
-    - coloured palette (as in Pascal VOC): all indices but 0 and 255. The border, index 255, is not the object.
+      class numbers other than 0.
+    - coloured palette (as in Pascal VOC): all indices but 0 and the border 255.
     - flat colours on black: every colour except black and the border colour (224, 224, 192) of Pascal VOC.
     - transparency: the opaque pixels, where some are transparent.
+
+    A border that is to be ignored is not the object: half of it lies on either side of the true outline, so
+    each of its pixels belongs to the object or the background by the nearest pixel that is not border.
 
     Args:
         source: The file, or its content.
@@ -85,7 +89,7 @@ def _marked(file: Image.Image, lossy: bool, name: str) -> tuple[Marked, int]:
                 f"{name}: no pixel has the palette index 0; expected 0 on the background, 255 on an "
                 "ignored border, other indices on the object"
             )
-        return (indices > 0) & (indices < 255), int(indices.max(initial=0))
+        return _without_border((indices > 0) & (indices < 255), indices == 255), int(indices.max(initial=0))
     if file.mode not in ("1", "L") and not file.mode.startswith("I"):
         colours = file.convert("RGB")
         if _is_coloured(np.asarray(colours), 24 if lossy else 0):
@@ -107,8 +111,8 @@ def _coloured(file: Image.Image, name: str) -> tuple[Marked, int]:
             "object in white or in flat colours on black"
         )
     pixels = np.asarray(file)
-    marked = (pixels != BLACK).any(axis=2) & (pixels != VOC_BORDER).any(axis=2)
-    return marked, int(pixels.max(initial=0))
+    border = (pixels == VOC_BORDER).all(axis=2)
+    return _without_border((pixels != BLACK).any(axis=2) & ~border, border), int(pixels.max(initial=0))
 
 
 def _grey(values: Integer[np.ndarray, "height width"], lossy: bool) -> tuple[Marked, int]:
@@ -118,10 +122,18 @@ def _grey(values: Integer[np.ndarray, "height width"], lossy: bool) -> tuple[Mar
         return values == 1, brightest
     between = np.setdiff1d(np.unique(values), [0, brightest])
     if brightest in (255, 65535) and len(between) and between.max() <= LARGEST_CLASS and not lossy:
-        return (values > 0) & (values < brightest), brightest
+        return _without_border((values > 0) & (values < brightest), values == brightest), brightest
     if values.dtype != np.uint8:
         values, brightest = values // 257, brightest // 257
     return values >= 128, brightest
+
+
+def _without_border(marked: Marked, border: Marked) -> Marked:
+    """Return the object, with each pixel of the border counted as its nearest pixel outside the border."""
+    if not border.any() or border.all():
+        return marked
+    rows, columns = distance_transform_edt(border, return_distances=False, return_indices=True)
+    return marked[rows, columns]
 
 
 def mask_from_boxes(
@@ -173,8 +185,9 @@ def check_mask_size(mask: Image.Image, size: tuple[int, int], name: str, orienta
     stored = size[::-1] if orientation in SIDEWAYS else size
     if orientation != 1 and mask.size == stored == size:
         raise InputError(
-            f"{name}: an image with EXIF orientation {orientation}, and a mask that may be drawn on the image "
-            "as stored or as shown; save the image upright without EXIF orientation, with a mask drawn on that"
+            f"{name}: an image with EXIF orientation {orientation}, and a mask that may be drawn on "
+            "the image as stored or as shown; save the image upright without EXIF orientation, and draw the "
+            "mask on that"
         )
     if mask.size == stored != size:
         return mask.transpose(TURNS[orientation])

@@ -72,12 +72,14 @@ class DataCheck:
         duplicates: Groups of images with exactly equal pixels that lie in more than one split, or in the
             same split under several categories; groups across splits first.
         repeated: For each split, how many images repeat another image of that split.
+        notes: What of the source is not used.
     """
 
     origin: str
     splits: dict[str, SplitCheck]
     duplicates: list[list[Place]]
     repeated: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def broken(self) -> int:
@@ -100,6 +102,7 @@ class DataCheck:
                 for group in self.duplicates[:MOST_GROUPS]
             ],
             "repeated_within_split": self.repeated,
+            "notes": list(self.notes),
         }
 
 
@@ -139,7 +142,7 @@ def check_data(tables: Tables, workers: int = 0, progress: Step | None = None) -
             broken,
         )
         repeated[name] = sum(number - 1 for number in copies.values())
-    return DataCheck(tables.origin, splits, _conflicting(places), repeated)
+    return DataCheck(tables.origin, splits, _conflicting(places), repeated, tables.notes)
 
 
 def _conflicting(places: dict[bytes, list[Place]]) -> list[list[Place]]:

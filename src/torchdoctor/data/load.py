@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -38,6 +39,8 @@ EXPECTED = (
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULTS = DataSettings()
+OTHER_SIZE = 224  # the side of images that are not alike
+NEARLY_ALL = 0.9  # the share of alike images from which on their side is used
 SAMPLED_SIZES = 24  # images looked at to find out whether all are of the same size
 
 
@@ -55,6 +58,7 @@ class Splits:
         has_masks: Whether any training image has a mask of its object.
         skipped: The images that did not decode and were left out, each with the reason.
         test_divided_off: Whether the test split was divided off, because the data came without one.
+        notes: What of the source is not used, and a choice of the size that may surprise, in sentences.
     """
 
     classes: tuple[str, ...]
@@ -66,6 +70,7 @@ class Splits:
     has_masks: bool
     skipped: tuple[str, ...] = ()
     test_divided_off: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, object]]:
@@ -130,7 +135,7 @@ def load_data(
     Args:
         spec: As in `load_tables`.
         image_size: Side in pixels that images are brought to; None as in `settings`, and there `auto` keeps
-            images that are square and all alike, and makes others 224 pixels.
+            images that are square and nearly all alike, and makes others 224 pixels.
         channels: 3, or 1 to make images grey; None as in `settings`.
         mean: Mean of each channel, 0..1, that is subtracted; None: that of ImageNet.
         std: Standard deviation of each channel that is divided by; None: that of ImageNet.
@@ -170,7 +175,13 @@ def _loaded(
     skipped: tuple[str, ...] = ()
     if settings.on_error == "skip":
         tables, skipped = without_broken(tables)
-    size = own_size(tables.train) or 224 if settings.image_size == "auto" else settings.image_size
+    _check_categories(tables)
+    notes = tables.notes
+    if settings.image_size == "auto":
+        size, odd = own_size(tables.train)
+        notes += (odd,) if odd else ()
+    else:
+        size = settings.image_size
     colours = 3 if settings.channels == "auto" else settings.channels
     preprocessing = Preprocessing(
         size, _per_channel(mean or IMAGENET_MEAN, colours), _per_channel(std or IMAGENET_STD, colours)
@@ -191,7 +202,21 @@ def _loaded(
         has_masks=bool(tables.train.has_mask.any()),
         skipped=skipped,
         test_divided_off=tables.test_divided_off,
+        notes=notes,
     )
+
+
+def _check_categories(tables: Tables) -> None:
+    """Raise InputError for categories that have no training image."""
+    counts = np.bincount(tables.train.labels, minlength=len(tables.classes))
+    empty = [name for name, count in zip(tables.classes, counts.tolist(), strict=True) if not count]
+    if empty:
+        left = f" ({'; '.join(tables.notes)})" if tables.notes else ""
+        raise InputError(
+            f"{tables.origin}: no training image of {', '.join(map(repr, empty[:5]))}"
+            f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}{left}; "
+            "add images or remove the category"
+        )
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -201,19 +226,28 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) * channels
 
 
-def own_size(table: ImageTable) -> int | None:
-    """Return the side of the images, if a sample of them is square and all alike.
+def own_size(table: ImageTable) -> tuple[int, str | None]:
+    """Choose the side of the square that images are made.
 
     Args:
         table: The images; 24 of them are decoded.
 
     Returns:
-        The side in pixels; None where the images differ or are not square.
+        The side in pixels: that of the images, if at least nine tenths of the sample are square and alike,
+        else 224; and a sentence where only some of the images are square and alike.
     """
     positions = np.unique(np.linspace(0, len(table) - 1, SAMPLED_SIZES).astype(int))
-    sizes = {table.read(int(position))[0].size for position in positions}
-    width, height = next(iter(sizes))
-    return width if len(sizes) == 1 and width == height else None
+    sizes = Counter(table.read(int(position))[0].size for position in positions)
+    (width, height), number = sizes.most_common(1)[0]
+    if width != height or 2 * number < len(positions):
+        return OTHER_SIZE, None
+    size = width if number >= NEARLY_ALL * len(positions) else OTHER_SIZE
+    if number == len(positions):
+        return size, None
+    return size, (
+        f"images differ in size ({number} of {len(positions)} looked at are {width} x {height}): without "
+        f"another size from the weights all are made {size} x {size}; --image-size sets it"
+    )
 
 
 def _read(spec: str, seed: int, validation_share: float, download: bool) -> Tables:

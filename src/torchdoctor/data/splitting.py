@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from torchdoctor.data.table import ImageTable, Tables, carve
 from torchdoctor.types import InputError
 
-VALIDATION_NAMES = ("val", "valid", "validation")
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")
+FOLDER_ROLES = {
+    "train": "train", "training": "train", "trainval": "train", "trainset": "train", "val": "val",
+    "valid": "valid", "validation": "validation", "dev": "dev", "development": "dev", "valset": "val",
+    "test": "test", "testing": "test", "tests": "test", "testset": "test", "eval": "eval",
+    "evaluation": "eval", "holdout": "eval",
+}  # fmt: skip
+AFFIXES = re.compile(r"^(?:seg|imgs?|images?)[_ -]|[_ -](?:set|data|dataset|split|imgs?|images?)$")
 TEST_SHARE = 0.2  # the share of images that becomes the test split of a source without splits
 
 
@@ -34,6 +42,23 @@ def is_split_name(name: str) -> bool:
         True for `train`, the names of validation splits, and those of test splits.
     """
     return name == "train" or name in VALIDATION_NAMES or is_test_name(name)
+
+
+def split_role(folder: str) -> str | None:
+    """Return which split a folder holds by its name.
+
+    Args:
+        folder: The name of the folder, in upper or lower case.
+
+    Returns:
+        `train`; `val`, `valid`, `validation` or `dev`; `test` or a further test split such as `test_night`;
+        `eval`, which is a test split too; None for any other name.
+    """
+    if is_test_name(folder):
+        return folder
+    name = folder.lower()
+    role = FOLDER_ROLES.get(name) or FOLDER_ROLES.get(AFFIXES.sub("", name))
+    return name if role is None and is_test_name(name) else role
 
 
 def divide(splits: Mapping[str, ImageTable], origin: str, seed: int, validation_share: float) -> Tables:
@@ -76,4 +101,4 @@ def divide(splits: Mapping[str, ImageTable], origin: str, seed: int, validation_
                 f"{origin}: the {name} split is empty; expected at least one image, better hundreds"
             )
     primary = "test" if "test" in tests else next(iter(tests))
-    return Tables(train.classes, train, validation, tests, primary, origin, divided_off)
+    return Tables(train.classes, train, validation, tests, primary, origin, test_divided_off=divided_off)

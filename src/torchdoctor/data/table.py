@@ -123,6 +123,7 @@ class Tables:
         primary: The name of the test split on which a treatment is judged.
         origin: The `--data` value that the data set was read from.
         test_divided_off: Whether the test split was divided off, because the data came without one.
+        notes: What of the source is not used, in sentences.
     """
 
     classes: tuple[str, ...]
@@ -132,6 +133,7 @@ class Tables:
     primary: str
     origin: str
     test_divided_off: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def carve(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, ImageTable]:

@@ -15,7 +15,8 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import IMAGENET_MEAN, IMAGENET_STD
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
-from torchdoctor.data.readers.folder import FolderImages, is_image_file, mask_beside
+from torchdoctor.data.readers.folder import FolderImages
+from torchdoctor.data.readers.naming import files_below, masks_of, photographs
 from torchdoctor.data.table import ImageTable
 from torchdoctor.models.loading import load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
@@ -155,7 +156,7 @@ def image_files(paths: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if is_image_file(str(file)) and file.is_file())
+            files += photographs(files_below(path), path)
         elif path.is_file():
             files.append(path)
         else:
@@ -176,7 +177,7 @@ def table_of_files(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
         The table. An image's label is known where its folder is called like a category; otherwise it is
         category 0.
     """
-    masks = tuple(mask_beside(file) for file in files)
+    masks = masks_of(files)
     names = list(classes)
     labels = [names.index(file.parent.name) if file.parent.name in names else 0 for file in files]
     return ImageTable(
@@ -185,5 +186,5 @@ def table_of_files(files: Sequence[Path], classes: Sequence[str]) -> ImageTable:
         names=tuple(map(str, files)),
         ids=np.arange(len(files), dtype=np.int64),
         read=FolderImages(Path(), tuple(files), masks),
-        has_mask=np.array([mask is not None for mask in masks], dtype=bool),
+        has_mask=np.array([bool(group) for group in masks], dtype=bool),
     )

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageChops
 from PIL.Image import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_png
 from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
-from torchdoctor.data.splitting import divide, is_split_name
+from torchdoctor.data.readers.naming import (
+    ENDINGS,
+    MASK_FOLDER,
+    files_below,
+    is_litter,
+    left_out,
+    mask_folders,
+    masks_of,
+    photographs,
+)
+from torchdoctor.data.splitting import VALIDATION_NAMES, divide, is_split_name, is_test_name, split_role
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
-MASK_ENDINGS = (".mask.png", "_mask.png")
 LAYOUT = "expected CLASS/*.jpg in it, or train/CLASS/*.jpg with test/CLASS/*.jpg or val/CLASS/*.jpg"
 
 
@@ -28,15 +39,15 @@ class FolderImages:
     Attributes:
         root: The folder of the split.
         files: The image files.
-        masks: The mask file of each image, or None.
+        masks: The mask files of each image; several mark parts of the object.
     """
 
     root: Path
     files: tuple[Path, ...]
-    masks: tuple[Path | None, ...]
+    masks: tuple[tuple[Path, ...], ...]
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
-        """Decode an image and the mask file beside it.
+        """Decode an image and its mask files.
 
         Args:
             position: The position of the image in the split.
@@ -45,15 +56,17 @@ class FolderImages:
             The RGB image, and its mask (an L image) or None.
 
         Raises:
-            InputError: A file is damaged, or the mask has another size than the image.
+            InputError: A file is damaged, or a mask has another size than the image.
         """
-        file, mask = self.files[position], self.masks[position]
+        file, masks = self.files[position], self.masks[position]
         image = decode_image(file, str(file))
-        if mask is None:
+        if not masks:
             return image, None
-        return image, check_mask_size(
-            mask_from_png(mask, str(mask)), image.size, str(file), orientation_of(file)
-        )
+        parts = [
+            check_mask_size(mask_from_png(mask, str(mask)), image.size, str(file), orientation_of(file))
+            for mask in masks
+        ]
+        return image, reduce(ImageChops.lighter, parts)
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image and with its mask (see `data.fingerprints`).
@@ -62,10 +75,10 @@ class FolderImages:
             position: The position of the image in the split.
 
         Returns:
-            The stamps of the image file and of the mask file.
+            The stamps of the image file and of its mask files.
         """
-        mask = self.masks[position]
-        return stamp_of_file(self.files[position]), b"" if mask is None else stamp_of_file(mask)
+        masks = b"".join(map(stamp_of_file, self.masks[position]))
+        return stamp_of_file(self.files[position]), masks
 
 
 def read_folder(location: str, seed: int, validation_share: float) -> Tables:
@@ -78,7 +91,7 @@ def read_folder(location: str, seed: int, validation_share: float) -> Tables:
             source has none.
 
     Returns:
-        The data set, not yet decoded.
+        The data set, not yet decoded; `notes` says what in the folder is not used.
 
     Raises:
         InputError: A part of the layout is missing or cannot be used; the message says what was expected.
@@ -87,22 +100,65 @@ def read_folder(location: str, seed: int, validation_share: float) -> Tables:
     if not root.is_dir():
         raise InputError(f"{origin}: is not a folder; {LAYOUT}")
     refuse_foreign_links(root)
-    if not (root / "train").is_dir():
-        other_splits = sorted(
-            entry.name for entry in root.iterdir() if entry.is_dir() and is_split_name(entry.name)
-        )
-        if other_splits:
-            raise InputError(f"{origin}: found {', '.join(other_splits)} without train; {LAYOUT}")
-        return divide(
-            {"train": folder_table(root, category_names(root), origin)}, origin, seed, validation_share
-        )
-    classes = category_names(root / "train")
-    splits = {
-        entry.name: folder_table(entry, classes, origin)
+    found = split_folders(root, origin)
+    if not found:
+        table, notes = _read_split(root, category_names(root), origin)
+        return replace(divide({"train": table}, origin, seed, validation_share), notes=notes)
+    if "train" not in found:
+        raise InputError(f"{origin}: found {', '.join(sorted(found))} without train; {LAYOUT}")
+    classes = category_names(found["train"])
+    splits: dict[str, ImageTable] = {}
+    notes = tuple(
+        f"the folder {entry.name}, which is no split"
         for entry in sorted(root.iterdir())
-        if entry.is_dir() and is_split_name(entry.name)
-    }
-    return divide(splits, origin, seed, validation_share)
+        if entry.is_dir() and not is_litter(entry.name) and split_role(entry.name) is None
+        and MASK_FOLDER.match(entry.name) is None
+    )  # fmt: skip
+    for name, folder in found.items():
+        splits[name], more = _read_split(folder, classes, origin)
+        notes += tuple(f"{name}: {note}" for note in more)
+    return replace(divide(splits, origin, seed, validation_share), notes=notes)
+
+
+def split_folders(root: Path, origin: str) -> dict[str, Path]:
+    """Find the folders of the splits in a folder.
+
+    Args:
+        root: The folder.
+        origin: The `--data` value of the data set.
+
+    Returns:
+        The folders by the name of the split, sorted by their own names; none where no folder that is named
+        like a split holds categories.
+
+    Raises:
+        InputError: Two folders are the same split.
+    """
+    named = {
+        entry: role for entry in sorted(root.iterdir())
+        if entry.is_dir() and (role := split_role(entry.name)) is not None
+    }  # fmt: skip
+    if not any(is_split_name(role) and _subfolders(entry) for entry, role in named.items()):
+        return {}
+    tested = any(role != "eval" and is_test_name(role) for role in named.values())
+    found: dict[str, Path] = {}
+    for entry, role in named.items():
+        name = ("test_eval" if tested else "test") if role == "eval" else role
+        if name in found or (name in VALIDATION_NAMES and set(found) & set(VALIDATION_NAMES)):
+            other = found.get(name) or next(found[one] for one in VALIDATION_NAMES if one in found)
+            raise InputError(
+                f"{origin}: {other.name} and {entry.name} are the same split; keep one of them or call "
+                "a further test split test_NAME"
+            )
+        inner = _subfolders(entry)
+        doubled = len(inner) == 1 and split_role(inner[0].name) == role
+        found[name] = inner[0] if doubled else entry
+    return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder, without those that tools left."""
+    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_litter(entry.name)]
 
 
 def category_names(folder: Path) -> tuple[str, ...]:
@@ -112,19 +168,17 @@ def category_names(folder: Path) -> tuple[str, ...]:
         folder: The folder.
 
     Returns:
-        The names; folders whose names start with `.` or `__` are left out.
+        The names; folders of masks and folders that systems and tools leave are no categories.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or a folder holds masks in a layout that cannot be used.
     """
-    try:
-        folder_names, _ = find_classes(folder)
-    except FileNotFoundError:
-        folder_names = []
-    names = tuple(name for name in folder_names if not name.startswith((".", "__")))
+    names = [entry.name for entry in _subfolders(folder)]
+    masks = mask_folders(folder, names)
+    names = [name for name in names if name not in masks]
     if not names:
         raise InputError(f"{folder}: no category folders; {LAYOUT}")
-    return names
+    return tuple(names)
 
 
 def folder_table(split: Path, classes: tuple[str, ...], origin: str) -> ImageTable:
@@ -141,52 +195,48 @@ def folder_table(split: Path, classes: tuple[str, ...], origin: str) -> ImageTab
     Raises:
         InputError: A category folder is not in `classes`, or there are no images.
     """
-    unknown = [name for name in category_names(split) if name not in classes]
+    return _read_split(split, classes, origin)[0]
+
+
+def _read_split(split: Path, classes: tuple[str, ...], origin: str) -> tuple[ImageTable, tuple[str, ...]]:
+    """Return the images of a split, and what in its folder is not used."""
+    names = category_names(split)
+    unknown = [name for name in names if name not in classes]
     if unknown:
         raise InputError(
             f"{split}: categories {unknown} are unknown to training, which has {list(classes)}; "
             "rename or remove them"
         )
-    indices = {name: index for index, name in enumerate(classes)}
-    samples = make_dataset(str(split), indices, is_valid_file=is_image_file, allow_empty=True)
-    if not samples:
-        raise InputError(f"{split}: no images ({', '.join(IMG_EXTENSIONS)}); {LAYOUT}")
-    files = tuple(Path(path) for path, _ in samples)
-    masks = tuple(mask_beside(file) for file in files)
-    return ImageTable(
+    content = {name: files_below(split / name) for name in classes if name in names}
+    chosen = {name: photographs(files, split) for name, files in content.items()}
+    files = tuple(file for images in chosen.values() for file in images)
+    if not files:
+        raise InputError(f"{split}: no images ({', '.join(ENDINGS)}); {LAYOUT}")
+    beside = mask_folders(split, [entry.name for entry in _subfolders(split)])
+    masks = masks_of(files, [_mask_places(split, file, beside) for file in files])
+    table = ImageTable(
         classes=classes,
-        labels=np.array([label for _, label in samples], dtype=np.int64),
+        labels=np.array([classes.index(name) for name in chosen for _ in chosen[name]], dtype=np.int64),
         names=tuple(file.relative_to(split).as_posix() for file in files),
         ids=np.arange(len(files)),
         read=FolderImages(split, files, masks),
-        has_mask=np.array([mask is not None for mask in masks], dtype=bool),
+        has_mask=np.array([bool(group) for group in masks], dtype=bool),
     )
+    below = [file for name in (*content, *beside) for file in files_below(split / name)]
+    return table, left_out(below, masks, files)
 
 
-def is_image_file(path: str) -> bool:
-    """Return whether a path looks like an image of the data set.
-
-    Args:
-        path: The path of a file; only its name is looked at.
-
-    Returns:
-        False for masks, hidden files, and files without the ending of an image.
-    """
-    name = Path(path).name.lower()
-    return name.endswith(IMG_EXTENSIONS) and not name.endswith(MASK_ENDINGS) and not name.startswith(".")
-
-
-def mask_beside(file: Path) -> Path | None:
-    """Return the mask file that belongs to an image file.
-
-    Args:
-        file: The image file, such as `dog.jpg`.
-
-    Returns:
-        `dog.mask.png` or `dog_mask.png` in the same folder, or None if there is neither.
-    """
-    candidates = (file.with_name(file.stem + ending) for ending in MASK_ENDINGS)
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+def _mask_places(split: Path, file: Path, beside: Mapping[str, str | None]) -> list[Path]:
+    """Return the folders outside its category that may hold the masks of an image."""
+    inner = file.parent.relative_to(split)
+    category, rest = inner.parts[0], inner.parts[1:]
+    places = [split / name / inner for name, owner in beside.items() if owner is None]
+    places += [split.joinpath(name, *rest) for name, owner in beside.items() if owner == category]
+    around = _subfolders(split.parent) if split_role(split.name) is not None else []
+    for entry in around:
+        if MASK_FOLDER.match(entry.name) is not None:
+            places += [entry / split.name / inner, entry / inner]
+    return places
 
 
 def refuse_foreign_links(root: Path) -> None:

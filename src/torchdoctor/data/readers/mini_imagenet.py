@@ -98,6 +98,6 @@ def _table(files: list[tuple[str, Path]], root: Path) -> ImageTable:
         labels=np.array([indices[label] for label, _ in files], dtype=np.int64),
         names=tuple(path.relative_to(root).as_posix() for path in paths),
         ids=np.arange(len(paths)),
-        read=FolderImages(root, paths, (None,) * len(paths)),
+        read=FolderImages(root, paths, ((),) * len(paths)),
         has_mask=np.zeros(len(paths), dtype=bool),
     )

@@ -1,0 +1,246 @@
+"""Which files and folders of a data set are photographs, which are masks, and which are left by tools."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from torchdoctor.types import InputError
+
+FURTHER_ENDINGS = (".jfif", ".jpe", ".gif", ".avif", ".jp2", ".dib", ".tga")
+ENDINGS = (*IMG_EXTENSIONS, *(end for end in FURTHER_ENDINGS if end in Image.registered_extensions()))
+WORDS = r"(?:masks?|segm?|segs|segmentations?|segmented|ground_?truths?|gt|mattes?|silhouettes?)"
+MASK_NAME = re.compile(rf"(?P<image>.+?)[ ._-]+{WORDS}(?P<number>[ ._-]*\d+)?$", re.IGNORECASE)
+MASK_FOLDER = re.compile(rf"(?:(?P<image>.+?)[ ._-]+)?{WORDS}$", re.IGNORECASE)
+OWN_MASK = (".mask.png", "_mask.png")  # never a photograph, also without an image beside it
+LITTER = {
+    "@eadir", "@recycle", "@tmp", "@recently-snapshot", "#recycle", "#snapshot", "lost+found", "$recycle.bin",
+    "recycler", "system volume information", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r",
+}  # fmt: skip
+FEW_VALUES = 32  # a file with more values than this is no mask, unless it is named as one of an image
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder was left by a system or tool.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        True for names that start with `.` or `__`, and for those that systems give, such as `lost+found`.
+    """
+    return name.startswith((".", "__")) or name.lower() in LITTER
+
+
+def is_readable(file: Path) -> bool:
+    """Return whether a file has the ending of an image.
+
+    Args:
+        file: The file; only its name is looked at.
+
+    Returns:
+        True for the endings in `ENDINGS`, in upper and lower case.
+    """
+    return file.suffix.lower() in ENDINGS
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List the files in a folder and its subfolders, without those that tools left.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The files, sorted by path.
+    """
+    found: list[Path] = []
+    for entry in sorted(folder.iterdir()):
+        if is_litter(entry.name):
+            continue
+        found += files_below(entry) if entry.is_dir() else [entry]
+    return found
+
+
+def photographs(files: Iterable[Path], root: Path) -> list[Path]:
+    """Return the files that are images of a data set: not masks, and not of other endings.
+
+    Args:
+        files: All files of the data set.
+        root: The folder that they are in; the names of the folders below it count.
+
+    Returns:
+        The images, in the order of the files.
+    """
+    readable = [file for file in files if is_readable(file)]
+    known = {key for file in readable for key in _keys(file)}
+    chosen = []
+    for file in readable:
+        named = MASK_NAME.match(file.stem)
+        beside = named is not None and (file.parent, named["image"].lower()) in known
+        in_folder = any(_is_inner_masks(part) for part in file.parent.relative_to(root).parts[1:])
+        if not (beside or in_folder or file.name.lower().endswith(OWN_MASK)):
+            chosen.append(file)
+    return chosen
+
+
+def _is_inner_masks(name: str) -> bool:
+    """Return whether a folder inside a category holds masks: it is called `masks` or so."""
+    named = MASK_FOLDER.match(name)
+    return named is not None and named["image"] is None
+
+
+def _keys(file: Path) -> tuple[tuple[Path, str], ...]:
+    """Return the beginnings that the names of an image's masks have: `dog` and `dog.jpg`."""
+    return (file.parent, file.stem.lower()), (file.parent, file.name.lower())
+
+
+def masks_of(
+    files: Sequence[Path], places: Sequence[Sequence[Path]] | None = None
+) -> tuple[tuple[Path, ...], ...]:
+    """Find the mask files of images.
+
+    Beside `dog.jpg` these are `dog.mask.png`, `dog_mask.jpg`, `dog-seg.png`, `dog.jpg.mask.png` and so on,
+    and `dog_mask_1.png`, `dog_mask_2.png` for several objects; in a folder of masks also `dog.png`.
+
+    Args:
+        files: The images.
+        places: For each image the folders of masks in which its masks may lie; None: only beside it and in
+            folders called `masks` or so beside it.
+
+    Returns:
+        The mask files of each image.
+
+    Raises:
+        InputError: An image has masks under several names.
+    """
+    beside: dict[Path, dict[str, list[Path]]] = {}
+    inner: dict[Path, list[Path]] = {}
+    found = []
+    for position, file in enumerate(files):
+        folder = file.parent
+        if folder not in inner:
+            inner[folder] = [
+                entry for entry in sorted(folder.iterdir()) if entry.is_dir() and _is_inner_masks(entry.name)
+            ]
+        extra = [] if places is None else places[position]
+        masks: list[Path] = []
+        for place in (folder, *inner[folder], *extra):
+            if place not in beside:
+                beside[place] = _by_image(place)
+            names = {key for _, key in _keys(file)}
+            masks += [mask for name in sorted(names) for mask in beside[place].get(name, ())]
+            if place != folder:
+                masks += [mask for mask in beside[place].get("", ()) if mask.stem.lower() in names]
+        kinds = {(mask.parent, _kind(mask)) for mask in masks}
+        if len(kinds) > 1:
+            listed = ", ".join(map(str, masks))
+            raise InputError(
+                f"{file}: masks under several names: {listed}; keep one of them, "
+                f"or number them like {file.stem}_mask_1.png if each marks a part of the object"
+            )
+        found.append(tuple(masks))
+    return tuple(found)
+
+
+def _kind(mask: Path) -> str:
+    """Return what tells a mask's name from those of the other parts of the same object."""
+    named = MASK_NAME.match(mask.stem)
+    return (
+        mask.name if named is None else mask.name[len(named["image"]) :].replace(named["number"] or "", "", 1)
+    )
+
+
+def _by_image(folder: Path) -> dict[str, list[Path]]:
+    """Return the mask files in a folder by the image's name in theirs; all files under an empty name."""
+    found: dict[str, list[Path]] = {"": []}
+    if not folder.is_dir():
+        return found
+    for file in sorted(folder.iterdir()):
+        if is_litter(file.name) or not is_readable(file) or not file.is_file():
+            continue
+        found[""].append(file)
+        named = MASK_NAME.match(file.stem)
+        if named is not None:
+            found.setdefault(named["image"].lower(), []).append(file)
+    return found
+
+
+def mask_folders(folder: Path, names: Sequence[str]) -> dict[str, str | None]:
+    """Tell the folders of masks from the categories beside them.
+
+    Args:
+        folder: The folder of a split.
+        names: The folders in it that may be categories.
+
+    Returns:
+        The folders of masks: for `masks/dog`, `masks` with None; for `dog_masks` beside `dog`, `dog`.
+
+    Raises:
+        InputError: A folder is called like one of masks and holds masks, in a layout that cannot be used.
+    """
+    found: dict[str, str | None] = {}
+    for name in names:
+        named = MASK_FOLDER.match(name)
+        if named is None:
+            continue
+        inner = {entry.name for entry in (folder / name).iterdir() if entry.is_dir()}
+        if named["image"] is None and inner & (set(names) - {name}):
+            found[name] = None
+        elif _looks_like_masks(folder / name):
+            if named["image"] not in names:
+                raise InputError(
+                    f"{folder / name}: holds masks beside the categories; expected {name}/CATEGORY/NAME.png, "
+                    "or masks beside the images as NAME.mask.png"
+                )
+            found[name] = named["image"]
+    return found
+
+
+def _looks_like_masks(folder: Path) -> bool:
+    """Return whether the first image in a folder is flat: grey or with a palette, of a few values."""
+    first = next((file for file in files_below(folder) if is_readable(file)), None)
+    if first is None:
+        return False
+    try:
+        with Image.open(first) as file:
+            lossy = file.format in ("JPEG", "MPO")
+            grey = file.convert("L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    counts = grey.histogram()
+    if lossy:  # nearly all pixels are nearly black or nearly white
+        return sum(counts[16:240]) < sum(counts) / 10
+    return sum(map(bool, counts)) <= FEW_VALUES
+
+
+def left_out(
+    files: Iterable[Path], masks: Iterable[tuple[Path, ...]], images: Iterable[Path]
+) -> tuple[str, ...]:
+    """Say which files of a folder are neither images nor their masks.
+
+    Args:
+        files: All files in it.
+        masks: The masks that were found.
+        images: The images.
+
+    Returns:
+        Sentences that count the files by their endings; none where every file is used.
+    """
+    used = {mask for group in masks for mask in group} | set(images)
+    others = [file for file in files if file not in used]
+    masks_alone = [file for file in others if is_readable(file)]
+    endings = Counter(file.suffix.lower() or "no ending" for file in others if not is_readable(file))
+    notes = [f"{count} files of {end}: not read as images" for end, count in sorted(endings.items())]
+    if masks_alone:
+        notes.append(
+            f"{len(masks_alone)} files named like masks that belong to no image: {masks_alone[0]} ..."
+        )
+    moving = sum(file.suffix.lower() == ".gif" for file in used)
+    if moving:
+        notes.append(f"{moving} files of .gif: the first picture of each is used, the others are left out")
+    return tuple(notes)

@@ -1,0 +1,146 @@
+"""Folders as tools and people name them: masks, splits, litter, endings, odd sizes."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pictures import write_split
+from torchdoctor.data.load import load_data, load_tables
+from torchdoctor.types import InputError
+
+
+def images_of(root) -> tuple[int, int]:
+    """Return the numbers of images and of masks in all splits together."""
+    tables = load_tables(f"folder:{root}")
+    splits = (tables.train, tables.validation, *tables.tests.values())
+    return sum(map(len, splits)), sum(int(split.has_mask.sum()) for split in splits)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{}_mask.jpg", "{}.mask.PNG", "{}_seg.png", "{}_segmentation.png", "{}-mask.png", "{}_mask.tif", "{}_GT.bmp",
+     "{}.png.mask.png", "{} Mask.gif", "masks/{}.png", "Mask/{}_mask.png", "../masks/{category}/{}.png",
+     "../{category}_masks/{}.png"],
+)  # fmt: skip
+def test_a_mask_is_never_a_photograph(name, tmp_path):
+    write_split(tmp_path, {"cat": 5, "dog": 5})
+    for category in ("cat", "dog"):
+        for number in range(5):
+            file = tmp_path / category / name.format(number, category=category)
+            file.parent.mkdir(exist_ok=True, parents=True)
+            pixels = np.zeros((32, 32), dtype=np.uint8)
+            pixels[:8, :8] = 255
+            Image.fromarray(pixels).save(file)
+    tables = load_tables(f"folder:{tmp_path}")
+    assert tables.classes == ("cat", "dog") and images_of(tmp_path) == (10, 10)
+    assert (np.asarray(tables.train.read(0)[1]) == 255).sum() == 64
+
+
+def test_masks_of_parts_are_united_and_rivals_are_refused(tmp_path):
+    write_split(tmp_path, {"cat": 5, "dog": 5})
+    for number, row in ((1, 2), (2, 20)):
+        pixels = np.zeros((32, 32), dtype=np.uint8)
+        pixels[row, :4] = 255
+        for image in range(5):
+            Image.fromarray(pixels).save(tmp_path / "cat" / f"{image}_mask_{number}.png")
+    tables = load_tables(f"folder:{tmp_path}")
+    assert images_of(tmp_path) == (10, 5)
+    assert (np.asarray(tables.train.read(0)[1]) == 255).sum() == 8
+    shutil.copy(tmp_path / "cat" / "0_mask_1.png", tmp_path / "cat" / "0_seg.png")
+    with pytest.raises(InputError, match=r"0\.png: masks under several names"):
+        load_tables(f"folder:{tmp_path}")
+
+
+def test_photographs_of_masks_stay_photographs(tmp_path):
+    write_split(tmp_path, {"mask": 5, "no_mask": 5})
+    for file in (tmp_path / "mask").iterdir():
+        file.rename(file.with_name(f"{file.stem}_Mask.jpg"))
+    assert load_tables(f"folder:{tmp_path}").classes == ("mask", "no_mask")
+    assert images_of(tmp_path) == (10, 0)
+
+
+def test_a_flat_folder_of_masks_is_refused(tmp_path):
+    write_split(tmp_path, {"cat": 5, "dog": 5})
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (32, 32), 255).save(tmp_path / "masks" / "0.png")
+    with pytest.raises(InputError, match="masks: holds masks beside the categories; expected masks/CATEGORY"):
+        load_tables(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "name"),
+    [("Training", "Testing", "test"), ("seg_train", "seg_test", "test"), ("trainval", "testing", "test"),
+     ("TRAIN", "Valid", "valid"), ("train", "dev", "dev"), ("train", "eval", "test"), ("train", "Test", "test"),
+     ("training_set", "test_set", "test_set"), ("train_images", "Val-Set", "val")],
+)  # fmt: skip
+def test_splits_under_their_usual_names(train, other, name, tmp_path):
+    write_split(tmp_path / train, {"cat": 10, "dog": 10})
+    write_split(tmp_path / other, {"cat": 3, "dog": 3})
+    tables = load_tables(f"folder:{tmp_path}")
+    assert tables.classes == ("cat", "dog") and tables.primary == name and len(tables.tests[name]) == 6
+
+
+def test_one_split_under_two_names_is_refused(tmp_path):
+    for name in ("train", "val", "dev", "test"):
+        write_split(tmp_path / name, {"cat": 3, "dog": 3})
+    with pytest.raises(InputError, match="dev and val are the same split"):
+        load_tables(f"folder:{tmp_path}")
+
+
+def test_a_category_may_be_called_like_a_split(tmp_path):
+    write_split(tmp_path, {"bus": 4, "train": 4})
+    assert load_tables(f"folder:{tmp_path}").classes == ("bus", "train")
+
+
+def test_a_doubled_folder_and_an_unknown_one(tmp_path):
+    write_split(tmp_path / "seg_train" / "seg_train", {"cat": 4, "dog": 4})
+    write_split(tmp_path / "seg_test" / "seg_test", {"cat": 2, "dog": 2})
+    write_split(tmp_path, {"seg_pred": 3})
+    tables = load_tables(f"folder:{tmp_path}")
+    assert len(tables.tests["test"]) == 4 and tables.notes == ("the folder seg_pred, which is no split",)
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", ".thumbnails", "__MACOSX", "$RECYCLE.BIN"])
+def test_litter_is_neither_category_nor_image(name, tmp_path):
+    write_split(tmp_path, {"cat": 5, "dog": 5, name: 1})
+    shutil.copytree(tmp_path / name, tmp_path / "cat" / name)
+    (tmp_path / "lost+found").mkdir()
+    assert load_tables(f"folder:{tmp_path}").classes == ("cat", "dog") and images_of(tmp_path) == (10, 0)
+
+
+def test_files_of_other_endings_are_read_or_named(tmp_path):
+    write_split(tmp_path, {"cat": 4, "dog": 4})
+    image = Image.open(tmp_path / "cat" / "0.png")
+    image.save(tmp_path / "cat" / "a.JFIF", "JPEG")
+    image.save(tmp_path / "cat" / "b.gif")
+    (tmp_path / "cat" / "c.heic").write_bytes(b"-")
+    (tmp_path / "dog" / "d").write_bytes(b"-")
+    assert images_of(tmp_path) == (10, 0)
+    assert load_tables(f"folder:{tmp_path}").notes == (
+        "1 files of .heic: not read as images",
+        "1 files of no ending: not read as images",
+        "1 files of .gif: the first picture of each is used, the others are left out",
+    )
+
+
+def test_a_category_without_training_images_stops(tmp_path):
+    write_split(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "cow").mkdir()
+    (tmp_path / "cow" / "0.heic").write_bytes(b"-")
+    with pytest.raises(InputError, match=r"no training image of 'cow' .1 files of \.heic"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_one_image_of_another_size_changes_nothing(tmp_path):
+    write_split(tmp_path, {"cat": 30, "dog": 30})
+    Image.new("RGB", (32, 31)).save(tmp_path / "cat" / "0.png")
+    data = load_data(f"folder:{tmp_path}")
+    assert data.preprocessing.image_size == 32
+    for number in range(1, 12):
+        Image.new("RGB", (32, 31)).save(tmp_path / "cat" / f"{number}.png")
+    data = load_data(f"folder:{tmp_path}")
+    assert data.preprocessing.image_size == 224 and "images differ in size" in data.notes[0]
