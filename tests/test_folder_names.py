@@ -22,7 +22,8 @@ def images_of(root) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     "name",
-    ["{}_mask.jpg", "{}.mask.PNG", "{}_seg.png", "{}_segmentation.png", "{}-mask.png", "{}_mask.tif", "{}_GT.bmp",
+    ["{}_mask.jpg", "{}.mask.PNG", "{}_seg.png", "{}_segmentation.png", "{}-mask.png", "{}_mask.tif",
+     "{}_GT.bmp",
      "{}.png.mask.png", "{} Mask.gif", "masks/{}.png", "Mask/{}_mask.png", "../masks/{category}/{}.png",
      "../{category}_masks/{}.png"],
 )  # fmt: skip
@@ -74,7 +75,8 @@ def test_a_flat_folder_of_masks_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("train", "other", "name"),
     [("Training", "Testing", "test"), ("seg_train", "seg_test", "test"), ("trainval", "testing", "test"),
-     ("TRAIN", "Valid", "valid"), ("train", "dev", "dev"), ("train", "eval", "test"), ("train", "Test", "test"),
+     ("TRAIN", "Valid", "valid"), ("train", "dev", "dev"), ("train", "eval", "test"),
+     ("train", "Test", "test"),
      ("training_set", "test_set", "test_set"), ("train_images", "Val-Set", "val")],
 )  # fmt: skip
 def test_splits_under_their_usual_names(train, other, name, tmp_path):

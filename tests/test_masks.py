@@ -44,8 +44,12 @@ CASES = {
     "palette with a border": (paletted(NUMBERED, VOC), OBJECT == 1),
     "palette without a border": (paletted(OBJECT * 15, VOC), OBJECT == 1),
     "palette in black and white, white first": (paletted(1 - OBJECT, {0: (255, 255, 255)}), OBJECT == 1),
-    "class numbers with a border": (Image.fromarray(np.where(BORDER, 255, OBJECT).astype(np.uint8)), OBJECT == 1),
-    "class numbers of 16 bits": (Image.fromarray(np.where(BORDER, 65535, OBJECT).astype(np.uint16)), OBJECT == 1),
+    "class numbers with a border": (
+        Image.fromarray(np.where(BORDER, 255, OBJECT).astype(np.uint8)), OBJECT == 1,
+    ),
+    "class numbers of 16 bits": (
+        Image.fromarray(np.where(BORDER, 65535, OBJECT).astype(np.uint16)), OBJECT == 1,
+    ),
     "colours with a border": (paletted(NUMBERED, VOC).convert("RGB"), OBJECT == 1),
     "red on black": (Image.fromarray(np.dstack([OBJECT * 255, OBJECT * 0, OBJECT * 0])), OBJECT == 1),
     "one bit": (Image.fromarray(OBJECT * 255).convert("1"), OBJECT == 1),

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageOps
-from scipy.ndimage import distance_transform_edt
 
 from torchdoctor.types import InputError
 
@@ -132,6 +131,8 @@ def _without_border(marked: Marked, border: Marked) -> Marked:
     """Return the object, with each pixel of the border counted as its nearest pixel outside the border."""
     if not border.any() or border.all():
         return marked
+    from scipy.ndimage import distance_transform_edt  # here, because it takes time to import
+
     rows, columns = distance_transform_edt(border, return_distances=False, return_indices=True)
     return marked[rows, columns]
 
