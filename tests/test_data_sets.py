@@ -517,3 +517,15 @@ def test_real_cifar10_and_the_papers_mini_imagenet_draw():
     assert np.bincount(mini.tests["test"].table.labels).tolist() == [100] * 10
     grey = load_data(f"mnist@{DATA}/mnist", channels=1, limit=1)
     assert next(iter(grey.train)).images.shape == (10, 1, 28, 28)
+
+
+def test_absolute_paths_in_a_table_that_is_named_relatively(tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    lines = ["path,label"]
+    for number in range(12):
+        file = tmp_path / "t" / f"{number}.png"
+        Image.new("RGB", (8, 8)).save(file)
+        lines.append(f"{file},{'ab'[number % 2]}")
+    (tmp_path / "t" / "l.csv").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert set(load_tables("table:t/l.csv").train.names) <= {f"{number}.png" for number in range(12)}

@@ -216,7 +216,7 @@ def file_inside(folder: Path, name: object, place: str) -> Path:
         raise InputError(f"{place} {name!r} leads out of {folder}; copy the file there")
     if not path.is_file():
         raise InputError(f"{place} {name!r}: no such file in {folder}")
-    return path
+    return folder / path.resolve().relative_to(folder.resolve()) if Path(name).is_absolute() else path
 
 
 def _boxes(value: object, place: str) -> tuple[tuple[float, float, float, float], ...]:
