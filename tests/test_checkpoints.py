@@ -256,3 +256,24 @@ def test_our_own_files_load_in_plain_pytorch(tmp_path):
     again = load_model("small_resnet", 3)
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again.fc.weight, state["fc.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "net.", "module.", "model._orig_mod."])
+@pytest.mark.parametrize("counted", [True, False])
+def test_names_that_tools_add_or_leave_out_are_seen_through(tmp_path, prefix, counted):
+    model, other = network(), load_model("small_resnet", 3)
+    whole = model.state_dict()
+    state = {prefix + n: v for n, v in whole.items() if counted or "num_batches_tracked" not in n}
+    extra = {"n_averaged": torch.tensor(1), prefix + "total_ops": torch.zeros(1)}
+    if prefix not in ("", "module."):
+        extra["criterion.weight"] = torch.ones(2)
+    torch.save({"state_dict": {**state, **extra}}, tmp_path / "w.pth")
+    load_into(other, load_weights(tmp_path / "w.pth"), "w.pth")
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in whole.items())
+
+
+def test_a_tensor_of_no_known_tool_is_refused_without_blaming_the_head():
+    model = network()
+    with pytest.raises(InputError, match=r"extra\.weight: not in the model") as refused:
+        load_into(model, {**model.state_dict(), "extra.weight": torch.ones(2)}, "w.pth")
+    assert "number of categories" not in str(refused.value)

@@ -16,7 +16,22 @@ from torchdoctor.network.state import load_state
 from torchdoctor.types import InputError
 
 # The keys under which training scripts keep the state dict of the network.
-WRAPPER_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "state_dict_ema")
+WRAPPER_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "ema_state_dict",
+)
+
+# The prefixes that wrappers put before the names, and the counters that tools add beside the parameters.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+COUNTERS = ("n_averaged", "total_ops", "total_params")
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -50,7 +65,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"weights {str(path)!r} hold no state dict: expected names with tensors")
     _refuse_oversized(state, file)
-    return {_without_wrapper_prefixes(name): value for name, value in state.items()}
+    return {_without_wrappers(name): value for name, value in state.items()}
 
 
 def _read_checkpoint(file: Path, path: str | Path) -> object:
@@ -113,15 +128,53 @@ def _refuse_oversized(state: Mapping[str, Tensor], file: Path) -> None:
             )
 
 
-def _without_wrapper_prefixes(name: str) -> str:
-    """Cut off the prefixes that wrappers add to parameter names."""
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")
+def _without_wrappers(name: str) -> str:
+    """Cut off the prefix of parallel training, and the one of compiling wherever it stands."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
     return name
+
+
+def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state under the names of the network, where tools only added or left out names.
+
+    A prefix is cut off only where every parameter of the network then has its tensor. Without a prefix,
+    nothing but counters of tools is left out; beside a prefix, what stands outside it (the loss, metrics).
+    Counters of batch-norms that the file lacks are taken from the network, as PyTorch itself does for them.
+
+    Args:
+        state: The tensors as the file names them.
+        expected: The tensors as the network names them; their shapes may differ.
+
+    Returns:
+        The tensors by their names in the network where they can be told, else as the file names them.
+    """
+    counters = {name: v for name, v in expected.items() if name.split(".")[-1] == "num_batches_tracked"}
+    needed = expected.keys() - counters.keys()
+    own = {n: v for n, v in state.items() if n in expected or n.split(".")[-1] not in COUNTERS}
+    if not needed <= own.keys():
+        for prefix in _prefixes():
+            inner = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+            inner = {n: v for n, v in inner.items() if n in expected or n.split(".")[-1] not in COUNTERS}
+            if needed and needed <= inner.keys():
+                own = inner
+                break
+    if needed <= own.keys():
+        own = {**{name: value for name, value in counters.items() if name not in own}, **own}
+    return own
+
+
+def _prefixes() -> list[str]:
+    """Return the prefixes of wrappers, alone and one inside another."""
+    return [*WRAPPER_PREFIXES, *(outer + inner for outer in WRAPPER_PREFIXES for inner in WRAPPER_PREFIXES)]
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Load a state dict into a network; every name and shape must match.
+
+    Names that tools add are seen through: prefixes of wrappers with what stands beside them, counters, and
+    the batch-norms of older files without their counter of batches.
 
     Args:
         model: The network; it is changed in place.
@@ -132,6 +185,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> Non
         InputError: Names or shapes differ; the message lists the first five differences.
     """
     expected = model.state_dict()
+    state = fitted(state, expected)
     wrong = [
         f"{name}: {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the model"
         for name, value in expected.items()
@@ -141,9 +195,14 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> Non
     wrong += [f"{name}: not in the model" for name in state if name not in expected]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        hint = (
+            "A head of another size means another number of categories: give the data the weights were "
+            "trained for"
+            if any("in the model" in line and " in the file, " in line for line in wrong)
+            else "Save the state dict of this network alone, under the names it has here"
+        )
         raise InputError(
-            f"weights {origin!r} do not fit {type(model).__name__}: {'; '.join(wrong[:5])}{more}. A head of "
-            "another size means another number of categories: give the data the weights were trained for"
+            f"weights {origin!r} do not fit {type(model).__name__}: {'; '.join(wrong[:5])}{more}. {hint}"
         )
     load_state(model, state)
 

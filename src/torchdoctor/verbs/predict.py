@@ -20,7 +20,7 @@ from torchdoctor.data.readers.naming import files_below, masks_of, photographs
 from torchdoctor.data.table import ImageTable
 from torchdoctor.models.loading import load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
-from torchdoctor.models.weights import load_into, load_weights, weights_card
+from torchdoctor.models.weights import fitted, load_into, load_weights, weights_card
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import InputError
 
@@ -119,12 +119,13 @@ def imagenet_names(categories: int) -> tuple[str, ...]:
     return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def _head_size(name: str, state: dict[str, torch.Tensor], fitted: Preprocessing) -> int:
+def _head_size(name: str, state: dict[str, torch.Tensor], preprocessing: Preprocessing) -> int:
     """Return the number of logits in the file: the size of what the model has as its last matrix.
 
     The order of the file says nothing: safetensors are sorted by name.
     """
-    model = load_model(name, 2, channels=fitted.channels, image_size=fitted.image_size)
+    model = load_model(name, 2, channels=preprocessing.channels, image_size=preprocessing.image_size)
+    state = fitted(state, model.state_dict())
     for entry, value in reversed(model.state_dict().items()):
         if value.ndim >= 2 and entry in state:
             return state[entry].shape[0]
