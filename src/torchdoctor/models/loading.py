@@ -25,6 +25,7 @@ DRAWING = (
     nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.trunc_normal_,
     nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_,
 )  # fmt: skip
+HALF = (torch.float16, torch.bfloat16)
 TIMM_SOURCES = ("timm", "hf-hub", "local-dir")
 
 
@@ -182,22 +183,49 @@ def _unknown(full: str, name: str, known: Sequence[str]) -> str:
 def _factory(module: str, function: str, classes: int, channels: int) -> nn.Module:
     """Call the user's own factory, with `num_classes` and `in_chans` where it takes them."""
     full = f"{module}:{function}"
+    factory = _imported(full, module, function)
+    arguments = {"num_classes": classes, "in_chans": channels}
+    if channels == 3 and not _has_parameter(factory, "in_chans"):
+        del arguments["in_chans"]
     try:
-        factory = getattr(importlib.import_module(module), function)
+        model = factory(**{name: value for name, value in arguments.items() if _accepts(factory, name)})
+    except InputError:
+        raise
+    except Exception as error:  # a factory of the user's own can fail in any way
+        raise InputError(
+            f"model {full!r}: the factory raised {_named(error)}; it is called with num_classes (and "
+            "in_chans if it takes that), and must return the network"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {full!r} returned {type(model).__name__}; expected a torch.nn.Module")
+    half = next((each.dtype for each in model.parameters() if each.dtype in HALF), None)
+    if half is not None:
+        raise InputError(
+            f"model {full!r} is in half precision ({half}); expected float32: leave .half() or .to(...) out"
+        )
+    return model
+
+
+def _imported(full: str, module: str, function: str) -> Callable[..., Any]:
+    """Return the user's factory; InputError says whether it is missing or its module fails."""
+    try:
+        found = importlib.import_module(module)
     except ImportError as error:
         raise InputError(
             f"model {full!r}: module {module!r} cannot be imported ({error}); expected {EXPECTED}, with the "
             "package on PYTHONPATH"
         ) from error
-    except AttributeError as error:
-        raise InputError(f"model {full!r}: {module} has no {function!r}") from error
-    arguments = {"num_classes": classes, "in_chans": channels}
-    if channels == 3 and not _has_parameter(factory, "in_chans"):
-        del arguments["in_chans"]
-    model = factory(**{name: value for name, value in arguments.items() if _accepts(factory, name)})
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model {full!r} returned {type(model).__name__}; expected a torch.nn.Module")
-    return model
+    except Exception as error:  # a module of the user's own can fail in any way
+        raise InputError(f"model {full!r}: module {module!r} fails on import: {_named(error)}") from error
+    if not callable(factory := getattr(found, function, None)):
+        missing = "has no" if factory is None else "holds no function or class"
+        raise InputError(f"model {full!r}: {module} {missing} {function!r}")
+    return factory
+
+
+def _named(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _has_parameter(factory: Callable[..., object], name: str) -> bool:

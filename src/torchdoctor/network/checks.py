@@ -136,8 +136,10 @@ def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) ->
     with torch.enable_grad():
         logits = as_logits(model(example.clone().requires_grad_(True)))
     last = logits.grad_fn.name() if logits.grad_fn is not None else ""
-    if last in PROBABILITIES:
-        kind = last.removesuffix("Backward0")
+    kind = last.removesuffix("Backward0") if last in PROBABILITIES else ""
+    if not kind and _are_probabilities(logits):
+        kind = "Softmax or another step that gives probabilities (rows that are not negative and sum to 1)"
+    if kind:
         level: Level = "warning" if kind.startswith("Log") else "error"
         yield (
             level,
@@ -146,6 +148,12 @@ def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) ->
                 "probabilities vanish. Leave the last activation out"
             ),
         )
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Return whether every row looks like probabilities: none negative, the sum 1 up to rounding."""
+    values = logits.detach().float()
+    return values.shape[1] > 1 and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _repeatable(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
