@@ -207,7 +207,12 @@ def _loaded(
 
 
 def _check_categories(tables: Tables) -> None:
-    """Raise InputError for categories that have no training image."""
+    """Raise InputError for category folders that have no training image.
+
+    Sources that bring a list of categories, such as the data sets of torchvision, may hold a part of them.
+    """
+    if not tables.origin.startswith("folder:"):
+        return
     counts = np.bincount(tables.train.labels, minlength=len(tables.classes))
     empty = [name for name, count in zip(tables.classes, counts.tolist(), strict=True) if not count]
     if empty:

@@ -53,8 +53,7 @@ def compare(
             treated layers.
         evidence: How evidence is measured there.
         min_gain: The gain asked for, in percentage points; the reason says where it is not reached.
-        max_loss: How many percentage points another split may lose; where more is proven, the verdict is
-            `harmed`.
+        max_loss: How many percentage points another split may lose; proven more is `harmed`.
         progress: Called after every network and split with `compare`, the number done and the number in all.
 
     Returns:

@@ -235,8 +235,7 @@ def prescribe(
         The plan with numbers as weights; and for each constraint what was measured, by name.
 
     Raises:
-        InputError: A penalty reaches no trainable parameter, so that training would ignore it; or the
-            penalty, its gradient or its weight is not a finite number.
+        InputError: A penalty reaches no trainable parameter, or it, its gradient or weight is not finite.
     """
     stream = key("prescribe", seed)
     example = example_of(model, images)
