@@ -30,6 +30,7 @@ from torchdoctor.randomness import key
 from torchdoctor.types import InputError
 
 JUDGING: tuple[Verb, ...] = ("treat", "checkup", "robustness")  # verbs whose results rest on test images
+SAVING: tuple[Verb, ...] = ("train", "treat", "checkup", "demo")  # verbs that write weights with their card
 SWAPPED = "swapped"  # the test split that is made of another split by exchanging backgrounds
 
 
@@ -147,9 +148,14 @@ def prepare(
     layers = layers_of(settings, name, model, data, try_out or try_out_network)
     check_constraints(settings, layers, data)
     plan = _decided(settings, verb, name, data, layers, primary)
-    note = note_on_tests(card, data, own_weights=file is not None)
-    whole = {**card_of(plan, data), "trained_on": trained_on(card, data)}
-    return Case(plan, model, data, whole, (note,) if note and verb in JUDGING else ())
+    unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
+    return Case(plan, model, data, _card(plan, data, card, verb), (unknown,) if unknown else ())
+
+
+def _card(plan: Plan, data: Splits, before: Mapping[str, object] | None, verb: Verb) -> dict[str, object]:
+    """Return the card of the weights that a verb writes; only such verbs read every training image."""
+    seen = {"trained_on": trained_on(before, data)} if verb in SAVING else {}
+    return {**card_of(plan, data), **seen}
 
 
 def _decided(

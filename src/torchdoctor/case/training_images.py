@@ -34,7 +34,7 @@ def trained_on(card: Mapping[str, object] | None, data: Splits) -> dict[str, obj
         `images` (how many different ones) and `hashes` (8 bytes for each, sorted, in base64), those of the
         card included; None where the images cannot be hashed without decoding them.
     """
-    own = image_hashes(data.train.table)
+    own = data.training_hashes
     if own is None:
         return None
     before = _hashes_of(card)
@@ -58,7 +58,7 @@ def refuse_seen_tests(card: Mapping[str, object] | None, data: Splits) -> None:
     before = _hashes_of(card)
     if before is None:
         return
-    own = image_hashes(data.train.table)
+    own = data.training_hashes
     if own is None:
         return
     for name, loader in data.tests.items():

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt64
 
 from torchdoctor.data.catalogue import DATASETS, read_named
 from torchdoctor.data.checking import without_broken
-from torchdoctor.data.fingerprints import fingerprint
+from torchdoctor.data.fingerprints import fingerprint, image_hashes
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import AUGMENT, Augment, Preprocessing
 from torchdoctor.data.readers.folder import read_folder
@@ -71,6 +72,11 @@ class Splits:
     skipped: tuple[str, ...] = ()
     test_divided_off: bool = False
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def training_hashes(self) -> UInt64[np.ndarray, " image"] | None:
+        """A hash of each training image (see `data.fingerprints.image_hashes`); the files are read once."""
+        return image_hashes(self.train.table)
 
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, object]]:

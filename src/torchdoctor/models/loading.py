@@ -99,9 +99,8 @@ class WithoutDrawing(TorchFunctionMode):
             The tensor to be filled, or what the function returns.
         """
         del types
-        named = {**dict(zip(("tensor",), args, strict=False)), **(kwargs or {})}
-        if func in DRAWING and "tensor" in named:
-            return named["tensor"]
+        if func in DRAWING:
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 

@@ -61,7 +61,7 @@ def overall_verdict(
         reason += _power(gain)
     elif gain.seeds == 2:
         reason += ", from two seeds only: confirm it with three or more"
-    if first.verdict == "helped" and gain.low < min_gain:
+    if first.verdict == "helped" and not gain_is_enough(gain, min_gain):
         reach = "below" if gain.mean < min_gain else "not proven to reach"
         reason += f": {reach} the {min_gain:g} points asked for"
     verdict = first.verdict

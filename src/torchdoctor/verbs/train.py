@@ -57,9 +57,8 @@ def train_stage(
         progress=progress,
         stage="train",
     )
-    write_json(
-        folder / "model.json", case.card
-    )  # the weights come first: nothing that fails later costs them
+    # The weights come first: nothing that fails later costs them.
+    write_json(folder / "model.json", case.card)
     write_weights(folder / "model.safetensors", case.model.state_dict())
     write_json(
         folder / "history.json",
