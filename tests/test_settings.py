@@ -267,6 +267,7 @@ def test_a_run_of_an_earlier_version_is_resumed_by_the_same_settings_only(tmp_pa
     recorded = yaml.safe_load(EARLIER)
     decided = {
         "image_size": 24, "channels": 3, "expand_pixels": 3, "select": "iid",
+        "mean": (0.5,), "std": (0.5,), "resize": "crop", "crop_share": 1.0,
     }  # fmt: skip
     assert set(decided) <= DECIDED
     asked = settings_from(read_config(tmp_path / "config.yaml"))
@@ -287,7 +288,10 @@ def test_help_texts_use_the_words_of_the_glossary():
 
 def test_what_a_run_records_can_be_run_again(tmp_path):
     (tmp_path / "c.yaml").write_text(EARLIER)
-    decided = {"image_size": 24, "channels": 3, "expand_pixels": 3, "select": "mean"}
+    decided = {
+        "image_size": 24, "channels": 3, "expand_pixels": 3, "select": "mean",
+        "mean": (0.5,), "std": (0.5,), "resize": "crop", "crop_share": 1.0,
+    }  # fmt: skip
     for auto, name in ((False, "auto"), (True, "mean")):
         asked = settings_from({"auto": auto}, tmp_path / "c.yaml")
         plan = Plan(**{**dict(asked), **decided})

@@ -193,7 +193,7 @@ def _names(value: Any, kinds: tuple[Any, ...]) -> Any:
     if not isinstance(parts, list | tuple):
         raise ValueError("no list")
     names = tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
-    if not names:
+    if not names and not (parts == () and not words):  # a decided list may be empty, a chosen one may not
         raise ValueError("empty")
     return names[0] if len(names) == 1 and names[0] in words else names
 
@@ -252,5 +252,7 @@ def _sentence(group: type[SettingsGroup], error: ValidationError) -> str:
     if any(get_origin(kind) is tuple for kind in kinds_of(field)):
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
         hint = "at least one name; leave the flag out for the default" if value or text == "" else "a list"
+        if any(float in get_args(kind) for kind in kinds_of(field)):
+            hint = "numbers separated by commas"
         return f"{flag_of(name)} {text!r}: expected {hint}"
     return f"{flag_of(name)} {value!r}: expected {expected(field)}"

@@ -34,6 +34,10 @@ NormPolicy = Literal["frozen", "train"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+# How an image becomes a square: its centre is cut out, or both of its sides are scaled to the size.
+Resize = Literal["crop", "squash"]
+
+
 # What all arms of a treatment get the same amount of: optimiser steps, or seconds of training.
 BudgetKind = Literal["steps", "time"]
 

@@ -83,7 +83,10 @@ def comparable(folder: Path, identity: Mapping[str, dict[str, object]]) -> dict[
     return {**identity, CONFIG: settings}
 
 
-DECIDED = frozenset({"image_size", "channels", "expand_pixels", "select", "arms", "constraints", "weights"})
+DECIDED = frozenset(
+    {"image_size", "channels", "mean", "std", "resize", "crop_share"}
+    | {"expand_pixels", "select", "arms", "constraints", "weights"}
+)
 """Settings that earlier versions recorded only where they were asked for."""
 
 

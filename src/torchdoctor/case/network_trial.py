@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.models.catalogue import MODELS
-from torchdoctor.network.checks import check_model
+from torchdoctor.network.checks import TO_TRAIN, Finding, check_model, try_out
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.layers import chosen_layers, default_layers
@@ -19,12 +19,12 @@ from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.prediction import device_of
 from torchdoctor.types import InputError
 
-TryOut = Callable[[str, nn.Module, Splits, tuple[str, ...]], None]
+TryOut = Callable[[str, nn.Module, Splits, tuple[str, ...]], tuple[str, ...]]
 
 
 def layers_of(
-    settings: Settings, name: str, model: nn.Module, data: Splits, try_out: TryOut
-) -> tuple[str, ...]:
+    settings: Settings, name: str, model: nn.Module, data: Splits, try_out: TryOut, *, to_train: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Choose the layers to diagnose, and try the network out on them.
 
     Args:
@@ -32,10 +32,12 @@ def layers_of(
         name: What the model is called.
         model: The network, in evaluation mode.
         data: The images.
-        try_out: What refuses networks that cannot be diagnosed or treated.
+        try_out: What refuses networks that cannot serve the run, and returns notes on those that can.
+        to_train: Whether the network is only trained, for which no layer is needed.
 
     Returns:
-        The layers asked for, or the default layers, from first to last.
+        The layers asked for, or the default layers, from first to last; none where the network is only
+        trained and no layer can be diagnosed. And notes on the network.
 
     Raises:
         InputError: The network does not run on the images, has another number of logits than there are
@@ -48,13 +50,22 @@ def layers_of(
             f"--model {name!r} gives {logits} logits, and {settings.data!r} has {len(data.classes)} "
             "categories: give a model with a logit for each category"
         )
+    notes: tuple[str, ...] = ()
+    try:
+        chosen = _chosen(settings, name, model, example)
+    except InputError as error:
+        if not to_train or settings.layers != "auto":
+            raise
+        chosen, notes = (), (f"this network is trained, but it cannot be diagnosed as it is: {error}",)
+    return chosen, notes + try_out(name, model, data, chosen)
+
+
+def _chosen(settings: Settings, name: str, model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Return the layers asked for, or the default ones, from first to last."""
     if settings.layers != "auto":
         chosen = chosen_layers(model, example, settings.layers)
-        chosen = tuple(map_shapes(model, example, chosen))  # first to last
-    else:
-        chosen = MODELS[name].layers if name in MODELS else default_layers(model, example)
-    try_out(name, model, data, chosen)
-    return chosen
+        return tuple(map_shapes(model, example, chosen))
+    return MODELS[name].layers if name in MODELS else default_layers(model, example)
 
 
 def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
@@ -72,7 +83,7 @@ def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
         ) from error
 
 
-def try_out_network(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
+def try_out_network(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse networks on which diagnosis or treatment would fail or mean nothing.
 
     Frozen parameters are left to the treatment: a diagnosis does without them.
@@ -83,11 +94,45 @@ def try_out_network(name: str, model: nn.Module, data: Splits, layers: tuple[str
         data: The data; the first two training images are tried.
         layers: The layers to be diagnosed and constrained.
 
+    Returns:
+        No notes.
+
     Raises:
         InputError: If `check_model` finds an error; the message holds all that it found.
     """
+    _refuse(name, check_model(model, trial_images(model, data), layers))
+    return ()
+
+
+def try_out_training(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse networks that cannot be trained; what only a diagnosis or a treatment needs becomes a note.
+
+    Args:
+        name: What the model is called in the message.
+        model: The network, in evaluation mode.
+        data: The data; the first two training images are tried.
+        layers: The layers that a diagnosis would look at; none: they are not tried out.
+
+    Returns:
+        Sentences about what a diagnosis or a treatment of these layers would be refused for.
+
+    Raises:
+        InputError: If a trial that training needs finds an error.
+    """
     images = trial_images(model, data)
-    errors = [finding for finding in check_model(model, images, layers) if finding.level == "error"]
+    _refuse(name, try_out(model, images, layers, TO_TRAIN))
+    found = check_model(model, images, layers) if layers else ()
+    return tuple(
+        f"this network is trained, but a diagnosis of its layers {', '.join(layers)} would be refused: "
+        f"{finding.message}"
+        for finding in found
+        if finding.level == "error" and finding.check not in TO_TRAIN
+    )
+
+
+def _refuse(name: str, findings: Sequence[Finding]) -> None:
+    """Raise InputError where there is an error; frozen parameters are left to the treatment."""
+    errors = [finding for finding in findings if finding.level == "error"]
     serious = [finding.message for finding in errors if finding.check != "trainable"]
     if serious:
         raise InputError(f"--model {name!r}: {'; '.join(serious)}")

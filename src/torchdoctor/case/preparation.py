@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from torchdoctor.case.defaults import best_select, check_constraints, prescribed
-from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network
+from torchdoctor.case.foreign_weights import suited
+from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
+from torchdoctor.case.own_weights import in_order_of_weights, model_of_card
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
 from torchdoctor.case.surroundings import card_of
 from torchdoctor.case.training_images import note_on_tests, refuse_seen_tests, trained_on
@@ -25,12 +27,13 @@ from torchdoctor.images.masks import default_expansion
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import WithoutDrawing, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
-from torchdoctor.models.weights import load_into, load_weights, weights_card
+from torchdoctor.models.weights import Checkpoint, load_into, read_checkpoint, weights_card
 from torchdoctor.randomness import key
 from torchdoctor.types import InputError
 
 JUDGING: tuple[Verb, ...] = ("treat", "checkup", "robustness")  # verbs whose results rest on test images
 SAVING: tuple[Verb, ...] = ("train", "treat", "checkup", "demo")  # verbs that write weights with their card
+MOST_LEFT_OUT = 3  # images left out that are named before a run; its record names all
 SWAPPED = "swapped"  # the test split that is made of another split by exchanging backgrounds
 
 
@@ -81,6 +84,19 @@ class Case:
         return [str(known[number]) for number in ids]
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is said before a run begins: what cannot be known, is read in some way, or is left out."""
+        skipped = self.data.skipped
+        left = [f"left out: {reason}" for reason in skipped[:MOST_LEFT_OUT]]
+        if len(skipped) > MOST_LEFT_OUT:
+            left.append(f"left out: {len(skipped) - MOST_LEFT_OUT} more images that do not decode")
+        return (
+            *(f"note: {note}" for note in self.notes),
+            *(f"data: {note}" for note in self.data.notes),
+            *left,
+        )
+
+    @property
     def facts(self) -> dict[str, object]:
         """What was done to the images before the network saw them: preprocessing, and images left out."""
         facts: dict[str, object] = {
@@ -100,7 +116,8 @@ def prepare(
         settings: What was asked for.
         verb: The command that runs.
         needs_weights: Whether trained weights must be given; `train` does without.
-        try_out: What refuses networks that cannot be diagnosed or treated; None: `try_out_network`.
+        try_out: What refuses networks that cannot serve the run; None: `try_out_training` for `train`, and
+            `try_out_network` for other verbs.
 
     Returns:
         The prepared case. Nothing has been written.
@@ -114,9 +131,8 @@ def prepare(
         raise InputError(
             "--weights is missing: give the trained classifier's .safetensors or state dict (train writes it)"
         )
-    pretrained = settings.weights == PRETRAINED
-    file = None if pretrained or settings.weights == RANDOM else settings.weights
-    state = load_weights(file) if file is not None else None
+    file = None if settings.weights in (PRETRAINED, RANDOM) else settings.weights
+    checkpoint = read_checkpoint(file) if file is not None else None
     card = weights_card(file) if file is not None else None
     name = settings.model or model_of_card(card, str(settings.weights))
     if name is None:
@@ -128,28 +144,39 @@ def prepare(
         raise InputError(f"--data is missing: give {EXPECTED}")
     data = _data(settings, name, card)
     primary = _primary(settings, data)
-    _check_classes(settings, data, card)
+    data, notes = in_order_of_weights(settings, data, card, checkpoint)
     if verb in JUDGING:
         refuse_seen_tests(card, data)
-    torch.manual_seed(key("weights", settings.seed) % (1 << 63))
-    if pretrained and needs_weights:
+    if settings.weights == PRETRAINED and needs_weights:
         _check_pretrained_head(name, data)
-    with WithoutDrawing() if state is not None and name in MODELS else nullcontext():
-        model = load_model(
-            name,
-            data.classes,
-            PRETRAINED if pretrained else None,
-            channels=data.preprocessing.channels,
-            image_size=data.preprocessing.image_size,
-        )
-    if state is not None:
-        load_into(model, state, str(settings.weights))
-    model = model.to(device_named(settings.device)).eval()
-    layers = layers_of(settings, name, model, data, try_out or try_out_network)
+    model = _network(settings, name, data, checkpoint)
+    if checkpoint is not None and "preprocessing" not in (card or {}):
+        fitting = suited(model, data, settings.part(DataSettings))
+        data, notes = fitting.data, notes + fitting.notes
+    to_train = verb == "train"
+    usual = try_out_training if to_train else try_out_network
+    layers, on_layers = layers_of(settings, name, model, data, try_out or usual, to_train=to_train)
     check_constraints(settings, layers, data)
     plan = _decided(settings, verb, name, data, layers, primary)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
-    return Case(plan, model, data, _card(plan, data, card, verb), (unknown,) if unknown else ())
+    notes += on_layers + ((unknown,) if unknown else ())
+    return Case(plan, model, data, _card(plan, data, card, verb), notes)
+
+
+def _network(settings: Settings, name: str, data: Splits, checkpoint: Checkpoint | None) -> nn.Module:
+    """Build the network with its weights, on its device and in evaluation mode."""
+    torch.manual_seed(key("weights", settings.seed) % (1 << 63))
+    with WithoutDrawing() if checkpoint is not None and name in MODELS else nullcontext():
+        model = load_model(
+            name,
+            data.classes,
+            PRETRAINED if settings.weights == PRETRAINED else None,
+            channels=data.preprocessing.channels,
+            image_size=data.preprocessing.image_size,
+        )
+    if checkpoint is not None:
+        load_into(model, checkpoint.state, str(settings.weights))
+    return model.to(device_named(settings.device)).eval()
 
 
 def _card(plan: Plan, data: Splits, before: Mapping[str, object] | None, verb: Verb) -> dict[str, object]:
@@ -172,6 +199,10 @@ def _decided(
         "out": settings.out or new_folder(verb),
         "image_size": fitted.image_size,
         "channels": fitted.channels,
+        "mean": fitted.mean,
+        "std": fitted.std,
+        "resize": fitted.resize,
+        "crop_share": fitted.crop_share,
         "primary": primary,
         "layers": layers,
         "expand_pixels": default_expansion(fitted.image_size) if growth == "auto" else growth,
@@ -193,30 +224,6 @@ def new_folder(verb: str) -> str:
     return f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None:
-    """Return the model that the card beside weights names.
-
-    Args:
-        card: The card; None where there is none.
-        weights: The weights, for the message.
-
-    Returns:
-        The model's name; None where there is no card or it names no model.
-
-    Raises:
-        InputError: The card names a factory of other code: no data file chooses code to run.
-    """
-    name = (card or {}).get("model")
-    if not isinstance(name, str):
-        return None
-    if name.partition(":")[0] in ("torchvision", "timm") or name in MODELS:
-        return name
-    raise InputError(
-        f"the card beside {weights!r} names the factory {name!r}, which would be imported and run: "
-        f"give --model {name} yourself if you trust it"
-    )
-
-
 def _data(settings: Settings, name: str, card: Mapping[str, object] | None) -> Splits:
     """Load the data with the preprocessing that the weights were trained with, where it is known."""
     published = own_preprocessing(name, pretrained=settings.weights == PRETRAINED)
@@ -228,10 +235,12 @@ def _data(settings: Settings, name: str, card: Mapping[str, object] | None) -> S
         asked = asked.but(channels=len(trained["mean"]))
     if asked.primary == SWAPPED:
         asked = asked.but(primary="auto")
+    if (asked.mean, asked.std) == ("auto", "auto") and "mean" in trained and "std" in trained:
+        asked = asked.but(mean=tuple(trained["mean"]), std=tuple(trained["std"]))
+    if (asked.resize, asked.crop_share) == ("auto", "auto"):
+        asked = asked.but(**{name: trained[name] for name in ("resize", "crop_share") if name in trained})
     return load_data(
         str(settings.data),
-        mean=tuple(trained["mean"]) if "mean" in trained else None,
-        std=tuple(trained["std"]) if "std" in trained else None,
         seed=asked.split_seed,
         augment=settings.augment,
         settings=asked,
@@ -251,21 +260,6 @@ def _primary(settings: Settings, data: Splits) -> str:
             "whose test images have masks"
         )
     return SWAPPED
-
-
-def _check_classes(settings: Settings, data: Splits, card: Mapping[str, object] | None) -> None:
-    """Refuse data whose categories are not those the weights were trained for."""
-    trained = (card or {}).get("classes")
-    if isinstance(trained, list) and tuple(trained) != data.classes:
-        raise InputError(
-            f"weights {settings.weights!r} were trained for {len(trained)} categories ({_few(trained)}); the "
-            f"data {settings.data!r} has {len(data.classes)} ({_few(list(data.classes))})"
-        )
-
-
-def _few(names: list[str]) -> str:
-    """Name the first few."""
-    return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")
 
 
 def device_named(name: str) -> torch.device:

@@ -14,7 +14,7 @@ from torchdoctor.proof.settings import ProofSettings
 from torchdoctor.settings import Amount, SettingsGroup, Whole, setting
 from torchdoctor.treatment.recipe import FROM_SCRATCH, Recipe
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
-from torchdoctor.types import Evidence, InputError, NormPolicy, Precision
+from torchdoctor.types import Evidence, InputError, NormPolicy, Precision, Resize
 
 RANDOM = "random"  # the weights of a network that is trained from nothing
 Verb = Literal["train", "diagnose", "treat", "checkup", "demo", "robustness"]
@@ -124,6 +124,10 @@ class Plan(Settings):
     out: str
     image_size: int
     channels: Literal[1, 3]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: Resize
+    crop_share: float
     primary: str
     epochs: int
     learning_rate: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.evidence.gates import NoClosedFormError, gated
 from torchdoctor.evidence.per_image import passes_per_image
 from torchdoctor.images.batches import Batch, take
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.prediction import device_of
@@ -232,7 +232,7 @@ def _without_values(model: nn.Module) -> nn.Module:
         for parameter in model.parameters()
     }
     hollow |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
-    return copy.deepcopy(model, hollow).eval()
+    return copy_of(model, hollow).eval()
 
 
 def _example(case: Case, number: int) -> Float[Tensor, "batch channel height width"]:
@@ -311,7 +311,7 @@ def seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
     Returns:
         Seconds by the clock on the wall.
     """
-    model = copy.deepcopy(case.model)
+    model = copy_of(case.model)
     course = PLAIN
     if treated:
         if batch.masks is not None:

@@ -76,7 +76,7 @@ def _print_handed_back(console: Console, choice: Any) -> None:
 
 
 def _print_preparation(console: Console, record: Mapping[str, Any]) -> None:
-    """Print how the images were prepared, and which were left out."""
+    """Print how the images were prepared, and remarks that were not said before the run began."""
     preprocessing = record.get("preprocessing")
     if preprocessing:
         numbers = "; ".join(
@@ -84,15 +84,8 @@ def _print_preparation(console: Console, record: Mapping[str, Any]) -> None:
         )
         kind = "grey" if len(preprocessing["mean"]) == 1 else "RGB"
         console.print(f"preprocessing: {preprocessing['image_size']} px, {kind}, {numbers}", highlight=False)
-    for note in record.get("notes") or []:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-    for note in record.get("data_notes") or []:
-        console.print(f"data: {note}", highlight=False, soft_wrap=True, markup=False)
-    skipped = record.get("skipped_images") or []
-    for reason in skipped[:3]:
-        console.print(f"left out: {reason}", highlight=False, soft_wrap=True, markup=False)
-    if len(skipped) > 3:
-        console.print(f"... and {len(skipped) - 3} more images that do not decode", highlight=False)
+    for remark in record.get("remarks") or []:
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:

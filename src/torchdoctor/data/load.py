@@ -73,6 +73,11 @@ class Splits:
     test_divided_off: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def loaders(self) -> dict[str, Loader]:
+        """The loader of every split by its name: `train`, `validation` and the test splits."""
+        return {"train": self.train, "validation": self.validation, **self.tests}
+
     @cached_property
     def training_hashes(self) -> UInt64[np.ndarray, " image"] | None:
         """A hash of each training image (see `data.fingerprints.image_hashes`); the files are read once."""
@@ -81,8 +86,7 @@ class Splits:
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, object]]:
         """What each split holds, as counts and hashes: two runs on the same data have the same."""
-        splits = {"train": self.train, "validation": self.validation, **self.tests}
-        return {name: fingerprint(loader.table) for name, loader in splits.items()}
+        return {name: fingerprint(loader.table) for name, loader in self.loaders.items()}
 
 
 def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) -> Tables:
@@ -143,8 +147,9 @@ def load_data(
         image_size: Side in pixels that images are brought to; None as in `settings`, and there `auto` keeps
             images that are square and nearly all alike, and makes others 224 pixels.
         channels: 3, or 1 to make images grey; None as in `settings`.
-        mean: Mean of each channel, 0..1, that is subtracted; None: that of ImageNet.
-        std: Standard deviation of each channel that is divided by; None: that of ImageNet.
+        mean: Mean of each channel, 0..1, that is subtracted; None as in `settings`, and there `auto` is that
+            of ImageNet.
+        std: Standard deviation of each channel that is divided by; None likewise.
         batch_size: Images of a batch; None as in `settings`.
         limit: Training images of each category at most; None as in `settings`.
         classes: How many categories to draw at random; None as in `settings`.
@@ -165,16 +170,14 @@ def load_data(
     """
     settings = settings.given(
         image_size=image_size, channels=channels, batch_size=batch_size, limit=limit, classes=classes,
-        primary=primary,
+        primary=primary, mean=mean, std=std,
     )  # fmt: skip
-    return _loaded(load_tables(spec, seed=seed, settings=settings), settings, mean, std, augment)
+    return _loaded(load_tables(spec, seed=seed, settings=settings), settings, augment)
 
 
 def _loaded(
     tables: Tables,
     settings: DataSettings,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
     augment: Augment,
 ) -> Splits:
     """Make a loader for each split; broken images are left out where the settings say so."""
@@ -188,10 +191,7 @@ def _loaded(
         notes += (odd,) if odd else ()
     else:
         size = settings.image_size
-    colours = 3 if settings.channels == "auto" else settings.channels
-    preprocessing = Preprocessing(
-        size, _per_channel(mean or IMAGENET_MEAN, colours), _per_channel(std or IMAGENET_STD, colours)
-    )
+    preprocessing = _preprocessing(settings, size)
 
     def loader(table: ImageTable) -> Loader:
         return Loader(
@@ -228,6 +228,28 @@ def _check_categories(tables: Tables) -> None:
             f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}{left}; "
             "add images or remove the category"
         )
+
+
+def _preprocessing(settings: DataSettings, size: int) -> Preprocessing:
+    """Return how images are made `size` pixels large and normalised."""
+    if (settings.mean == "auto") != (settings.std == "auto"):
+        raise InputError("--mean and --std belong together: give both, such as --mean 0 --std 1, or neither")
+    mean = IMAGENET_MEAN if settings.mean == "auto" else settings.mean
+    std = IMAGENET_STD if settings.std == "auto" else settings.std
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, 3) or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
+            raise InputError(
+                f"--{name} {','.join(map(str, values))}: expected one number, or three separated by commas"
+                f"{', all above 0' if name == 'std' else ''}, for pixels in 0..1"
+            )
+    colours = 3 if settings.channels == "auto" else settings.channels
+    return Preprocessing(
+        size,
+        _per_channel(mean, colours),
+        _per_channel(std, colours),
+        "crop" if settings.resize == "auto" else settings.resize,
+        1.0 if settings.crop_share == "auto" else settings.crop_share,
+    )
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -107,11 +107,9 @@ class Loader:
                 f"which is {self.batch_size - 1}"
             )
         if self.store is None:
-            object.__setattr__(
-                self,
-                "store",
-                PixelStore(self.table, self.preprocessing.image_size, self.preprocessing.channels),
-            )
+            how = self.preprocessing
+            store = PixelStore(self.table, how.image_size, how.channels, how.resize, how.crop_share)
+            object.__setattr__(self, "store", store)
 
     def __len__(self) -> int:
         """Return the number of images."""

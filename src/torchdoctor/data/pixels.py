@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as geometry
 
 from torchdoctor.data.table import ImageTable
-from torchdoctor.types import InputError
+from torchdoctor.types import InputError, Resize
 
 Augment = Literal["none", "crop", "crop_flip"]  # a random shift of the image; crop_flip mirrors half of them
 AUGMENT: Augment = "crop_flip"  # where nothing else is asked for
@@ -37,16 +37,27 @@ class Preprocessing:
         image_size: The side of the square in pixels.
         mean: The mean of each channel, for pixels in 0..1: three numbers, or a single number for grey images.
         std: The standard deviation of each channel, likewise.
+        resize: How an image becomes a square: `crop` scales it with its proportions and cuts out the centre,
+            `squash` scales both sides to the size.
+        crop_share: The side of the square that is cut out, as a share of the scaled image's shorter side.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: Resize = "crop"
+    crop_share: float = 1.0
 
     @property
     def channels(self) -> int:
         """The number of channels of an image: 3, or 1 for grey images."""
         return len(self.mean)
+
+    @property
+    def scaled(self) -> int | tuple[int, int]:
+        """What an image is scaled to before its centre is cut out: the shorter side, or height and width."""
+        size = self.image_size
+        return (size, size) if self.resize == "squash" else round(size / self.crop_share)
 
     def to_json(self) -> dict[str, Any]:
         """Describe the preprocessing by values that JSON can hold.
@@ -54,7 +65,10 @@ class Preprocessing:
         Returns:
             The fields by name.
         """
-        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
+        fields = {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
+        if self.resize != "crop":
+            return {**fields, "resize": self.resize}
+        return fields if self.crop_share == 1 else {**fields, "crop_share": self.crop_share}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Preprocessing:
@@ -72,6 +86,11 @@ class Preprocessing:
         try:
             size = int(fields["image_size"])
             mean, std = (tuple(map(float, fields[name])) for name in ("mean", "std"))
+            resize, crop_share = fields.get("resize", "crop"), float(fields.get("crop_share", 1.0))
+            if resize not in get_args(Resize) or not 0 < crop_share <= 1:
+                raise ValueError(
+                    f"resize must be {' or '.join(get_args(Resize))}, crop_share above 0, at most 1"
+                )
             if (
                 size < 1
                 or len(mean) not in (1, 3)
@@ -86,7 +105,7 @@ class Preprocessing:
             raise InputError(
                 f"preprocessing {dict(fields)}: expected image_size, mean, std ({error})"
             ) from error
-        return cls(size, mean, std)
+        return cls(size, mean, std, resize, crop_share)
 
     def normalise(self, pixels: UInt8[Tensor, "batch channel size size"]) -> Tensor:
         """Normalise images.
@@ -102,14 +121,23 @@ class Preprocessing:
         return pixels.float().mul_(scale).sub_(shift)
 
 
-def fit(image: Image, mask: Image | None, size: int, channels: int = 3) -> tuple[Pixels, Mask | None]:
-    """Make an image and its mask square: scale the shorter side to `size`, then cut out the centre.
+def fit(
+    image: Image,
+    mask: Image | None,
+    size: int,
+    channels: int = 3,
+    resize: Resize = "crop",
+    crop_share: float = 1.0,
+) -> tuple[Pixels, Mask | None]:
+    """Make an image and its mask square.
 
     Args:
         image: The RGB image.
         mask: Its mask, an L image (255 on the object, 0 elsewhere), or None.
         size: The side of the square in pixels.
         channels: 3, or 1 to make the image grey.
+        resize: As in `Preprocessing`.
+        crop_share: As in `Preprocessing`.
 
     Returns:
         The image (0 to 255), and the mask (1 on the object, 0 elsewhere) or None.
@@ -117,10 +145,11 @@ def fit(image: Image, mask: Image | None, size: int, channels: int = 3) -> tuple
     values = np.array(image if channels == 3 else image.convert("L"))
     pixels = tv_tensors.Image(torch.from_numpy(values.reshape(*values.shape[:2], channels)).permute(2, 0, 1))
     shape = None if mask is None else tv_tensors.Mask(torch.from_numpy(np.array(mask))[None] // 255)
-    if image.size != (size, size):
-        pixels = geometry.center_crop(geometry.resize(pixels, [size], antialias=True), [size, size])
+    if image.size != (size, size) or crop_share != 1:
+        scaled = [size, size] if resize == "squash" else [round(size / crop_share)]
+        pixels = geometry.center_crop(geometry.resize(pixels, scaled, antialias=True), [size, size])
         if shape is not None:
-            shape = geometry.center_crop(geometry.resize(shape, [size]), [size, size])
+            shape = geometry.center_crop(geometry.resize(shape, scaled), [size, size])
     return pixels.as_subclass(Tensor), None if shape is None else shape.as_subclass(Tensor)
 
 
@@ -191,11 +220,15 @@ class PixelStore:
         table: The images.
         size: The side in pixels of the squares that they are made.
         channels: 3, or 1 to make them grey.
+        resize: As in `Preprocessing`.
+        crop_share: As in `Preprocessing`.
     """
 
     table: ImageTable
     size: int
     channels: int = 3
+    resize: Resize = "crop"
+    crop_share: float = 1.0
 
     @cached_property
     def cached(self) -> bool:
@@ -235,7 +268,7 @@ class PixelStore:
         Raises:
             InputError: The image is damaged.
         """
-        return fit(*self.table.read(position), self.size, self.channels)
+        return fit(*self.table.read(position), self.size, self.channels, self.resize, self.crop_share)
 
     def __getitem__(self, position: int) -> tuple[Pixels, Mask | None]:
         """Return an image; if images are kept in memory, `prepare` must have decoded it before.

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from torchdoctor.settings import Count, SettingsGroup, Share, Whole, setting
+from torchdoctor.types import Resize
 
 OnError = Literal["fail", "skip"]
 
@@ -26,6 +27,29 @@ class DataSettings(SettingsGroup):
     )
     channels: Literal[1, 3, "auto"] = setting(
         "auto", "Colour channels: 3, or 1 to make the images grey.", left_out="those of the weights, else 3"
+    )
+    mean: tuple[float, ...] | Literal["auto"] = setting(
+        "auto",
+        "Mean of each channel, for pixels in 0..1, that is subtracted: three numbers or one; `--mean 0 --std "
+        "1` for weights that were trained without normalisation.",
+        left_out="that of the weights, else ImageNet's",
+    )
+    std: tuple[float, ...] | Literal["auto"] = setting(
+        "auto",
+        "Standard deviation of each channel that is divided by; given together with `--mean`.",
+        left_out="that of the weights, else ImageNet's",
+    )
+    resize: Resize | Literal["auto"] = setting(
+        "auto",
+        "How images become squares: crop scales with their proportions and cuts out the centre; squash "
+        "scales both sides to the size.",
+        left_out="that of the weights, else crop",
+    )
+    crop_share: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = setting(
+        "auto",
+        "Side of the square that crop cuts out, as a share of the scaled image's shorter side; 0.875 is "
+        "`Resize(256), CenterCrop(224)`.",
+        left_out="that of the weights, else 1",
     )
     batch_size: Annotated[int, Field(ge=2)] = setting(64, "Images that are processed together.")
     workers: Whole = setting(

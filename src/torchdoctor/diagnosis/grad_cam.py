@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.evidence.per_image import summed_maps
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.hooks import find_layer
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
@@ -35,7 +35,7 @@ def grad_cam(
     Raises:
         InputError: torchcam is not installed, or the network has no such layer.
     """
-    network = copy.deepcopy(unwrap(model)).eval()
+    network = copy_of(unwrap(model)).eval()
     find_layer(network, layer)
     for parameter in network.parameters():
         parameter.requires_grad_(True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from torchdoctor.models.class_names import names_beside, names_in
 from torchdoctor.network.state import load_state
 from torchdoctor.types import InputError
 
@@ -34,8 +36,39 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "back
 COUNTERS = ("n_averaged", "total_ops", "total_params")
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights holds.
+
+    Attributes:
+        state: The tensors by their names in the network.
+        classes: The names of the categories in the order of the logits, where the file or a configuration
+            beside it says them.
+        note: Which of several sets of weights was taken; None where there is only one.
+    """
+
+    state: dict[str, Tensor]
+    classes: tuple[str, ...] | None = None
+    note: str | None = None
+
+
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a network from a file; no code in the file is executed.
+    """Read the state dict of a network from a file (see `read_checkpoint`).
+
+    Args:
+        path: As in `read_checkpoint`.
+
+    Returns:
+        The tensors by their names in the network.
+
+    Raises:
+        InputError: As in `read_checkpoint`.
+    """
+    return read_checkpoint(path).state
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a file of weights; no code in the file is executed.
 
     A state dict that is nested in a checkpoint under a key of `WRAPPER_KEYS` is taken out of it. The prefixes
     `module.` and `_orig_mod.`, which wrappers such as `DataParallel` add, are cut off the names.
@@ -44,7 +77,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         path: A `.safetensors` file, or a file written by `torch.save` that holds only tensors.
 
     Returns:
-        The tensors by their names in the network.
+        The state dict, with the names of the categories and a note.
 
     Raises:
         InputError: The file is missing, damaged, no checkpoint, or holds more than tensors; or it is
@@ -61,11 +94,18 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             ".safetensors file or a state dict"
         )
     _refuse_compressed(file)
-    state = _innermost(_read_checkpoint(file, path))
+    whole = _read_checkpoint(file, path)
+    state, taken, left = _innermost(whole)
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"weights {str(path)!r} hold no state dict: expected names with tensors")
     _refuse_oversized(state, file)
-    return {_without_wrappers(name): value for name, value in state.items()}
+    note = (
+        f"weights {str(path)!r} hold several sets of weights: {taken} was taken, not {', '.join(left)}"
+        if left
+        else None
+    )
+    state = {_without_wrappers(name): value for name, value in state.items()}
+    return Checkpoint(state, names_in(whole) or names_beside(file), note)
 
 
 def _read_checkpoint(file: Path, path: str | Path) -> object:
@@ -86,17 +126,21 @@ def _read_checkpoint(file: Path, path: str | Path) -> object:
         ) from error
 
 
-def _innermost(checkpoint: object) -> object:
-    """Return the state dict nested in a checkpoint under its usual keys, at most two levels deep."""
+def _innermost(checkpoint: object) -> tuple[object, str, list[str]]:
+    """Return the state dict nested in a checkpoint under its usual keys, at most two levels deep.
+
+    And the key that it was taken from, and the keys of other sets of weights beside it.
+    """
+    taken, left = "", list[str]()
     for _ in range(2):
         if not isinstance(checkpoint, dict):
             break
-        entries = [checkpoint[key] for key in WRAPPER_KEYS if key in checkpoint]
-        nested = next((entry for entry in entries if isinstance(entry, dict)), None)
-        if nested is None:
+        keys = [key for key in WRAPPER_KEYS if isinstance(checkpoint.get(key), dict)]
+        if not keys:
             break
-        checkpoint = nested
-    return checkpoint
+        taken, left = keys[0], left + keys[1:]
+        checkpoint = checkpoint[taken]
+    return checkpoint, taken, left
 
 
 def _refuse_compressed(file: Path) -> None:
@@ -160,9 +204,22 @@ def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[
             if needed and needed <= inner.keys():
                 own = inner
                 break
+        else:
+            own = _below_another_prefix(state, needed) or own
     if needed <= own.keys():
         own = {**{name: value for name, value in counters.items() if name not in own}, **own}
     return own
+
+
+def _below_another_prefix(state: Mapping[str, Tensor], needed: Set[str]) -> dict[str, Tensor] | None:
+    """Return the tensors below the one prefix under which the network is complete; None where none is."""
+    some = next(iter(needed), "")
+    complete = []
+    for prefix in sorted({name.removesuffix(some) for name in state if some and name.endswith("." + some)}):
+        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if needed <= inner.keys():
+            complete.append({name: v for name, v in inner.items() if name.split(".")[-1] not in COUNTERS})
+    return complete[0] if len(complete) == 1 else None
 
 
 def _prefixes() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import score_gradients
 from torchdoctor.network.hooks import hooked, keep_in, map_shapes, run_tapped
 from torchdoctor.network.layers import candidate_layers, default_layers
 from torchdoctor.network.outputs import as_logits, unwrap
+from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.types import InputError
 
 Level = Literal["error", "warning"]
@@ -68,12 +69,33 @@ def check_model(
         >>> check_model(torch.nn.Sequential(convolution, torch.nn.ReLU(), *tail), images)
         ()
     """
+    return try_out(model, example, layers, tuple(TRIALS))
+
+
+def try_out(
+    model: nn.Module,
+    example: Float[Tensor, "batch channel height width"],
+    layers: Sequence[str] | None,
+    trials: Sequence[str],
+) -> tuple[Finding, ...]:
+    """Run some of the trials of `check_model`.
+
+    Args:
+        model: As in `check_model`.
+        example: As in `check_model`.
+        layers: As in `check_model`.
+        trials: Names of trials, in the order to run them.
+
+    Returns:
+        As `check_model`.
+    """
     try:
-        plain = copy.deepcopy(unwrap(model)).eval()
+        plain = copy_of(unwrap(model)).eval()
     except Exception as error:  # an odd module can fail in any way, and each is worth reporting
         return (Finding("error", "kind", _first_line(error)),)
     findings: list[Finding] = []
-    for name, trial in TRIALS.items():
+    for name in trials:
+        trial = TRIALS[name]
         try:
             findings += [Finding(level, name, text) for level, text in trial(plain, example, layers)]
         except Exception as error:
@@ -222,7 +244,7 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
     chosen = tuple(layers) if layers else default_layers(model, example)
     for name in chosen:
         maps: dict[str, Tensor] = {}
-        with torch.enable_grad():
+        with torch.enable_grad(), second_derivatives():
             logits = run_tapped(model, example, {name: keep_in(maps, name)})
             gradient = score_gradients([logits.max(1).values], maps, create_graph=True)[0][name]
             if not bool(torch.isfinite(gradient).all()):
@@ -251,7 +273,7 @@ def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None
 
 def _training(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Take one step in training mode, on a copy."""
-    own = copy.deepcopy(model).train()
+    own = copy_of(model).train()
     logits = as_logits(own(example))
     if logits.requires_grad:
         torch.nn.functional.cross_entropy(logits, logits.argmax(1)).backward()
@@ -270,4 +292,5 @@ TRIALS: dict[str, Callable[[nn.Module, Tensor, Sequence[str] | None], Messages]]
     "derivatives": _derivatives,
     "training": _training,
 }
+TO_TRAIN = ("forward", "output", "repeatable", "trainable", "training")  # what plain training needs
 NEEDED = ("forward", "layers", "trainable")  # a failure here makes the trials after it meaningless

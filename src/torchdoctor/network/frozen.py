@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.workarounds import right_derivatives
 
 
 @dataclass(eq=False)
@@ -57,6 +58,8 @@ class FrozenModel:
 def frozen_eval(model: nn.Module) -> Iterator[FrozenModel]:
     """Put a network into evaluation mode and fix its parameters; put both back after the block.
 
+    Inside the block `right_derivatives` holds.
+
     Args:
         model: The network. Each module's mode and each parameter's `requires_grad` are restored, even if the
             block raises.
@@ -71,7 +74,8 @@ def frozen_eval(model: nn.Module) -> Iterator[FrozenModel]:
         model.eval()
         for parameter in requires_grad:
             parameter.requires_grad_(False)
-        yield frozen
+        with right_derivatives():
+            yield frozen
     finally:
         frozen._open = False
         for module, mode in training.items():

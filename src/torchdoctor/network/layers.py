@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.curvature import bends, gradients_move
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import frozen_eval
@@ -147,10 +147,7 @@ def default_layers(
     """
     candidates = candidate_layers(model, images)
     if not candidates:
-        raise InputError(
-            f"{type(model).__name__} has no two-dimensional convolution that feeds its logits: Model Doctor "
-            "treats convolutional classifiers"
-        )
+        raise InputError(_why_none(model))
     order = {candidate.name: position for position, candidate in enumerate(candidates)}
     usable = [layer for layer in candidates if layer.shape[1] * layer.shape[2] > 1] or list(candidates)
     last_of_size: dict[tuple[int, int], str] = {}
@@ -165,6 +162,19 @@ def default_layers(
         if candidate.name not in chosen:
             chosen.append(candidate.name)
     return tuple(sorted(chosen, key=order.__getitem__))
+
+
+def _why_none(model: nn.Module) -> str:
+    """Say why a network has no candidate layer, and what can be done."""
+    name = type(model).__name__
+    convolutions = [name for name, module in unwrap(model).named_modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions:
+        return f"{name} has no two-dimensional convolution: Model Doctor treats convolutional classifiers"
+    return (
+        f"{name} has {len(convolutions)} two-dimensional convolution(s), of which none is called exactly "
+        "once in a forward pass and feeds the logits (a network that runs its layers on several views of an "
+        "image?). Give a network that runs each layer once, and put the views together outside of it"
+    )
 
 
 def refuse_text(wanted: Sequence[str]) -> None:
@@ -249,46 +259,6 @@ def _blocks(model: nn.Module, images: Tensor, pattern: str) -> list[str]:
     return usable
 
 
-def norms_behind(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"], layers: Sequence[str]
-) -> dict[str, nn.Module]:
-    """Find the batch-norms that take layers' maps as they are.
-
-    Args:
-        model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; only the first image is run.
-        layers: Names of layers.
-
-    Returns:
-        The batch-norm with running statistics right behind a layer, by the layer's name, for the layers that
-        have one.
-
-    Raises:
-        InputError: A layer does not exist, is not called once, or gives no 4-dimensional map.
-    """
-    passed_on: dict[str, Tensor] = {}
-    norm_of: dict[str, nn.Module] = {}
-
-    def note(name: str) -> Callable[[Tensor], Tensor]:
-        def tap(output: Tensor) -> Tensor:
-            passed_on[name] = output.clone()
-            return passed_on[name]
-
-        return tap
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        norm_of.update({name: module for name, output in passed_on.items() if inputs[0] is output})
-
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
-    ]
-    with hooked(((norm, look) for norm in norms), "forward_pre"), frozen_eval(model), torch.no_grad():
-        run_tapped(model, images[:1], {name: note(name) for name in layers})
-    return norm_of
-
-
 def survey_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"], also: Sequence[str] = ()
 ) -> tuple[LayerFacts, ...]:
@@ -325,7 +295,7 @@ def survey_layers(
     order = sorted(wanted, key=lambda name: flops[name])
     total = max(flops[""], 1)
     try:
-        exact, double = copy.deepcopy(model).double(), example.double()
+        exact, double = copy_of(model).double(), example.double()
         moves = gradients_move(exact, double, order)
     except (RuntimeError, TypeError):  # a network that casts inside
         exact, double = model, example

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence
 from torchdoctor.images.batches import Images
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
@@ -140,7 +140,7 @@ def _measured_splits(
     progress: Progress,
 ) -> dict[str, _Measured]:
     """Measure a copy of the network with the weights of every arm on every test split."""
-    model = copy.deepcopy(unwrap(model))
+    model = copy_of(unwrap(model))
     splits, states = {}, _states(model, treatment)
     number, total = count(1), len(tests) * len(states)
     for split, images in tests.items():

@@ -7,7 +7,7 @@ in it only as text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -48,6 +48,8 @@ class ReportContents:
         robustness: The noise curves of adversarial images; None if they were not measured.
         trials: The record of the trials by which a remedy was chosen (`trials.json`); None without.
         arm: The name of the network that is compared with the base network.
+        images: The number of images by split.
+        remarks: What of the data was left out or read in some way, in sentences.
     """
 
     title: str
@@ -65,6 +67,8 @@ class ReportContents:
     robustness: Robustness | None = None
     trials: Mapping[str, Any] | None = None
     arm: str = "treated"
+    images: Mapping[str, int] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
 
 def render_report(contents: ReportContents) -> str:
@@ -90,7 +94,7 @@ def _fields(contents: ReportContents) -> dict[str, Any]:
     """Return the template's values that are fields of the contents."""
     names = (
         "title", "diagnosis", "comparison", "prescription", "environment", "command", "loading_code", "notes",
-        "causes", "robustness", "trials", "arm",
+        "causes", "robustness", "trials", "arm", "images", "remarks",
     )  # fmt: skip
     return {name: getattr(contents, name) for name in names}
 

@@ -19,6 +19,7 @@ from torchdoctor.images.masks import background_mask
 from torchdoctor.network.gradients import evidence_of, pick, score_gradients
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.tails import Trunk
+from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.treatment.constraints import Constraint, LayerEvidence
 from torchdoctor.treatment.passes import Noise, Pass, PlannedPass, Tails, annotated_rows, part_of, plan_passes
 from torchdoctor.types import PenaltyEvidence, ReduceDraws, Targets
@@ -48,6 +49,7 @@ def choose_targets(
     return labels, others.argmax(1)
 
 
+@second_derivatives()
 def penalise(
     model: nn.Module,
     batch: Batch,

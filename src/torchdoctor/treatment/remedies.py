@@ -20,6 +20,7 @@ from torchdoctor.images.batches import Batch, TrainingImages, take
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.randomness import key
 from torchdoctor.treatment.recipe import PLAIN, Course, Recipe, at_least_float32, classification_terms
 from torchdoctor.treatment.weighting import example_of, measure_balance
@@ -239,6 +240,7 @@ def _input_of(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
     return layer_inputs[-1]
 
 
+@second_derivatives()
 def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     """Return the squared input gradients summed over each image's background, averaged over the batch."""
     rows = _annotated_rows(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -13,6 +12,7 @@ from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Batch, Images, ShuffledBatches, TrainingImages
 from torchdoctor.images.masks import default_expansion
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.randomness import key
 from torchdoctor.treatment.arms import chosen_constraints, default_arms, remedies_named, uses_masks
@@ -290,7 +290,7 @@ class Trial:
         progress: Progress,
     ) -> Arm:
         """Train a copy under a remedy; all arms of a repetition draw from the same random stream."""
-        model = copy.deepcopy(self.model)
+        model = copy_of(self.model)
         course = self.remedies[name](model, self.images, self.diagnosis, stream)
         trained = fit(
             model,

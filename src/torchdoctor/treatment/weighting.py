@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.evidence.closed_form import closed_form
 from torchdoctor.images.batches import Batch, TrainingImages
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.network.shortcuts import find_shortcuts, first_layer
 from torchdoctor.network.tails import remembering
+from torchdoctor.network.workarounds import right_derivatives
 from torchdoctor.randomness import key
 from torchdoctor.treatment.constraints import Constraint
 from torchdoctor.treatment.passes import Noise, Tails
@@ -83,7 +84,7 @@ class Prescription:
             size = tuple(batch.images.shape[1:])
             if noise.draws and size not in shapes:
                 shapes[size] = map_shapes(model, batch.images, layers)
-            with remembering(model, shortcuts) as trunk:
+            with right_derivatives(), remembering(model, shortcuts) as trunk:
                 logits, terms = classification_terms(model, batch)
             with autocast(batch.images.device, "fp32"):
                 values = penalise(
@@ -181,7 +182,7 @@ def measure_balance(
         Means over the first 8 batches, or over all if there are fewer.
     """
     # A copy, because a forward pass in training mode moves batch-norm's running statistics.
-    own = copy.deepcopy(model)
+    own = copy_of(model)
     set_mode(own, recipe.norm)
     parameters = {place: value for place, value in own.named_parameters() if value.requires_grad}
     reached: set[str] = set()

@@ -29,17 +29,20 @@ def silent_text(_text: str) -> None:
     """
 
 
-def with_facts(outcome: Outcome, case: Case) -> Outcome:
+def with_facts(outcome: Outcome, case: Case, *, said: bool = True) -> Outcome:
     """Add to what is printed how the images were prepared.
 
     Args:
         outcome: The outcome of a command.
         case: The prepared case.
+        said: Whether the remarks on the case were said before the run began; else they are printed with the
+            outcome.
 
     Returns:
         The outcome whose record also holds `preprocessing` and `skipped_images`.
     """
-    return replace(outcome, record={**outcome.record, **case.facts})
+    remarks = {} if said or not case.remarks else {"remarks": list(case.remarks)}
+    return replace(outcome, record={**outcome.record, **case.facts, **remarks})
 
 
 def refuse_without_out(settings: Settings, resume: bool) -> None:
@@ -99,6 +102,8 @@ def open_locked_run(
     wanted = identity_of(verb, case)
     opened = RunFolder.resume(folder, comparable(folder, wanted)) if resume else RunFolder.create(folder)
     with opened as run, interruptible() as stop:
+        for remark in case.remarks:
+            say(remark)
         start_run(run.path, verb, case)
         yield run.path, Watch(progress, stop, say)
 

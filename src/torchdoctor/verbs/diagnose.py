@@ -164,6 +164,8 @@ def run_diagnose(
         diagnosis = Diagnosis.load(open_run(folder) / "diagnosis")
         check_weights(case, diagnosis, f"run {str(folder)!r}")
         return _diagnosed(case, folder, diagnosis, Causes.load(folder))
+    for remark in case.remarks:
+        say(remark)
     say(cost_of(case))
     wanted = comparable(folder, identity_of("diagnose", case))
     with RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder) as run:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from torchdoctor.case.preparation import Case
 from torchdoctor.data.loader import Loader
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, finest, summed_maps
 from torchdoctor.images.batches import Batch
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
@@ -47,7 +46,7 @@ def collect_examples(
         split if split in case.data.tests else case.data.primary
     )  # swapped images are drawn with their own backgrounds
     tests = case.data.tests[split]
-    treated = copy.deepcopy(case.model)
+    treated = copy_of(case.model)
     if treatment is not None:
         load_state(treated, treatment.arm(arm_of(case, comparison), treatment.seeds()[0]).state)
     ids, labels, before = predict_logits(case.model, tests)

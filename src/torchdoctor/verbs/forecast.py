@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from torchdoctor.case.network_trial import trial_images, try_out_network
+from torchdoctor.case.network_trial import TryOut, trial_images, try_out_network, try_out_training
 from torchdoctor.case.preparation import SWAPPED, Case, prepare
 from torchdoctor.case.settings import Settings, Verb
 from torchdoctor.case.splits import swapped_count
@@ -52,12 +52,14 @@ class QuickTrial:
     and so is a network whose pass shows anything unusual.
 
     Attributes:
+        in_full: The trial of a run.
         forward: The processor time of a pass for a single image, in seconds.
     """
 
+    in_full: TryOut = try_out_network
     forward: float = 0.0
 
-    def __call__(self, name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> None:
+    def __call__(self, name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> tuple[str, ...]:
         """Try the network out.
 
         Args:
@@ -66,8 +68,11 @@ class QuickTrial:
             data: The data, of which two training images are shown to the network.
             layers: The layers to be diagnosed and constrained.
 
+        Returns:
+            Notes on the network.
+
         Raises:
-            InputError: If the network cannot be diagnosed or treated.
+            InputError: If the network cannot serve the run.
         """
         images = trial_images(model, data)
         started = time.process_time()
@@ -78,7 +83,8 @@ class QuickTrial:
         self.forward = (time.process_time() - started) / len(images)
         known = MODELS.get(name)
         if not sound or known is None or known.layers != layers:
-            try_out_network(name, model, data, layers)
+            return self.in_full(name, model, data, layers)
+        return ()
 
 
 def plan(settings: Settings, verb: Verb) -> dict[str, object]:
@@ -114,7 +120,7 @@ def _prepared(settings: Settings, verb: Verb, *, needs_weights: bool) -> tuple[C
     if verb in ("train", "treat", "checkup"):
         check_tensorboard(settings.tensorboard)
     settings = settings.but(auto=settings.auto and verb == "checkup")
-    trial = QuickTrial()
+    trial = QuickTrial(try_out_training if verb == "train" else try_out_network)
     with one_thread():
         case = prepare(settings, verb, needs_weights=needs_weights, try_out=trial)
     RunFolder.refuse_existing(case.folder)
@@ -126,7 +132,7 @@ def _timed_step(case: Case, trial: QuickTrial) -> StepTime:
     """Time one step on the run's first batch; a network that it goes wrong on is tried out in full."""
     step = time_one_step(case, case.data.train.first_batch(0), trial.forward)
     if not step.finite:
-        try_out_network(case.plan.model, case.model, case.data, case.layers)
+        trial.in_full(case.plan.model, case.model, case.data, case.layers)
     return step
 
 

@@ -112,6 +112,7 @@ def _image_values(case: Case) -> dict[str, Any]:
         "colour": "RGB" if fitted.channels == 3 else "grey",
         "mode": "RGB" if fitted.channels == 3 else "L",
         "size": fitted.image_size,
+        "scaled": fitted.scaled,
         "mean": fitted.mean,
         "std": fitted.std,
         "classes": case.classes,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchdoctor.case.preparation import device_named, model_of_card
+from torchdoctor.case.own_weights import model_of_card
+from torchdoctor.case.preparation import device_named
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import IMAGENET_MEAN, IMAGENET_STD
 from torchdoctor.data.loader import Loader
@@ -23,6 +24,8 @@ from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import fitted, load_into, load_weights, weights_card
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import InputError
+
+PREPARING = ("image_size", "mean", "std", "resize", "crop_share")  # settings of how images are prepared
 
 
 def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]:
@@ -129,17 +132,28 @@ def _head_size(name: str, state: dict[str, torch.Tensor], preprocessing: Preproc
     for entry, value in reversed(model.state_dict().items()):
         if value.ndim >= 2 and entry in state:
             return state[entry].shape[0]
-    raise InputError(f"the weights hold no head of {name}: they belong to another model")
+    first, own = next(iter(state), "none"), next(iter(model.state_dict()), "none")
+    raise InputError(
+        f"the weights hold no head under the names of {name}: theirs begin with {first!r}, the model's with "
+        f"{own!r}. Save the state dict of this network alone, or give the --model that they belong to"
+    )
 
 
 def _preprocessing(settings: Settings, card: dict[str, Any], name: str) -> Preprocessing:
     """Return the card's preprocessing, else the model's own, else 224 px and ImageNet's statistics."""
-    if settings.image_size == "auto" and "preprocessing" in card:
-        return Preprocessing.from_json(card["preprocessing"])
-    known = card.get("preprocessing") or own_preprocessing(name, pretrained=True)
-    mean, std = known.get("mean", IMAGENET_MEAN), known.get("std", IMAGENET_STD)
-    size = known.get("image_size") or 224 if settings.image_size == "auto" else settings.image_size
-    return Preprocessing(size, tuple(mean), tuple(std))
+    known = {
+        "image_size": 224,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        **(card.get("preprocessing") or own_preprocessing(name, pretrained=True)),
+    }
+    given = {name: value for name in PREPARING if (value := getattr(settings, name)) != "auto"}
+    if ("mean" in given) != ("std" in given):
+        raise InputError("--mean and --std belong together: give both, such as --mean 0 --std 1, or neither")
+    for field in ("mean", "std"):
+        if field in given and len(given[field]) == 1:
+            given[field] = given[field] * len(known[field])
+    return Preprocessing.from_json({**known, **given})
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:

@@ -68,6 +68,8 @@ def report_stage(
         robustness=Robustness.load(folder) if curves.is_file() else None,
         trials=read_json(trials) if trials.is_file() else None,
         arm=arm_of(case, comparison),
+        images={name: len(loader) for name, loader in case.data.loaders.items()},
+        remarks=(*case.notes, *case.data.notes, *(f"left out: {reason}" for reason in case.data.skipped)),
     )
     write_bytes(target, render_report(contents).encode())
     progress("report", 1, 1)

@@ -60,4 +60,4 @@ def run_robustness(
         if run is None:
             start_run(place.path, "robustness", case)
         write_robustness(place.path, robustness)
-    return with_facts(Outcome(DONE, {"out": str(folder), **asdict(robustness)}), case)
+    return with_facts(Outcome(DONE, {"out": str(folder), **asdict(robustness)}), case, said=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
 from torchdoctor.images.batches import Batch
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.state import load_state
 from torchdoctor.treatment.arms import LEAST_MASKS, default_arms
 from torchdoctor.treatment.remedies import last_linear
@@ -65,7 +65,7 @@ class Judge:
         Returns:
             {iid, swapped, score} in percent; `swapped` is NaN without masks.
         """
-        own: nn.Module = copy.deepcopy(self.case.model)
+        own: nn.Module = copy_of(self.case.model)
         load_state(own, state)
         return score_of(own, self.case.data.validation, self.swapped, self.select)
 

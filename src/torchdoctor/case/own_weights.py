@@ -1,0 +1,78 @@
+"""What weights bring with them: the name of their model, and the order of the categories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torchdoctor.case.settings import Settings
+from torchdoctor.data.arrangement import in_order_of
+from torchdoctor.data.load import Splits
+from torchdoctor.models.catalogue import MODELS
+from torchdoctor.models.weights import Checkpoint
+from torchdoctor.types import InputError
+
+
+def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None:
+    """Return the model that the card beside weights names.
+
+    Args:
+        card: The card; None where there is none.
+        weights: The weights, for the message.
+
+    Returns:
+        The model's name; None where there is no card or it names no model.
+
+    Raises:
+        InputError: The card names a factory of other code: no data file chooses code to run.
+    """
+    name = (card or {}).get("model")
+    if not isinstance(name, str):
+        return None
+    if name.partition(":")[0] in ("torchvision", "timm") or name in MODELS:
+        return name
+    raise InputError(
+        f"the card beside {weights!r} names the factory {name!r}, which would be imported and run: "
+        f"give --model {name} yourself if you trust it"
+    )
+
+
+def in_order_of_weights(
+    settings: Settings, data: Splits, card: Mapping[str, object] | None, checkpoint: Checkpoint | None
+) -> tuple[Splits, tuple[str, ...]]:
+    """Number the categories of the data as the weights do.
+
+    Args:
+        settings: What was asked for.
+        data: The data.
+        card: The card beside the weights; None where there is none.
+        checkpoint: What the file of weights holds; None where there is none.
+
+    Returns:
+        The data, and notes: on the order, and on which of several sets of weights was taken.
+
+    Raises:
+        InputError: The card lists other categories than the data has.
+    """
+    notes = (checkpoint.note,) if checkpoint and checkpoint.note else ()
+    on_card = (card or {}).get("classes")
+    trained = tuple(map(str, on_card)) if isinstance(on_card, list) else checkpoint and checkpoint.classes
+    if not trained or trained == data.classes:
+        return data, notes
+    if sorted(trained) == sorted(data.classes):
+        order = (
+            f"categories are numbered as the weights number them ({_few(list(trained))}), not in the order "
+            f"of the data ({_few(list(data.classes))})"
+        )
+        return in_order_of(data, trained), (*notes, order)
+    told = (
+        f"weights {settings.weights!r} were trained for {len(trained)} categories ({_few(list(trained))}); "
+        f"the data {settings.data!r} has {len(data.classes)} ({_few(list(data.classes))})"
+    )
+    if isinstance(on_card, list):
+        raise InputError(told)
+    return data, (*notes, f"{told}: the names differ, and categories are matched by their place")
+
+
+def _few(names: list[str]) -> str:
+    """Name the first few."""
+    return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,295 @@
+"""Networks with fused attention, hard sigmoids, checkpointing, kept tensors give what plain ones give."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from pictures import write_split
+from torchdoctor import Batch, InputError, Recipe, check_model, default_layers, diagnose, treat
+from torchdoctor.case.config import settings_from
+from torchdoctor.case.preparation import prepare
+from torchdoctor.evidence.per_image import clean_evidence
+from torchdoctor.network.copying import copy_of
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.workarounds import right_derivatives, second_derivatives
+from torchdoctor.treatment.constraints import constraints_named
+from torchdoctor.treatment.passes import Noise
+from torchdoctor.treatment.penalties import penalise
+
+
+def block(inside, outside):
+    return nn.Sequential(nn.Conv2d(inside, outside, 3, 2, 1), nn.BatchNorm2d(outside), nn.ReLU())
+
+
+class Net(nn.Module):
+    """Three blocks; what stands between the second and the third is another in each kind."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.a, self.b, self.c = block(3, 6), block(6, 8), block(8, 8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def between(self, maps):
+        return maps
+
+    def last(self, maps):
+        return self.c(maps)
+
+    def forward(self, images):
+        return self.fc(self.last(self.between(self.b(self.a(images)))).mean((2, 3)))
+
+
+class HardSigmoid(Net):
+    def between(self, maps):
+        return maps * functional.hardsigmoid(maps.mean((2, 3), keepdim=True))
+
+
+class HardSigmoidModule(Net):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Hardsigmoid()
+
+    def between(self, maps):
+        return maps * self.gate(maps.mean((2, 3), keepdim=True))
+
+
+class HardSigmoidWritten(Net):
+    def between(self, maps):
+        return maps * ((maps.mean((2, 3), keepdim=True) + 3) / 6).clamp(0, 1)
+
+
+def tokens_of(maps):
+    return maps.flatten(2).transpose(1, 2)
+
+
+def maps_of(tokens, like):
+    return tokens.transpose(1, 2).reshape(like.shape)
+
+
+class Fused(Net):
+    def between(self, maps):
+        tokens = tokens_of(maps)
+        return maps + maps_of(functional.scaled_dot_product_attention(tokens, tokens, tokens), maps)
+
+
+class FusedWritten(Net):
+    def between(self, maps):
+        tokens = tokens_of(maps)
+        weight = (tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[-1])).softmax(-1)
+        return maps + maps_of(weight @ tokens, maps)
+
+
+class Attention(Net):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def between(self, maps):
+        tokens = tokens_of(maps)
+        return maps + maps_of(self.attention(tokens, tokens, tokens, need_weights=False)[0], maps)
+
+
+class AttentionWithWeights(Attention):
+    def between(self, maps):
+        tokens = tokens_of(maps)
+        return maps + maps_of(self.attention(tokens, tokens, tokens, need_weights=True)[0], maps)
+
+
+class Checkpointed(Net):
+    def last(self, maps):
+        return checkpoint(self.c, maps, use_reentrant=False)
+
+
+class CheckpointedAgain(Net):
+    def last(self, maps):
+        return checkpoint(self.c, maps, use_reentrant=True)
+
+
+class CheckpointedWhole(Net):
+    def forward(self, images):
+        return checkpoint(super().forward, images, use_reentrant=False)
+
+
+PAIRS = [
+    (HardSigmoid, HardSigmoidWritten),
+    (HardSigmoidModule, HardSigmoidWritten),
+    (Fused, FusedWritten),
+    (Attention, AttentionWithWeights),
+    (Checkpointed, Net),
+    (CheckpointedAgain, Net),
+    (CheckpointedWhole, Net),
+]
+
+
+def made(kind):
+    torch.manual_seed(0)
+    network = kind().double()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.eval()
+
+
+def some_images(number=6):
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(number, 3, 24, 24, generator=generator, dtype=torch.float64)
+    return Batch(pixels, torch.arange(number) % 3, torch.arange(number))
+
+
+def penalty_gradients(network, batch, draws):
+    settings = {"layers": ["b.0", "c.0"], "confidence": 0.0}
+    diagnosis = diagnose(network, [batch], draws=draws, **settings)
+    constraints = constraints_named(["channel"], layers=("b.0", "c.0"))
+    values = penalise(network, batch, constraints, diagnosis, noise=Noise(draws, seed=1))["channel"]
+    values.sum().backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return diagnosis, values.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+@pytest.mark.parametrize("draws", [0, 2])
+@pytest.mark.parametrize(("kind", "plain"), PAIRS, ids=lambda kind: kind.__name__)
+def test_diagnosis_and_penalty_equal_those_of_the_network_written_out(kind, plain, draws):
+    batch = some_images()
+    network, same = made(kind), made(plain)
+    same.load_state_dict(network.state_dict())
+    found, wanted = penalty_gradients(network, batch, draws), penalty_gradients(same, batch, draws)
+    for one, other in zip(found[0].layers, wanted[0].layers, strict=True):
+        np.testing.assert_allclose(one.correlation, other.correlation, rtol=1e-9)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[2], wanted[2], rtol=1e-7, atol=1e-10)
+    assert found[2].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", [pair[0] for pair in PAIRS], ids=lambda kind: kind.__name__)
+def test_these_networks_pass_the_check_and_can_be_treated(kind):
+    network = made(kind).float()
+    batch = some_images(8)
+    batch = Batch(batch.images.float(), batch.labels, batch.ids)
+    assert check_model(network, batch.images[:2]) == ()
+    diagnosis = diagnose(network, [batch], layers=["c.0"], confidence=0.0)
+    treated = treat(network, [batch], diagnosis, recipe=Recipe(epochs=1), seeds=1)
+    assert treated.names() == ("control", "treated")
+
+
+def test_outside_of_the_blocks_pytorch_is_as_before():
+    before = (functional.batch_norm, functional.hardsigmoid)
+    with pytest.raises(ValueError, match="inside"), second_derivatives(), right_derivatives():
+        assert functional.hardsigmoid is not before[1]
+        raise ValueError("inside")
+    assert (functional.batch_norm, functional.hardsigmoid) == before
+
+
+class LikeChannelsLast(Net):
+    """Its maps come from tokens, as in LeViT: they lie in memory as in channels-last."""
+
+    def between(self, maps):
+        return tokens_of(maps).contiguous().transpose(1, 2).unflatten(2, maps.shape[2:])
+
+
+class LikeChannelsLastNorm(LikeChannelsLast):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+
+    def between(self, maps):
+        return self.norm(super().between(maps))
+
+
+@pytest.mark.parametrize("kind", [LikeChannelsLast, LikeChannelsLastNorm], ids=lambda kind: kind.__name__)
+def test_the_evidence_of_one_image_is_that_of_the_image_in_a_batch(kind):
+    network, batch = made(kind), some_images(4)
+
+    def gradients(images):
+        images = images.clone().requires_grad_(True)
+        with frozen_eval(network) as frozen:
+            return torch.autograd.grad(frozen.logits(images)[:, 0].sum(), images)[0]
+
+    together = gradients(batch.images)
+    for row in range(4):
+        torch.testing.assert_close(gradients(batch.images[row : row + 1])[0], together[row])
+    with frozen_eval(network) as frozen:
+        whole = clean_evidence(frozen, batch.images, batch.labels, ["b.0"], "gradient")[0]["b.0"]
+        single = clean_evidence(frozen, batch.images[1:2], batch.labels[1:2], ["b.0"], "gradient")[0]["b.0"]
+    torch.testing.assert_close(single[0], whole[1])
+
+
+class Kept(Net):
+    def last(self, maps):
+        self.features = {"deep": [self.c(maps)]}
+        return self.features["deep"][0]
+
+
+def with_hook():
+    network = Net()
+    network.maps = {}
+    network.c.register_forward_hook(lambda _m, _i, output: network.maps.__setitem__("c", output))
+    return network
+
+
+def with_norm(normalise):
+    network = Net()
+    network.fc = normalise(network.fc)
+    return network
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Kept,
+        with_hook,
+        lambda: with_norm(nn.utils.spectral_norm),
+        lambda: with_norm(nn.utils.weight_norm),
+        lambda: with_norm(nn.utils.parametrizations.weight_norm),
+    ],
+    ids=["kept", "hook", "spectral", "weight", "parametrized"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_network_with_computed_tensors_can_be_copied_and_treated(make):
+    torch.manual_seed(0)
+    network, batch = make(), some_images(8)
+    batch = Batch(batch.images.float(), batch.labels, batch.ids)
+    network(batch.images)  # leaves computed tensors behind
+    other = copy_of(network)
+    network.eval(), other.eval()
+    torch.testing.assert_close(other(batch.images), network(batch.images))
+    other.a[0].weight.data.zero_()
+    assert network.a[0].weight.abs().sum() > 0
+    network.train()(batch.images)
+    diagnosis = diagnose(network, [batch], layers=["c.0"], confidence=0.0)
+    treat(network, [batch], diagnosis, recipe=Recipe(epochs=1), seeds=1)
+    assert [finding for finding in check_model(network, batch.images[:2]) if finding.level == "error"] == []
+
+
+def test_a_plain_copy_is_the_copy_of_the_standard_library():
+    network = made(Net)
+    torch.testing.assert_close(copy_of(network).state_dict(), copy.deepcopy(network).state_dict())
+
+
+class Twice(Net):
+    def forward(self, images):
+        return super().forward(images) + super().forward(images.flip(-1))
+
+
+def test_a_network_that_cannot_be_diagnosed_can_be_trained(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="none is called exactly once"):
+        default_layers(Twice(), torch.rand(1, 3, 24, 24))
+    with pytest.raises(InputError, match="has no two-dimensional convolution"):
+        default_layers(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), torch.rand(1, 3, 8, 8))
+    write_split(tmp_path / "photos" / "train", {"red": 6, "blue": 6})
+    source = "from test_network_kinds import Twice\ndef make(num_classes): return Twice(num_classes)"
+    (tmp_path / "own_twice.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    about = {"model": "own_twice:make", "data": f"folder:{tmp_path / 'photos'}", "image_size": 24}
+    case = prepare(settings_from(about), "train", needs_weights=False)
+    assert case.layers == () and "it cannot be diagnosed as it is" in case.notes[0]
+    with pytest.raises(InputError, match="none is called exactly once"):
+        prepare(settings_from({**about, "weights": "random"}), "diagnose", needs_weights=False)
