@@ -253,6 +253,13 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
             if not bool((gradient != 0).any()):
                 yield "warning", f"the derivatives at {name} are all 0 on the example: dead units?"
                 continue
+            if not bool((maps[name] * gradient != 0).any()):
+                yield (
+                    "warning",
+                    f"the map at {name} is 0 on the example (weights that start at 0?): a constraint there "
+                    "has no effect until it is not",
+                )
+                continue
             # As in training: `backward` meets what `autograd.grad` would pass over in silence.
             (maps[name] * gradient).abs().sum().backward()
         reached = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -23,7 +23,7 @@ def right_derivatives() -> Iterator[None]:
     """Make first derivatives right, inside the block, where PyTorch's own are not.
 
     - The derivative of batch-norm in evaluation mode is wrong for a single image whose memory lies as in
-      channels-last: there the batch-norm scales and shifts.
+      channels-last: both the image and what comes back are put in order.
     - Checkpointing of activations runs modules a second time during the backward pass, where hooks see them
       again, and its older kind cannot be differentiated by maps at all: checkpointed functions run plainly.
     - The fast path of `nn.MultiheadAttention` has no derivatives: the module runs as it does in training.
@@ -82,18 +82,12 @@ def _batch_norm_right_for_one_image(
     eps: float = 1e-5,
 ) -> Tensor:
     """Return what `torch.nn.functional.batch_norm` gives; its parameters have that function's names."""
-    plain = training or running_mean is None or running_var is None or not torch.is_grad_enabled()
-    if plain or (len(input) > 1 and 1 not in input.shape[2:]):
+    if training or running_mean is None or not torch.is_grad_enabled() or len(input) > 1:
         return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    assert running_mean is not None and running_var is not None
-    scale = (running_var + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -running_mean * scale
-    if bias is not None:
-        shift = shift + bias
-    place = (1, -1) + (1,) * (input.ndim - 2)
-    return torch.addcmul(shift.view(place), input, scale.view(place))
+    # PyTorch's derivative is right where the map and what comes back both lie in memory in their order:
+    # `flatten` puts what comes back in order.
+    maps = _batch_norm(input.contiguous(), running_mean, running_var, weight, bias, False, momentum, eps)
+    return maps.flatten().view(input.shape)
 
 
 def _hard_sigmoid(input: Tensor, inplace: bool = False) -> Tensor:
