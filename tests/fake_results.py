@@ -196,7 +196,13 @@ def fake_causes(classes: tuple[str, ...] = CLASSES) -> Causes:
     kinds: tuple[Cause, ...] = ("background", "unknown", "label looks wrong", "background")
     errors = tuple(
         ErrorCause(
-            number, classes[number % 4], classes[number % 4 + 1], 0.9, kind, {"label_confidence": 0.05}
+            number,
+            classes[number % 4],
+            classes[number % 4 + 1],
+            0.9,
+            kind,
+            dict([("unknown", 0.25), (kind, 0.75)]),
+            {"label_confidence": 0.05},
         )
         for number, kind in enumerate(kinds)
     )
@@ -221,7 +227,9 @@ def fake_explanation(label: str, prediction: str, because: bool = True, size: in
 
 def fake_explained(name: str = "cat-1.png", label: str = "cat", prediction: str = "dog") -> ExplainedError:
     """Return an explained error."""
-    cause = ErrorCause(1, label, prediction, 0.8, "background", {"label_before_others": 1.0, "x": 2.0})
+    cause = ErrorCause(
+        1, label, prediction, 0.8, "background", {"background": 1.0}, {"label_before_others": 1.0, "x": 2.0}
+    )
     image = np.random.default_rng(0).random((32, 32, 3))
     return ExplainedError(name, cause, fake_explanation(label, prediction), image)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchdoctor.diagnosis.causes import decide, find_causes
+from torchdoctor.diagnosis.cause_rules import decide
+from torchdoctor.diagnosis.causes import find_causes
 from torchdoctor.diagnosis.causes_result import MEANINGS, Cause, some_of
 from torchdoctor.diagnosis.diagnose import diagnose, state_sha256
 from torchdoctor.diagnosis.explanation import explain
@@ -199,20 +200,22 @@ def test_errors_by_the_background_are_called_so():
 
 def test_wrong_labels_are_called_so():
     model = Pictures(trust=0.0)
-    images = pictures([0, 1, 2] * 10, [2, 0, 1, 1, 2, 0] * 5)
+    images = pictures([0, 1, 2] * 100, [2, 0, 1, 1, 2, 0] * 50)
     diagnosis = diagnose(model, [images], layers=["conv"], draws=0, confidence=0.3)
-    labels = images.labels.clone()
-    labels[[4, 9]] = (labels[[4, 9]] + 1) % 3
+    labels, wrong = images.labels.clone(), list(range(4, 300, 15))
+    labels[wrong] = (labels[wrong] + 1) % 3
     found = find_causes(model, [Batch(images.images, labels, images.ids, images.masks)], diagnosis)
-    assert [one.id for one in found.errors] == [4, 9]
-    assert found.counts == {"label looks wrong": 2}
-    assert found.errors[0].numbers["sure_and_right"] == 1.0
+    assert [one.id for one in found.errors] == wrong
+    assert found.counts == {"label looks wrong": 20}
+    assert found.errors[0].numbers["wrong_labels"] == pytest.approx(20 / 300, abs=0.02)
+    assert found.errors[0].probabilities["label looks wrong"] > 0.5
 
 
 BASE = {
     "confidence": 0.6, "label_confidence": 0.2, "training_accuracy": 95.0, "validation_accuracy": 90.0,
     "overall_training_accuracy": 95.0, "overall_validation_accuracy": 90.0, "training_images_of_median": 1.0,
-    "confused_on_training": 0.0, "sure_and_right": 0.5, "evidence_on_changed_kernels": 0.0,
+    "confused_on_training": 0.0, "evidence_on_changed_kernels": 0.0, "log_odds": 1.1, "confused_back": 0.01,
+    "label_wrong_by_share": 0.0,
 }  # fmt: skip
 
 
@@ -224,23 +227,35 @@ BASE = {
         ("wrong kernels", {"evidence_on_changed_kernels": 0.3}),
         ("under-fitted", {"overall_training_accuracy": 40.0, "training_accuracy": 40.0,
                           "validation_accuracy": 35.0}),
-        ("ambiguous", {"confused_on_training": 0.4, "label_confidence": 0.3}),
-        ("ambiguous", {"confidence": 0.45, "label_confidence": 0.4}),
+        ("close categories", {"confused_on_training": 0.4, "label_confidence": 0.3}),
+        ("ambiguous", {"log_odds": 8.0, "confused_back": 0.5}),
         ("background", {"label_before_others": 1.0, "errors_gone_before_others": 0.5}),
         ("background", {"background_alone_predicts_it": 1.0, "prediction_before_others": 0.1}),
-        ("label looks wrong", {"label_confidence": 0.01, "sure_and_right": 0.9}),
+        ("label looks wrong", {"label_wrong_by_share": 0.9, "log_odds": 6.0}),
+        ("label looks wrong", {"label_wrong_by_share": 0.9, "overall_validation_accuracy": 60.0,
+                               "validation_accuracy": 55.0}),
+        ("background", {"label_wrong_by_share": 0.9, "label_before_others": 1.0,
+                        "errors_gone_before_others": 0.5}),
         ("over-fitted", {"overall_validation_accuracy": 60.0, "validation_accuracy": 55.0}),
-        ("unknown", {"label_confidence": 0.01, "sure_and_right": math.nan}),
+        ("category order", {"label_never_right": 1.0, "taken_for_prediction": 0.9}),
+        ("unknown", {"label_never_right": 1.0, "taken_for_prediction": 0.1}),
+        ("preparation", {"right_if_prepared_otherwise": 1.0, "label_never_right": 1.0,
+                         "taken_for_prediction": 0.9}),
+        ("unknown", {"right_if_prepared_otherwise": 0.0}),
+        ("unknown", {"label_wrong_by_share": math.nan, "log_odds": math.nan}),
         ("unknown", {"label_before_others": 1.0, "errors_gone_before_others": 0.05}),
     ],
 )  # fmt: skip
 def test_causes_follow_their_documented_rules(cause, numbers):
-    assert decide({**BASE, **numbers}) == cause
+    found, probabilities = decide({**BASE, **numbers})
+    assert found == cause
+    assert sum(probabilities.values()) == pytest.approx(1) and min(probabilities.values()) >= 0
+    assert cause == "unknown" or probabilities[cause] == max(probabilities.values()) >= 0.5
 
 
 def test_every_cause_has_its_meaning_and_none_is_claimed_without_numbers():
     assert set(MEANINGS) == set(Cause.__args__)
-    assert decide({}) == "unknown"
+    assert decide({}) == ("unknown", {"label looks wrong": 0.0, "ambiguous": 0.0, "unknown": 1.0})
 
 
 def test_shown_errors_take_every_cause_in_turn():

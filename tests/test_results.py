@@ -139,7 +139,7 @@ errors_of_any_kind = some.tuples(names, names, numbers, some.sampled_from(list(M
 @given(some.lists(errors_of_any_kind, max_size=4), numbers)
 def test_causes_of_any_names_and_numbers_come_back(tmp_path_factory, errors, accuracy):
     errors = tuple(
-        ErrorCause(place, label, prediction, confidence, cause, {"x": number})
+        ErrorCause(place, label, prediction, confidence, cause, {cause: 1.0}, {"x": number})
         for place, (label, prediction, confidence, cause, number) in enumerate(errors)
     )
     causes = Causes(errors, len(errors), accuracy)
@@ -226,7 +226,7 @@ def test_files_of_the_version_before_load(tmp_path):
     (tmp_path / "causes.json").write_text(OLD_CAUSES)
     (tmp_path / "compare.json").write_text(OLD_COMPARE)
     numbers = {"sure_and_right": math.nan, "label_confidence": 0.25}
-    error = ErrorCause(7, "cat", "dog", 0.75, "background", numbers)
+    error = ErrorCause(7, "cat", "dog", 0.75, "background", {}, numbers)
     assert_same(Causes.load(tmp_path), Causes((error,), 40, 97.5))
     comparison = Comparison.load(tmp_path)
     gain = comparison.splits["test"].first.gain

@@ -37,7 +37,7 @@ FAULTS = {
     "background": "background",
     "thinned": "rare category",
     "flipped": "label looks wrong",
-    "confused": "ambiguous",
+    "confused": "close categories",
     "under-fitted": "under-fitted",
     "over-fitted": "over-fitted",
     "clean": "",

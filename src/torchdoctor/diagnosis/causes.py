@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.diagnosis.causes_result import Cause, Causes, ErrorCause
+from torchdoctor.diagnosis.cause_rules import NEVER, decide
+from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
+from torchdoctor.diagnosis.label_doubts import LabelDoubts, label_doubts
+from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
@@ -21,36 +23,25 @@ from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.types import Progress, silent
 
 DONORS = 16  # images, spread over the categories, whose backgrounds are put behind each object
-GONE, MOSTLY_GONE = 0.25, 0.4  # share of all errors that vanish on other backgrounds
-SELDOM = 0.25  # share of other backgrounds that leave the prediction unchanged, below which it is unstable
-RARE = 0.25  # training images, relative to the median category
-CHANGED = 0.05  # share of a category's evidence on changed kernels
-SAME_ON_TRAINING = 20.0  # training and validation accuracy within these percentage points count as equal
-SURE, DENIED = 0.3, 0.1  # probability of the prediction and of the label where a label is doubted
-TRUST_FROM, TRUSTED = 0.5, 0.75  # probability of confident predictions, and the share that must be right
-CONFUSED = 0.1  # share of training images that two categories lose to each other
-BOTH = 0.4  # probability of the two categories together
-TIED, OF_TIED = 0.15, 0.8  # difference of the two probabilities in a tie, and their sum
-UNFITTED = 70.0  # training accuracy in percent below which a network has not learned its images
-GAP = 15.0  # percentage points between training and validation accuracy that count as over-fitting
 
 
 @dataclass(frozen=True)
 class _Facts:
     """What is known of the whole network: accuracies in percent, and shares in 0..1, by category.
 
-    `overall` holds the training and the validation accuracy. `trust[c]`: the number of confident predictions
-    of c, and how many of them are right. `changed[c]`: the share of the evidence for c on kernels that are
-    out of step with their batch-norm. `confusion` is that of the diagnosis, divided by the row's sum.
+    `overall` holds the training and the validation accuracy. `changed[c]`: the share of the evidence for c on
+    kernels that are out of step with their batch-norm. `confusion` is that of the diagnosis, divided by the
+    row's sum, and `examined` that of the images that are examined. `doubts` is about their labels.
     """
 
     training: Float[np.ndarray, " category"]
     training_images: Int[np.ndarray, " category"]
     validation: Float[np.ndarray, " category"]
     overall: tuple[float, float]
-    trust: Int[np.ndarray, "category 2"]
     changed: Float[np.ndarray, " category"]
     confusion: Float[np.ndarray, "category category"]
+    examined: Float[np.ndarray, "category category"]
+    doubts: LabelDoubts
 
     @property
     def median(self) -> float:
@@ -58,11 +49,10 @@ class _Facts:
         some = self.training_images[self.training_images > 0]
         return float(np.median(some)) if len(some) else 1.0
 
-    def of(self, confidences: Float[np.ndarray, " category"], label: int, other: int) -> dict[str, float]:
-        """Return the numbers of an error: an image of `label` that was predicted as `other`."""
-        confident, right = self.trust[other].tolist()
-        if confidences[other] >= TRUST_FROM:
-            confident -= 1  # the image itself, which is misclassified, is left out
+    def of(
+        self, confidences: Float[np.ndarray, " category"], label: int, other: int, row: int
+    ) -> dict[str, float]:
+        """Return the numbers of an error: the image in `row`, of `label`, that was predicted as `other`."""
         return {
             "confidence": float(confidences[other]),
             "label_confidence": float(confidences[label]),
@@ -72,7 +62,14 @@ class _Facts:
             "overall_validation_accuracy": self.overall[1],
             "training_images_of_median": float(self.training_images[label] / self.median),
             "confused_on_training": float(min(self.confusion[label, other], self.confusion[other, label])),
-            "sure_and_right": right / confident if confident >= 5 else float("nan"),
+            "label_never_right": float(
+                self.confusion[label, label] <= NEVER and self.training_images[label] > 0
+            ),
+            "taken_for_prediction": float(self.confusion[label, other]),
+            "wrong_labels": self.doubts.share,
+            "label_wrong_by_share": float(self.doubts.wrong[row]),
+            "log_odds": float(self.doubts.log_odds[row]),
+            "confused_back": float(self.examined[other, label]),
             "evidence_on_changed_kernels": float(max(self.changed[label], self.changed[other])),
         }
 
@@ -85,9 +82,10 @@ def find_causes(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Causes:
-    """Find the most likely cause of every error on images that the network was not trained on.
+    """Find the causes of every error on images that the network was not trained on.
 
-    `decide` describes the causes. The cause `background` is only found for images with object masks.
+    `cause_rules.decide` describes the causes, and how probable each is. The cause
+    `background` is only found for images with object masks.
 
     Args:
         model: The network; it is left as it was.
@@ -118,7 +116,7 @@ def find_causes(
     errors = [
         ErrorCause(
             image, diagnosis.classes[label], diagnosis.classes[other], numbers["confidence"],
-            decide({**numbers, **gone}), {**numbers, **gone},
+            *decide({**numbers, **gone}), {**numbers, **gone},
         )
         for image, label, other, numbers in sorted(examined, key=lambda error: error[0])
     ]  # fmt: skip
@@ -139,89 +137,44 @@ def _examined(
     """
     ids, labels, logits = outputs
     confidences, predicted = logits.double().softmax(1), logits.argmax(1)
-    facts = _facts(diagnosis, labels.numpy(), confidences.numpy())
+    facts = _facts(diagnosis, labels.numpy(), logits.double().numpy())
+    row_of = {image: row for row, image in enumerate(ids.tolist())}
     wrong = ids[predicted != labels].tolist()
     prediction = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
     confidence = dict(zip(ids.tolist(), confidences.numpy(), strict=True))
     donors = _donors(images, labels, ids, seed)
+    other_way = better_preparation(model, images, ids.tolist(), seed) if wrong else None
     errors: list[tuple[int, int, int, dict[str, float]]] = []
     for batch in only(images, wrong):
         called = torch.tensor([prediction[image] for image in batch.ids.tolist()])
         tried = _before_backgrounds(model, batch, called, donors)
+        if other_way is not None:
+            for numbers, right in zip(tried, right_if(model, batch, other_way[1]), strict=True):
+                numbers["right_if_prepared_otherwise"] = float(right)
         for row, (image, label) in enumerate(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)):
             other = int(called[row])
-            errors.append((image, label, other, {**facts.of(confidence[image], label, other), **tried[row]}))
+            errors.append(
+                (
+                    image,
+                    label,
+                    other,
+                    {**facts.of(confidence[image], label, other, row_of[image]), **tried[row]},
+                )
+            )
         progress("causes", len(errors), len(wrong))
     return errors
 
 
-def decide(numbers: Mapping[str, float]) -> Cause:
-    """Return the first cause whose conditions hold.
-
-    In this order, where "the categories" are the label and the prediction:
-
-    - `rare category`: the label has fewer than a quarter of the training images of the median category.
-    - `wrong kernels`: a category relies on kernels that are out of step with their batch-norm, and training
-      images of the label are misclassified almost as often.
-    - `ambiguous`: the categories are confused with each other on training images too.
-    - `under-fitted`: few training images are classified correctly.
-    - `background`: a quarter of all errors vanish on other backgrounds, and this error does; or two fifths
-      do, and the background alone gives the same prediction.
-    - `over-fitted`: training images are classified much better than validation images.
-    - `background`: the background alone gives the prediction, which few other backgrounds do.
-    - `label looks wrong`: the label has almost no probability, and confident predictions of the predicted
-      category are usually right.
-    - `ambiguous`: the categories have almost the same probability.
-
-    Args:
-        numbers: Values by the names in NUMBERS; a missing value or NaN meets no condition.
-
-    Returns:
-        The cause, or `unknown` where no condition holds.
-    """
-    n = {**dict.fromkeys(NUMBERS, float("nan")), **numbers}
-    gap = n["training_accuracy"] - n["validation_accuracy"]
-    both, apart = n["confidence"] + n["label_confidence"], n["confidence"] - n["label_confidence"]
-    changed = n["evidence_on_changed_kernels"] >= CHANGED
-    doubted = n["confidence"] >= SURE and n["label_confidence"] <= DENIED
-    gone = n["errors_gone_before_others"]
-    elsewhere = n["label_before_others"] == 1 and gone >= GONE
-    alone = n["background_alone_predicts_it"] == 1
-    overall = n["overall_training_accuracy"]
-    rules: tuple[tuple[Cause, bool], ...] = (
-        ("rare category", n["training_images_of_median"] < RARE),
-        ("wrong kernels", changed and gap <= SAME_ON_TRAINING),
-        ("ambiguous", n["confused_on_training"] >= CONFUSED and both >= BOTH),
-        ("under-fitted", overall < UNFITTED and gap < GAP),
-        ("background", elsewhere or (alone and gone >= MOSTLY_GONE)),
-        ("over-fitted", overall - n["overall_validation_accuracy"] >= GAP and gap >= GAP),
-        ("background", alone and n["prediction_before_others"] <= SELDOM),
-        ("label looks wrong", doubted and n["sure_and_right"] >= TRUSTED),
-        ("ambiguous", both >= OF_TIED and apart <= TIED),
-    )
-    return next((cause for cause, holds in rules if holds), "unknown")
-
-
-NUMBERS = (
-    "confidence", "label_confidence", "training_accuracy", "validation_accuracy",
-    "overall_training_accuracy", "overall_validation_accuracy", "training_images_of_median",
-    "confused_on_training", "sure_and_right", "evidence_on_changed_kernels", "label_before_others",
-    "prediction_before_others", "background_alone_predicts_it", "errors_gone_before_others",
-)  # fmt: skip
-
-
-def _facts(diagnosis: Diagnosis, labels: np.ndarray, confidences: np.ndarray) -> _Facts:
+def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray) -> _Facts:
     """Gather what is known of the whole network."""
-    right = confidences.argmax(1) == labels
+    right = logits.argmax(1) == labels
     categories = len(diagnosis.classes)
     validation = np.full(categories, np.nan)
-    trust = np.zeros((categories, 2), dtype=np.int64)
-    confident = confidences.max(1) >= TRUST_FROM
+    examined = np.zeros((categories, categories))
+    np.add.at(examined, (labels, logits.argmax(1)), 1)
     for category in range(categories):
         if (labels == category).any():
             validation[category] = 100.0 * right[labels == category].mean()
-        called = confident & (confidences.argmax(1) == category)
-        trust[category] = called.sum(), (called & right).sum()
     trained = diagnosis.confusion.sum(1)
     overall = 100.0 * np.trace(diagnosis.confusion) / max(int(trained.sum()), 1)
     return _Facts(
@@ -229,9 +182,10 @@ def _facts(diagnosis: Diagnosis, labels: np.ndarray, confidences: np.ndarray) ->
         training_images=trained,
         validation=validation,
         overall=(float(overall), float(100.0 * right.mean())),
-        trust=trust,
         changed=_evidence_on_changed(diagnosis),
         confusion=diagnosis.confusion / np.maximum(trained, 1)[:, None],
+        examined=examined / np.maximum(examined.sum(1), 1)[:, None],
+        doubts=label_doubts(logits, labels),
     )
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from torchdoctor.display.cards import Card
 from torchdoctor.display.curves import cause_bars
 from torchdoctor.files.reading import Number, Record, read_record
@@ -18,16 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cause = Literal[
-    "background", "rare category", "wrong kernels", "label looks wrong", "ambiguous", "under-fitted",
-    "over-fitted", "unknown",
+    "preparation", "category order", "background", "rare category", "wrong kernels", "label looks wrong",
+    "ambiguous", "close categories", "under-fitted", "over-fitted", "unknown",
 ]  # fmt: skip
 
 MEANINGS: Mapping[Cause, str] = {
+    "preparation": "prepared in another usual way, the same image is classified correctly",
+    "category order": "training images of the category are never right and mostly taken for one other",
     "background": "before other backgrounds the same object is classified correctly",
     "rare category": "far fewer training images than the other categories have",
     "wrong kernels": "kernels it relies on no longer do what they did in training",
-    "label looks wrong": "nothing speaks for the label, and predictions as sure as this are right",
-    "ambiguous": "the two categories are confused in training too, or all but tied",
+    "label looks wrong": "so sure a prediction is wrong more often by a wrong label than by the network",
+    "ambiguous": "people would disagree about the image",
+    "close categories": "the two categories lose images to each other in training too",
     "under-fitted": "the network has not learned its training images either",
     "over-fitted": "training images of the category are classified much better",
     "unknown": "none of these is supported by the evidence",
@@ -44,8 +49,10 @@ class ErrorCause:
         label: The true category.
         prediction: The predicted category.
         confidence: The probability of the prediction, in 0..1.
-        cause: The cause that the numbers support (see `MEANINGS`).
-        numbers: The numbers that the cause was decided by: accuracies in percent, all others in 0..1.
+        cause: The most probable cause, or `unknown` where none is probable enough (see `MEANINGS`).
+        probabilities: The probability of each cause in 0..1, together 1; a cause that is missing has 0.
+        numbers: The numbers that the cause was decided by: accuracies in percent, `log_odds` a logarithm, all
+            others in 0..1.
     """
 
     id: int
@@ -53,6 +60,7 @@ class ErrorCause:
     prediction: str
     confidence: float
     cause: Cause
+    probabilities: Mapping[Cause, float]
     numbers: Mapping[str, float]
 
     def __repr__(self) -> str:
@@ -73,7 +81,8 @@ class Causes:
         accuracy: The share of correctly classified images, in percent.
 
     Example:
-        >>> error = ErrorCause(7, "cat", "dog", 0.9, "background", {"label_confidence": 0.05})
+        >>> chances = {"background": 0.9, "unknown": 0.1}
+        >>> error = ErrorCause(7, "cat", "dog", 0.9, "background", chances, {"label_confidence": 0.05})
         >>> Causes((error,), images=50, accuracy=98.0)
         Causes of 1 error in 50 images (accuracy 98.0 %)
           cause       errors  meaning
@@ -88,6 +97,14 @@ class Causes:
     def counts(self) -> dict[Cause, int]:
         """The number of errors by cause, the most frequent first."""
         return dict(Counter(error.cause for error in self.errors).most_common())
+
+    @property
+    def expected(self) -> dict[Cause, float]:
+        """The expected number of errors by cause, the sum of their probabilities, the largest first."""
+        sums: Counter[Cause] = Counter()
+        for error in self.errors:
+            sums.update(error.probabilities or {error.cause: 1.0})
+        return dict(sums.most_common())
 
     def __repr__(self) -> str:
         """Return a few lines: the number of errors, and of each cause."""
@@ -136,7 +153,9 @@ class Causes:
         for entry in record["errors"]:
             if names is not None:
                 entry["image"] = names[entry["id"]]
-        write_json(Path(folder) / FILE, {**record, "split": split, "counts": self.counts})
+        write_json(
+            Path(folder) / FILE, {**record, "split": split, "counts": self.counts, "expected": self.expected}
+        )
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Causes:
@@ -165,6 +184,7 @@ class ErrorRecord(Record):
     prediction: str
     confidence: Number
     cause: Cause
+    probabilities: dict[Cause, Number] = Field(default_factory=dict)
     numbers: dict[str, Number]
 
 

@@ -1,0 +1,136 @@
+"""Estimate how many labels are wrong, and how probable it is of each image, from the network's logits.
+
+The images must be ones that the network was not trained on. Only confident answers that contradict labels say
+something about labels, and how confident an answer must be follows from how often such answers are right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import expit, log_softmax
+
+TEMPERATURES = np.exp(np.linspace(np.log(0.25), np.log(8.0), 36))
+ROUNDS = 60  # of expectation and maximisation; the estimate changes by less than 1e-6 after them
+SURE = 6.0  # log-likelihood that a share of wrong labels must gain over none; p < 0.001 for one parameter
+# The probability that people reject the label of an error, by the log-odds of prediction and label after
+# scaling: a logistic regression on 3,000 errors of three networks on CIFAR-10 (benchmarks/LOG.md).
+REJECTED = (-3.844, 0.296)
+# The probability that people disagree: by those log-odds, and by the logarithm of the share of the
+# prediction's images that are taken for the label. From the same errors.
+DISPUTED = (-0.215, 0.164, 0.314)
+
+
+@dataclass(frozen=True)
+class LabelDoubts:
+    """What the logits of images say about their labels.
+
+    Attributes:
+        temperature: What logits are divided by so that probabilities are as often right as they say.
+        share: The estimated share of wrong labels, 0 where none is proven.
+        wrong: The probability that each image's label is wrong, given its logits and the share.
+        log_odds: log p(most probable category) - log p(label) of each image, after scaling.
+    """
+
+    temperature: float
+    share: float
+    wrong: Float[np.ndarray, " image"]
+    log_odds: Float[np.ndarray, " image"]
+
+
+def label_doubts(
+    logits: Float[np.ndarray, "image category"], labels: Int[np.ndarray, " image"]
+) -> LabelDoubts:
+    """Estimate the share of wrong labels together with the temperature of the logits.
+
+    The model: an image's true category k has the probability p_k, the softmax of the logits over a
+    temperature T; with probability `share` its label is another category, each as likely. Both are the values
+    that make the labels most probable. The share is 0 unless it explains the labels better beyond chance.
+
+    Args:
+        logits: The logits of images that the network was not trained on.
+        labels: Their labels.
+
+    Returns:
+        The estimates, and the probability that each label is wrong.
+    """
+    rows, others = np.arange(len(labels)), max(logits.shape[1] - 1, 1)
+    best = (-np.inf, 1.0, 0.0)
+    plain = -np.inf
+    for temperature in TEMPERATURES:
+        right = np.exp(log_softmax(logits / temperature, axis=1)[rows, labels])
+        share = _share(right, others)
+        likelihood = _likelihood(right, share, others)
+        plain = max(plain, _likelihood(right, 0.0, others))
+        if likelihood > best[0]:
+            best = (likelihood, float(temperature), share)
+    temperature, share = best[1], best[2]
+    if best[0] - plain < SURE:
+        share = 0.0
+        temperature = float(max(TEMPERATURES, key=lambda each: _plain(logits, labels, each)))
+    logarithms = log_softmax(logits / temperature, axis=1)
+    right = np.exp(logarithms[rows, labels])
+    return LabelDoubts(
+        temperature,
+        share,
+        _wrong(right, share, others),
+        logarithms.max(axis=1) - logarithms[rows, labels],
+    )
+
+
+def _wrong(right: Float[np.ndarray, " image"], share: float, others: int) -> Float[np.ndarray, " image"]:
+    """Return the probability that labels are wrong by Bayes' rule."""
+    by_noise = share * (1 - right) / others
+    return by_noise / np.maximum((1 - share) * right + by_noise, 1e-300)
+
+
+def _share(right: Float[np.ndarray, " image"], others: int) -> float:
+    """Return the most probable share of wrong labels, by expectation and maximisation."""
+    share = 0.1
+    for _ in range(ROUNDS):
+        share = float(_wrong(right, share, others).mean())
+    return share
+
+
+def _likelihood(right: Float[np.ndarray, " image"], share: float, others: int) -> float:
+    """Return the log-likelihood of the labels."""
+    return float(np.log(np.maximum((1 - share) * right + share * (1 - right) / others, 1e-300)).sum())
+
+
+def _plain(
+    logits: Float[np.ndarray, "image category"], labels: Int[np.ndarray, " image"], temperature: float
+) -> float:
+    """Return the log-likelihood of the labels without wrong ones."""
+    return float(log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].sum())
+
+
+def probability_wrong(wrong: float, log_odds: float) -> float:
+    """Return the probability that people would reject the label of an error.
+
+    Args:
+        wrong: The probability by the estimated share of wrong labels (`LabelDoubts.wrong`).
+        log_odds: log p(prediction) - log p(label), after scaling.
+
+    Returns:
+        The probability that the label is wrong by that share, or as it is in any data set.
+    """
+    usual = float(expit(REJECTED[0] + REJECTED[1] * np.clip(log_odds, -8, 8)))
+    return 1 - (1 - wrong) * (1 - usual)
+
+
+def probability_disputed(log_odds: float, confused_back: float) -> float:
+    """Return the probability that people disagree about an image that the network got wrong.
+
+    Args:
+        log_odds: log p(prediction) - log p(label), after scaling.
+        confused_back: The share (0..1) of the predicted category's images that are taken for the label.
+
+    Returns:
+        The probability that fewer than nine people in ten give the label.
+    """
+    score = (
+        DISPUTED[0] + DISPUTED[1] * np.clip(log_odds, -8, 8) + DISPUTED[2] * np.log(max(confused_back, 1e-4))
+    )
+    return float(expit(score))

@@ -1,0 +1,111 @@
+"""Try whether images prepared in another usual way are classified far better: a mistake of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from torchdoctor.images.batches import Batch, Images, only
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.prediction import device_of, dtype_of
+
+LOOKED_AT = 128  # images
+BETTER = 0.15  # share of them that must come right beyond those that go wrong
+SURE = 1e-5  # largest p value of that
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def other_preparations(channels: int) -> Mapping[str, tuple[Float[Tensor, "channel 1 1"], ...] | None]:
+    """Return the other usual ways to prepare normalised images.
+
+    Args:
+        channels: The number of channels.
+
+    Returns:
+        By description, a factor and a summand of each channel; None stands for the colours in reverse order,
+        which images of one channel do not have.
+    """
+    mean = torch.tensor(MEAN if channels == 3 else (sum(MEAN) / 3,) * channels).view(-1, 1, 1)
+    std = torch.tensor(STD if channels == 3 else (sum(STD) / 3,) * channels).view(-1, 1, 1)
+    half = torch.full_like(mean, 0.5)
+    ways: dict[str, tuple[Tensor, ...] | None] = {
+        "without ImageNet's normalisation": (std, mean),
+        "with ImageNet's normalisation": (1 / std, -mean / std),
+        "in -1..1 instead of ImageNet's normalisation": (std / half, (mean - half) / half),
+        "with ImageNet's normalisation instead of -1..1": (half / std, (half - mean) / std),
+        "in 0..1 instead of -1..1": (half, half),
+        "in -1..1 instead of 0..1": (1 / half, -half / half),
+        "in 0..255 instead of 0..1": (torch.full_like(mean, 255.0), torch.zeros_like(mean)),
+        "in 0..1 instead of 0..255": (torch.full_like(mean, 1 / 255), torch.zeros_like(mean)),
+    }
+    return ways | ({"with the colours in reverse order": None} if channels == 3 else {})
+
+
+def prepared(
+    images: Float[Tensor, "batch channel height width"], way: tuple[Tensor, ...] | None
+) -> Float[Tensor, "batch channel height width"]:
+    """Prepare normalised images in another way.
+
+    Args:
+        images: The images.
+        way: A value of `other_preparations`.
+
+    Returns:
+        The images as that way gives them.
+    """
+    return images.flip(1) if way is None else images * way[0].to(images) + way[1].to(images)
+
+
+def better_preparation(
+    model: nn.Module, images: Images, ids: list[int], seed: int = 0
+) -> tuple[str, tuple[Tensor, ...] | None] | None:
+    """Find another preparation by which far more images are classified correctly.
+
+    Args:
+        model: The network.
+        images: The normalised images.
+        ids: The ids of all images, of which at most `LOOKED_AT` are looked at.
+        seed: What chooses them.
+
+    Returns:
+        The description and the way that does best, if it brings at least `BETTER` of the images right beyond
+        those that it brings wrong, and more than chance would; else None.
+    """
+    chosen = np.random.default_rng(seed).permutation(ids)[:LOOKED_AT].tolist()
+    batches = list(only(images, chosen))
+    before = np.concatenate([_right(model, batch.images, batch.labels) for batch in batches])
+    best: tuple[float, str, tuple[Tensor, ...] | None] = (0.0, "", None)
+    for name, way in other_preparations(batches[0].images.shape[1]).items():
+        after = np.concatenate([_right(model, prepared(b.images, way), b.labels) for b in batches])
+        gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+        share = (gained - lost) / len(before)
+        if share >= max(BETTER, best[0]) and binomtest(gained, gained + lost).pvalue <= SURE:
+            best = (share, name, way)
+    return (best[1], best[2]) if best[1] else None
+
+
+def right_if(model: nn.Module, batch: Batch, way: tuple[Tensor, ...] | None) -> Bool[np.ndarray, " image"]:
+    """Return which images are classified correctly if they are prepared in another way.
+
+    Args:
+        model: The network.
+        batch: The images.
+        way: A value of `other_preparations`.
+
+    Returns:
+        True where the prediction is the label.
+    """
+    return _right(model, prepared(batch.images, way), batch.labels)
+
+
+def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Bool[np.ndarray, " image"]:
+    """Return which images are classified correctly."""
+    with frozen_eval(model), torch.no_grad():
+        logits = as_logits(model(images.to(device_of(model), dtype_of(model)))).cpu()
+    return (logits.argmax(1) == labels.cpu()).numpy()
