@@ -88,7 +88,7 @@ def test_single_parquet_file_with_boxes(tmp_path):
     write_parquet(tmp_path / "all.parquet", [0, 2] * 10, bbox=boxes)
     for spec in (f"parquet:{tmp_path}", f"parquet:{tmp_path / 'all.parquet'}"):
         tables = load_tables(spec)
-        assert tables.classes == ("0", "1", "2") and len(tables.tests["test"]) == 4
+        assert tables.classes == ("0", "2") and len(tables.tests["test"]) == 4
         assert np.array_equal(tables.train.has_mask, tables.train.ids % 2 == 0)
         mask = np.asarray(tables.train.read(int(np.flatnonzero(tables.train.has_mask)[0]))[1])
         assert mask.sum() == 9 * 255 and mask[4, 3] == 255

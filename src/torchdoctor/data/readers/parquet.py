@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL.Image import Image
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
 from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
+from torchdoctor.data.labels import categories_of, label_text
 from torchdoctor.data.splitting import divide, is_split_name
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
@@ -106,14 +108,16 @@ def read_parquet(location: str, seed: int, validation_share: float) -> Tables:
     if "train" not in files:
         raise InputError(f"{origin}: found {sorted(files) or 'no .parquet files'}; {LAYOUT}")
     rows = {name: read_rows(paths) for name, paths in files.items()}
-    classes = category_names(rows["train"])
-    for name, table in rows.items():
-        own_classes = stored_names(table)
-        if own_classes is not None and own_classes != classes:
-            raise InputError(
-                f"{origin}: {name} names the categories {list(own_classes)}, but train {list(classes)}"
-            )
-    splits = {name: parquet_table(table, classes, str(files[name][0])) for name, table in rows.items()}
+    places = {name: f"{files[name][0]} (split {name})" for name in files}
+    names = _agreed_names(rows, origin)
+    if names is None:
+        texts = {name: _label_texts(table, places[name]) for name, table in rows.items()}
+        classes, numbers = categories_of({name: Counter(labels) for name, labels in texts.items()}, origin)
+        labels = {name: np.array([numbers[text] for text in texts[name]], dtype=np.int64) for name in rows}
+    else:
+        classes = names
+        labels = {name: _named_labels(table, classes, places[name]) for name, table in rows.items()}
+    splits = {name: parquet_table(table, classes, labels[name]) for name, table in rows.items()}
     return divide(splits, origin, seed, validation_share)
 
 
@@ -151,7 +155,7 @@ def read_rows(paths: Sequence[Path]) -> Any:
 
     Raises:
         InputError: A file cannot be read, lacks a column, or has a column of the wrong type, or the files
-            differ in their columns.
+            differ in their columns or in the names of the categories.
     """
     tables = []
     for path in paths:
@@ -168,10 +172,13 @@ def read_rows(paths: Sequence[Path]) -> Any:
             reason = str(error).splitlines()[0]
             raise InputError(f"{path}: cannot be read as Parquet ({reason}); fetch the file again") from error
         check_columns(tables[-1], path)
+    names = _agreed_names(dict(zip(map(str, paths), tables, strict=True)), str(paths[0].parent))
     try:
-        return pa.concat_tables(tables)
+        rows = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise InputError(f"{paths[0].parent}: the shards of one split differ in their columns") from error
+    stored = next((table.schema.metadata for table in tables if stored_names(table) == names), None)
+    return rows.replace_schema_metadata(stored) if names is not None else rows
 
 
 def check_columns(rows: Any, path: Path) -> None:
@@ -182,18 +189,24 @@ def check_columns(rows: Any, path: Path) -> None:
         path: The file that it was read from, for error messages.
 
     Raises:
-        InputError: Images or masks are not structs with a field `bytes`, labels are not whole numbers, or
-            a row has no image or no label.
+        InputError: Images or masks are not structs with a field `bytes`, labels are neither numbers nor
+            text, or a row has no image or no label.
     """
     for column in ("image", "mask"):
         if column in rows.column_names:
             kind = rows.schema.field(column).type
             if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
                 raise InputError(f"{path}: column {column!r} is {kind}, expected struct<bytes, path>")
-    if not pa.types.is_integer(rows.schema.field("label").type):
-        raise InputError(f"{path}: column 'label' is {rows.schema.field('label').type}, expected int64")
+    kind = rows.schema.field("label").type
+    if not (_is_number(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{path}: column 'label' is {kind}, expected whole numbers or names")
     if rows.column("label").null_count or pc.struct_field(rows.column("image"), "bytes").null_count:
         raise InputError(f"{path}: some rows have no label or no image bytes; remove them")
+
+
+def _is_number(kind: Any) -> bool:
+    """Return whether an Arrow type is one of numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def stored_names(rows: Any) -> tuple[str, ...] | None:
@@ -203,8 +216,10 @@ def stored_names(rows: Any) -> tuple[str, ...] | None:
         rows: The Arrow table.
 
     Returns:
-        The names, or None where the metadata of the schema holds none.
+        The names, or None where the metadata of the schema holds none or the labels are text.
     """
+    if not _is_number(rows.schema.field("label").type):
+        return None
     try:
         stored = json.loads((rows.schema.metadata or {})[b"huggingface"])
         return tuple(str(name) for name in stored["info"]["features"]["label"]["names"])
@@ -212,40 +227,52 @@ def stored_names(rows: Any) -> tuple[str, ...] | None:
         return None
 
 
-def category_names(rows: Any) -> tuple[str, ...]:
-    """Return the names of the categories.
+def _agreed_names(rows: Mapping[str, Any], origin: str) -> tuple[str, ...] | None:
+    """Return the names of the categories that the splits store; InputError where they differ."""
+    stored = {name: names for name, table in rows.items() if (names := stored_names(table)) is not None}
+    if not stored:
+        return None
+    first = "train" if "train" in stored else min(stored)
+    classes = stored[first]
+    for name, own_classes in stored.items():
+        if own_classes != classes:
+            raise InputError(
+                f"{origin}: {name} names the categories {list(own_classes)}, but {first} {list(classes)}; "
+                "write all files with the same names"
+            )
+    return classes
 
-    Args:
-        rows: The Arrow table of the training split.
 
-    Returns:
-        The stored names; without them the labels themselves, from 0 to the largest.
-    """
-    largest = pc.max(rows.column("label")).as_py()
-    return stored_names(rows) or tuple(str(label) for label in range(0 if largest is None else largest + 1))
+def _label_texts(rows: Any, place: str) -> list[str]:
+    """Return the labels of a split as text."""
+    return [
+        label_text(label, f"{place}, row {row}") for row, label in enumerate(rows.column("label").to_pylist())
+    ]
 
 
-def parquet_table(rows: Any, classes: tuple[str, ...], origin: str) -> ImageTable:
+def _named_labels(rows: Any, classes: tuple[str, ...], place: str) -> Int[np.ndarray, " image"]:
+    """Return labels that are numbers of named categories; InputError for one that is not."""
+    labels: Int[np.ndarray, " image"] = np.asarray(rows.column("label").to_numpy())
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)) | (labels != np.floor(labels)))
+    if len(wrong):
+        raise InputError(
+            f"{place}: label {labels[wrong[0]]} in row {wrong[0]}; expected 0 to {len(classes) - 1} for the "
+            f"{len(classes)} categories that the file names; remove such rows ({len(wrong)} of this split)"
+        )
+    return labels.astype(np.int64)
+
+
+def parquet_table(rows: Any, classes: tuple[str, ...], labels: Int[np.ndarray, " image"]) -> ImageTable:
     """Return the images of a split.
 
     Args:
         rows: The Arrow table.
-        classes: The names of the categories in the order of their labels.
-        origin: The file, for error messages.
+        classes: The names of the categories.
+        labels: For each row the number of its category.
 
     Returns:
         The table; ids are the numbers of the rows, over all files of the split.
-
-    Raises:
-        InputError: A label is not the number of a category.
     """
-    labels = rows.column("label").to_numpy().astype(np.int64)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
-    if len(wrong):
-        raise InputError(
-            f"{origin}: label {labels[wrong[0]]} in row {wrong[0]}; "
-            f"expected 0 to {len(classes) - 1} for the {len(classes)} categories"
-        )
     names = row_names(rows)
     return ImageTable(
         classes, labels, names, np.arange(len(names)), ParquetImages(rows, names), rows_with_mask(rows)

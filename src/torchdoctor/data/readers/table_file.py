@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL.Image import Image
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
 from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
+from torchdoctor.data.labels import categories_of, label_text
 from torchdoctor.data.splitting import divide, is_split_name
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
@@ -32,7 +34,7 @@ class TableRow:
 
     Attributes:
         path: The image file.
-        label: The name of its category.
+        label: The name or number of its category, as written.
         mask: The mask file, or None.
         boxes: Boxes (xmin, ymin, xmax, ymax) around the object in pixels, edges included.
         split: The name of the split that the image belongs to.
@@ -93,8 +95,8 @@ class TableImages:
 def read_table_file(location: str, seed: int, validation_share: float) -> Tables:
     """Read a table of images.
 
-    Paths in the file are relative to its folder and must stay inside it. Categories are the labels, sorted
-    (as numbers if all are whole numbers). Without a column `split`, splits are divided off by seed.
+    Paths in the file are relative to its folder and must stay inside it. Categories are the labels of
+    the training split (see `data.labels`). Without a column `split`, splits are divided off by seed.
 
     Args:
         location: The file; `~` is the home folder.
@@ -114,13 +116,16 @@ def read_table_file(location: str, seed: int, validation_share: float) -> Tables
     rows = [_row(file, line, fields) for line, fields in _lines(file)]
     if not rows:
         raise InputError(f"{origin}: no line with an image; {LAYOUT}")
-    classes = _sorted_labels({row.label for row in rows})
-    splits: dict[str, ImageTable] = {}
-    for name in dict.fromkeys(row.split for row in rows):
-        own_rows = tuple(row for row in rows if row.split == name)
-        splits[name] = _table(own_rows, classes, file.parent)
-    if "train" not in splits:
-        raise InputError(f"{origin}: found the splits {sorted(splits)} without train")
+    by_split: dict[str, list[TableRow]] = {}
+    for row in rows:
+        by_split.setdefault(row.split, []).append(row)
+    if "train" not in by_split:
+        raise InputError(f"{origin}: found the splits {sorted(by_split)} without train")
+    written = {name: Counter(row.label for row in own_rows) for name, own_rows in by_split.items()}
+    classes, numbers = categories_of(written, origin)
+    splits = {
+        name: _table(tuple(own_rows), classes, numbers, file.parent) for name, own_rows in by_split.items()
+    }
     return divide(splits, origin, seed, validation_share)
 
 
@@ -179,16 +184,13 @@ def _json_lines(file: Path, stream: Any) -> Iterator[tuple[int, Mapping[str, Any
 def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
     """Check the fields of a line."""
     place = f"{file}, line {line}"
-    label = fields.get("label")
-    if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
-        raise InputError(f"{place}: label {label!r}; expected a category's name or number")
     split = str(fields.get("split") or "train").strip()
     if not is_split_name(split):
         raise InputError(f"{place}: split {split!r}; expected train, val or validation, test or test_NAME")
     mask = fields.get("mask")
     return TableRow(
         path=file_inside(file.parent, fields.get("path"), f"{place}: path"),
-        label=str(label).strip(),
+        label=label_text(fields.get("label"), place),
         mask=file_inside(file.parent, mask, f"{place}: mask") if mask else None,
         boxes=_boxes(fields.get("bbox"), place),
         split=split,
@@ -243,19 +245,13 @@ def _boxes(value: object, place: str) -> tuple[tuple[float, float, float, float]
     return tuple((float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in boxes)
 
 
-def _sorted_labels(labels: set[str]) -> tuple[str, ...]:
-    """Sort categories: by number if all are whole numbers, else by name."""
-    if all(label.lstrip("-").isdecimal() for label in labels):
-        return tuple(sorted(labels, key=int))
-    return tuple(sorted(labels))
-
-
-def _table(rows: tuple[TableRow, ...], classes: tuple[str, ...], folder: Path) -> ImageTable:
+def _table(
+    rows: tuple[TableRow, ...], classes: tuple[str, ...], numbers: Mapping[str, int], folder: Path
+) -> ImageTable:
     """Return the table of a split; ids number its lines."""
-    indices = {name: index for index, name in enumerate(classes)}
     return ImageTable(
         classes=classes,
-        labels=np.array([indices[row.label] for row in rows], dtype=np.int64),
+        labels=np.array([numbers[row.label] for row in rows], dtype=np.int64),
         names=tuple(row.path.relative_to(folder).as_posix() for row in rows),
         ids=np.arange(len(rows)),
         read=TableImages(rows),
