@@ -60,6 +60,22 @@ def orientation_of(source: bytes | Path) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
+def size_of(source: bytes | Path) -> tuple[int, int] | None:
+    """Return the size of an image file without decoding it.
+
+    Args:
+        source: The file, or its content.
+
+    Returns:
+        Width and height in pixels; None where the file is damaged or EXIF turns the image.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            return file.size if file.getexif().get(ExifTags.Base.Orientation, 1) in (0, 1) else None
+    except DAMAGED:
+        return None
+
+
 def to_eight_bits(image: Image.Image) -> Image.Image:
     """Reduce a grey image of 16 bits to its upper 8 bits.
 

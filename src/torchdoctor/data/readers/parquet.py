@@ -18,7 +18,8 @@ from jaxtyping import Bool, Int
 from PIL.Image import Image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
-from torchdoctor.data.decoding import decode_image, orientation_of
+from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
+from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.labels import categories_of, label_text
 from torchdoctor.data.splitting import divide, is_split_name
@@ -59,11 +60,11 @@ class ParquetImages:
         if row.get("mask") is not None:
             mask = mask_from_png(row["mask"]["bytes"], f"{name} (mask)")
             return image, check_mask_size(mask, image.size, name, orientation_of(row["image"]["bytes"]))
-        boxes = row.get("bbox")
+        boxes = boxes_of(row.get("bbox"), name)
         if not boxes:
             return image, None
-        union = boxes if isinstance(boxes[0], Sequence) else [boxes]
-        return image, mask_from_boxes(union, image.width, image.height, name)
+        refuse_turned(orientation_of(row["image"]["bytes"]), name)
+        return image, mask_from_boxes(boxes, image.width, image.height, name)
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image and with its mask (see `data.fingerprints`).
@@ -109,6 +110,7 @@ def read_parquet(location: str, seed: int, validation_share: float) -> Tables:
         raise InputError(f"{origin}: found {sorted(files) or 'no .parquet files'}; {LAYOUT}")
     rows = {name: read_rows(paths) for name, paths in files.items()}
     places = {name: f"{files[name][0]} (split {name})" for name in files}
+    _check_boxes(rows, places)
     names = _agreed_names(rows, origin)
     if names is None:
         texts = {name: _label_texts(table, places[name]) for name, table in rows.items()}
@@ -227,6 +229,38 @@ def stored_names(rows: Any) -> tuple[str, ...] | None:
         return None
 
 
+def _check_boxes(rows: Mapping[str, Any], places: Mapping[str, str]) -> None:
+    """Check the boxes of all splits together."""
+    cells = [
+        (name, row, boxes)
+        for name, table in rows.items()
+        for row, boxes in enumerate(_boxes_in_use(table, places[name]))
+    ]
+
+    def size(position: int) -> tuple[int, int] | None:
+        name, row, _ = cells[position]
+        return size_of(rows[name].column("image")[row]["bytes"].as_py())
+
+    def named(position: int) -> str:
+        name, row, _ = cells[position]
+        return f"{places[name]}, row {row}"
+
+    check_boxes([boxes for _, _, boxes in cells], named, size)
+
+
+def _boxes_in_use(rows: Any, place: str) -> list[tuple[Box, ...]]:
+    """Return the boxes of each image of a split, without those of images that have a mask."""
+    if "bbox" not in rows.column_names:
+        return []
+    boxes = [
+        boxes_of(cell, f"{place}, row {row}") for row, cell in enumerate(rows.column("bbox").to_pylist())
+    ]
+    if "mask" in rows.column_names:
+        masked = pc.struct_field(rows.column("mask"), "bytes").is_valid().to_pylist()
+        boxes = [() if has_mask else own for own, has_mask in zip(boxes, masked, strict=True)]
+    return boxes
+
+
 def _agreed_names(rows: Mapping[str, Any], origin: str) -> tuple[str, ...] | None:
     """Return the names of the categories that the splits store; InputError where they differ."""
     stored = {name: names for name, table in rows.items() if (names := stored_names(table)) is not None}
@@ -308,5 +342,5 @@ def rows_with_mask(rows: Any) -> Bool[np.ndarray, " image"]:
     if "mask" in rows.column_names:
         has_mask |= pc.struct_field(rows.column("mask"), "bytes").is_valid().to_numpy()
     if "bbox" in rows.column_names:
-        has_mask |= pc.fill_null(pc.list_value_length(rows.column("bbox")), 0).to_numpy() > 0
+        has_mask |= np.array([bool(boxes) for boxes in _boxes_in_use(rows, "bbox")], dtype=bool)
     return has_mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 from PIL.Image import Image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
-from torchdoctor.data.decoding import decode_image, orientation_of
+from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
+from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.labels import categories_of, label_text
 from torchdoctor.data.splitting import divide, is_split_name
@@ -43,7 +44,7 @@ class TableRow:
     path: Path
     label: str
     mask: Path | None
-    boxes: tuple[tuple[float, float, float, float], ...]
+    boxes: tuple[Box, ...]
     split: str
 
 
@@ -75,6 +76,7 @@ class TableImages:
             mask = mask_from_png(row.mask, str(row.mask))
             return image, check_mask_size(mask, image.size, str(row.path), orientation_of(row.path))
         if row.boxes:
+            refuse_turned(orientation_of(row.path), str(row.path))
             return image, mask_from_boxes(row.boxes, image.width, image.height, str(row.path))
         return image, None
 
@@ -116,6 +118,11 @@ def read_table_file(location: str, seed: int, validation_share: float) -> Tables
     rows = [_row(file, line, fields) for line, fields in _lines(file)]
     if not rows:
         raise InputError(f"{origin}: no line with an image; {LAYOUT}")
+    check_boxes(
+        [row.boxes if row.mask is None else () for row in rows],
+        lambda position: str(rows[position].path),
+        lambda position: size_of(rows[position].path),
+    )
     by_split: dict[str, list[TableRow]] = {}
     for row in rows:
         by_split.setdefault(row.split, []).append(row)
@@ -192,7 +199,7 @@ def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
         path=file_inside(file.parent, fields.get("path"), f"{place}: path"),
         label=label_text(fields.get("label"), place),
         mask=file_inside(file.parent, mask, f"{place}: mask") if mask else None,
-        boxes=_boxes(fields.get("bbox"), place),
+        boxes=boxes_of(fields.get("bbox"), place),
         split=split,
     )
 
@@ -219,30 +226,6 @@ def file_inside(folder: Path, name: object, place: str) -> Path:
     if not path.is_file():
         raise InputError(f"{place} {name!r}: no such file in {folder}")
     return folder / path.resolve().relative_to(folder.resolve()) if Path(name).is_absolute() else path
-
-
-def _boxes(value: object, place: str) -> tuple[tuple[float, float, float, float], ...]:
-    """Return boxes (xmin, ymin, xmax, ymax) from a list, a list of lists, or text with four numbers."""
-    if value is None or value == "" or value == []:
-        return ()
-    expected = (
-        f"{place}: bbox {str(value)[:80]!r}; expected xmin, ymin, xmax, ymax in pixels, or a list of such"
-    )
-    if isinstance(value, str):
-        try:
-            value = json.loads(value if value.lstrip().startswith("[") else f"[{value}]")
-        except (ValueError, RecursionError) as error:
-            raise InputError(expected) from error
-    if not isinstance(value, Sequence) or not value:
-        raise InputError(expected)
-    boxes = value if isinstance(value[0], Sequence) else [value]
-    for box in boxes:
-        all_numbers = isinstance(box, Sequence) and all(
-            isinstance(edge, int | float) and not isinstance(edge, bool) for edge in box
-        )
-        if not all_numbers or len(box) != 4:
-            raise InputError(expected)
-    return tuple((float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in boxes)
 
 
 def _table(
