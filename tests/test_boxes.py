@@ -69,7 +69,7 @@ SOURCES = pytest.mark.parametrize("written", [table_of, parquet_of])
     [
         (as_shares, "16 of 16 boxes are like it: .* shares of the image's width and height"),
         (as_yolo, "shares of the image's width and height"),
-        (as_coco, r"x, y, width, height \(as COCO has them\)"),
+        (as_coco, r"x, y, width, height \(as COCO has them\), which --box-format xywh reads"),
         (as_centre, "or centre, width, height"),
         (as_larger, "beyond the image of 32 x 32 pixels, as do 16 of 16 boxes"),
     ],
@@ -145,3 +145,42 @@ def test_boxes_on_an_image_that_exif_turns_are_refused(tmp_path):
         scene(number)[0].save(tmp_path / f"{number}.png", exif=exif)
     with pytest.raises(InputError, match="EXIF orientation 6, and boxes that may be drawn on the image"):
         load_tables(spec).train.read(0)
+
+
+def places(count: int, side: int = 32) -> list[tuple[int, int, int, int]]:
+    generator = np.random.default_rng(0)
+    edges = np.sort(generator.integers(0, side, (count, 2, 2)), axis=1)
+    return [(left, top, right, bottom) for (left, top), (right, bottom) in edges.tolist()]
+
+
+@SOURCES
+def test_boxes_of_coco_that_never_look_turned_around_are_refused(tmp_path, written):
+    small = [box for box in places(400) if box[2] - 2 * box[0] >= 0 and box[3] - 2 * box[1] >= 0][:30]
+    spec = written(tmp_path, [as_coco(box) for box in small])
+    with pytest.raises(InputError, match=r"probably x, y, width, height .* --box-format xywh reads them so"):
+        load_tables(spec)
+    tables = load_tables(spec, settings=DataSettings(box_format="xywh"))
+    left, top, right, bottom = small[int(tables.train.ids[0])]
+    mask = np.asarray(tables.train.read(0)[1])
+    assert mask.sum() == 255 * (right - left + 1) * (bottom - top + 1) and mask[bottom, right] == 255
+    assert load_tables(spec, settings=DataSettings(box_format="xyxy")).classes == tables.classes
+
+
+@SOURCES
+def test_boxes_of_coco_are_read_where_asked(tmp_path, written):
+    xywh = DataSettings(box_format="xywh")
+    assert load_tables(
+        written(tmp_path, [as_coco(box) for box in CORNERS * 4]), settings=xywh
+    ).train.has_mask.all()
+    with pytest.raises(InputError, match="and a width and height above 0"):
+        load_tables(written(tmp_path, [*CORNERS * 3, (2, 2, 0, 5)]), settings=xywh)
+    for convention in (as_shares, as_larger):
+        with pytest.raises(InputError, match="box"):
+            load_tables(written(tmp_path, [convention(box) for box in CORNERS * 4]), settings=xywh)
+
+
+def test_boxes_in_ordinary_places_are_corners():
+    checked(*places(60))
+    checked(*[(6, 6, 9, 9)] * 60)  # one box for all images says nothing
+    checked(*[(left, 1, 31 - left, 30) for left in range(14)] * 3)  # all in the middle
+    checked(*places(19, 16))  # too few to tell

@@ -314,7 +314,7 @@ def test_lines_that_cannot_be_used_are_named(tmp_path, line, said):
         ("a.jsonl", '{"path": "' + "x" * 200_000, "over 100000 characters"),
         ("a.jsonl", "[1, 2]", "expected an object"),
         ("a.jsonl", "", "no line with an image"),
-        ("a.csv", "file,label\n1,2", "column 'path' is missing"),
+        ("a.csv", "number,label\n1,2", "column 'path' is missing"),
         ("a.csv", "path,label\na,b,c", "line 2: more values than columns"),
         ("a.csv", 'path,label\n"a,b', "is not CSV"),
         ("a.csv", "path,label\n" + "x" * 140_000 + ",b", "is not CSV"),

@@ -113,3 +113,18 @@ def test_a_mask_is_turned_along_with_its_photograph(orientation, tmp_path):
         assert np.array_equal(np.asarray(turned), np.asarray(upright.convert("L")))
         again = check_mask_size(turned, upright.size, "1.png", orientation_of(file))
         assert again is turned  # drawn on the upright image
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (2, "grey values up to 2 seem to be class numbers.*Write the object as 255 and the rest as 0"),
+        (63, "grey values up to 63 seem to be class numbers"),
+        (0, "marks no pixel.*Images without an object need no mask file"),
+        (100, "marks no pixel"),
+    ],
+)
+def test_masks_without_an_object_say_what_to_do(classes, said):
+    mask = Image.fromarray((OBJECT * classes).astype(np.uint8))
+    with pytest.raises(InputError, match=said):
+        mask_from_png(written(mask))

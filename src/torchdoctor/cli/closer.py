@@ -11,6 +11,7 @@ from rich.table import Table
 from torchdoctor.case.config import settings_from
 from torchdoctor.cli.options import AS_JSON, CONFIG, Groups, add_command, argument, option, parameters_of
 from torchdoctor.cli.terminal import ProgressBar, show
+from torchdoctor.data.settings import SOURCE
 from torchdoctor.diagnosis.robustness import RobustnessSettings
 from torchdoctor.diagnosis.robustness_result import Units
 from torchdoctor.types import InputError, check_choice
@@ -18,6 +19,7 @@ from torchdoctor.types import InputError, check_choice
 ATTACK = RobustnessSettings()
 EXPLAIN = (
     "weights", "model", "data", "diagnosis", "layers", "out", "device", "image_size", "batch_size", "seed",
+    *SOURCE,
 )  # fmt: skip
 # What holds where a flag is left out, in commands in which that is not the default of the setting.
 EXPLAIN_LEFT_OUT = {
@@ -30,7 +32,7 @@ EXPLAIN_LEFT_OUT = {
 ROBUSTNESS_LEFT_OUT = {"weights": "they must be given, unless RUN is"}
 ROBUSTNESS = (
     "weights", "model", "data", "out", "device", "workers", "batch_size", "image_size", "channels", "limit",
-    "classes", "classes_seed", "validation_share", "on_error", "seed",
+    "classes", "classes_seed", "validation_share", "on_error", "seed", *SOURCE,
 )  # fmt: skip
 
 

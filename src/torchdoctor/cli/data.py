@@ -11,11 +11,12 @@ from rich.table import Table
 
 from torchdoctor.cli.options import AS_JSON, Groups, add_command, option, parameters_of
 from torchdoctor.cli.terminal import ProgressBar, show
+from torchdoctor.data.settings import SOURCE
 from torchdoctor.types import InputError
 
 NAMED = 5  # of a list of problems, how many are printed
 LISTED = 30  # categories that still make a table to read
-CHECK = ("data", "on_error", "download", "seed")
+CHECK = ("data", "on_error", "download", "seed", *SOURCE)
 
 
 def add_commands(app: typer.Typer, groups: Groups) -> None:
@@ -66,7 +67,8 @@ def check(*, workers: int, as_json: bool, **values: Any) -> None:
     Args:
         workers: Threads that decode; 0 is the number of processor cores.
         as_json: Whether the result is printed as JSON.
-        **values: The settings `data`, `on_error`, `download` and `seed`; None means the default.
+        **values: The settings `data`, `on_error`, `download`, `seed` and how a source is read; None means
+            the default.
 
     Raises:
         InputError: The data cannot be read, a value does not fit, or images do not decode and `on_error` is

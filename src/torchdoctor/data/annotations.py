@@ -60,6 +60,11 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded as a mask ({error}); expected a PNG image") from error
     if not marked.any():
+        if 1 < brightest <= LARGEST_CLASS:
+            raise InputError(
+                f"{name}: grey values up to {brightest} seem to be class numbers; nothing tells which is the "
+                "object. Write the object as 255 and the rest as 0"
+            )
         raise InputError(
             f"{name}: the mask marks no pixel (its brightest value is {brightest}); expected "
             "the object in white, or 1 in a 0/1 mask. Images without an object need no mask file"

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchdoctor.data.readers.mini_imagenet import read_mini_imagenet
-from torchdoctor.data.readers.parquet import read_parquet, split_files
+from torchdoctor.data.readers.parquet import read_parquet
+from torchdoctor.data.readers.parquet_rows import split_files
 from torchdoctor.data.readers.torchvision_sets import read_torchvision
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import Tables
 from torchdoctor.types import InputError
 
@@ -84,7 +86,7 @@ _ENTRIES = (
 DATASETS: dict[str, DataEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
-def read_named(name: str, location: str, seed: int, validation_share: float, download: bool) -> Tables:
+def read_named(name: str, location: str, seed: int, settings: DataSettings) -> Tables:
     """Read a data set of the catalogue.
 
     Args:
@@ -92,9 +94,8 @@ def read_named(name: str, location: str, seed: int, validation_share: float, dow
         location: The folder that holds it (or a Parquet file). Parquet files named after splits are
             preferred to the files of the original publication.
         seed: The seed by which missing splits are divided off.
-        validation_share: The share of the training images that becomes the validation split where the data
-            set has none.
-        download: Whether missing files may be downloaded.
+        settings: The share of validation images, whether missing files may be downloaded, and how Parquet
+            files are read.
 
     Returns:
         The data set, not yet decoded.
@@ -110,5 +111,5 @@ def read_named(name: str, location: str, seed: int, validation_share: float, dow
         )
     root = Path(location).expanduser()
     if root.is_file() or split_files(root):
-        return read_parquet(location, seed, validation_share)
-    return DATASETS[name].read(location, seed, validation_share, download)
+        return read_parquet(location, seed, settings)
+    return DATASETS[name].read(location, seed, settings.validation_share, settings.download)

@@ -24,14 +24,24 @@ from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.scenes.scenes import read_scenes
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category
+from torchdoctor.settings import flag_of
 from torchdoctor.types import InputError
 
-# A scheme reads (what follows the colon, seed, share of validation images).
-SCHEMES: dict[str, Callable[[str, int, float], Tables]] = {
-    "folder": read_folder,
+# A scheme reads (what follows the colon, seed, settings).
+SCHEMES: dict[str, Callable[[str, int, DataSettings], Tables]] = {
+    "folder": lambda location, seed, settings: read_folder(
+        location, seed, settings.validation_share, settings.follow_links
+    ),
     "parquet": read_parquet,
     "table": read_table_file,
-    "scenes": read_scenes,
+    "scenes": lambda location, seed, settings: read_scenes(location, seed, settings.validation_share),
+}
+# The schemes that use a setting of a source; elsewhere it would change nothing and is refused.
+SCHEMES_WITH = {
+    "image_column": ("table", "parquet"),
+    "label_column": ("table", "parquet"),
+    "box_format": ("table", "parquet"),
+    "follow_links": ("folder", "table"),
 }
 EXPECTED = (
     "folder:PATH, parquet:PATH, table:FILE, NAME@ROOT (see `torchdoctor datasets`), torchvision:CLASS@ROOT, "
@@ -109,7 +119,7 @@ def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) 
     """
     if seed < 0:
         raise InputError(f"seed {seed}: expected 0 or more")
-    tables = _read(spec, seed, settings.validation_share, settings.download)
+    tables = _read(spec, seed, settings)
     if settings.classes != "all":
         tables = choose_classes(tables, settings.classes, settings.classes_seed)
     if settings.limit != "all":
@@ -283,23 +293,27 @@ def own_size(table: ImageTable) -> tuple[int, str | None]:
     )
 
 
-def _read(spec: str, seed: int, validation_share: float, download: bool) -> Tables:
+def _read(spec: str, seed: int, settings: DataSettings) -> Tables:
     """Read the tables behind any form of spec."""
     scheme, _, location = spec.partition(":")
+    for name, schemes in SCHEMES_WITH.items():
+        if getattr(settings, name) != getattr(DEFAULTS, name) and scheme not in schemes:
+            expected = " and ".join(f"{each}:" for each in schemes)
+            raise InputError(f"{flag_of(name)} is for {expected} sources; data {spec!r} is none of them")
     if scheme in SCHEMES:
         if scheme != "scenes":
             _check_path(spec, location)
-        return SCHEMES[scheme](location, seed, validation_share)
+        return SCHEMES[scheme](location, seed, settings)
     kind, at, root = (location if scheme == "torchvision" else spec).partition("@")
     if scheme != "torchvision" and (not at or "/" in kind):
         raise InputError(_unknown_scheme(spec, scheme))
     if not root:
         raise InputError(f"data {spec!r}: the folder is missing; expected {spec.rstrip('@')}@ROOT")
-    if not download:
+    if not settings.download:
         _check_path(spec, root, "; --download fetches what torchvision can")
     if scheme == "torchvision":
-        return read_torchvision(kind, root, seed, validation_share, download=download)
-    return read_named(kind, root, seed, validation_share, download)
+        return read_torchvision(kind, root, seed, settings.validation_share, download=settings.download)
+    return read_named(kind, root, seed, settings)
 
 
 def _unknown_scheme(spec: str, scheme: str) -> str:

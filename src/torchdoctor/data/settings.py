@@ -10,6 +10,9 @@ from torchdoctor.settings import Count, SettingsGroup, Share, Whole, setting
 from torchdoctor.types import Resize
 
 OnError = Literal["fail", "skip"]
+BoxFormat = Literal["auto", "xyxy", "xywh"]
+SOURCE = ("image_column", "label_column", "box_format", "follow_links")
+"""The settings that say how a source is read; every command that reads data has them."""
 
 
 class DataSettings(SettingsGroup):
@@ -71,6 +74,24 @@ class DataSettings(SettingsGroup):
         "The test split that decides the verdict; swapped makes a split in which objects with masks stand "
         "before backgrounds of other categories.",
         left_out="the data's own: test, or shifted for scenes",
+    )
+    image_column: str | None = setting(
+        None,
+        "The column of a table: or parquet: source that holds the images.",
+        left_out="path or image, else the one column with another usual name",
+    )
+    label_column: str | None = setting(
+        None,
+        "The column of a table: or parquet: source that holds the labels.",
+        left_out="label, else the one column with another usual name",
+    )
+    box_format: BoxFormat = setting(
+        "auto",
+        "How the column bbox of a table: or parquet: source holds boxes: xyxy (xmin, ymin, xmax, ymax in "
+        "pixels), xywh (x, y, width, height, as COCO), or auto (xyxy, refused where it seems to be xywh).",
+    )
+    follow_links: bool = setting(
+        False, "Follow symbolic links that lead out of the folder of a folder: or table: source."
     )
     download: bool = setting(False, "Let torchvision download the data where it is missing.")
     on_error: OnError = setting(

@@ -16,6 +16,7 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
+from torchdoctor.data.settings import SOURCE
 from torchdoctor.diagnosis.explanation import explain
 from torchdoctor.diagnosis.explanation_result import Explanation
 from torchdoctor.diagnosis.grad_cam import grad_cam
@@ -151,7 +152,7 @@ def classifier_of(settings: Settings) -> Classifier:
 
 SHARED = (
     "model", "weights", "data", "seed", "limit", "batch_size", "device", "primary", "image_size", "channels",
-    "classes", "classes_seed", "validation_share", "on_error", "evidence",
+    "classes", "classes_seed", "validation_share", "on_error", "evidence", *SOURCE,
 )  # fmt: skip
 
 

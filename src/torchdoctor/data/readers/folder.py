@@ -81,7 +81,7 @@ class FolderImages:
         return stamp_of_file(self.files[position]), masks
 
 
-def read_folder(location: str, seed: int, validation_share: float) -> Tables:
+def read_folder(location: str, seed: int, validation_share: float, follow_links: bool = False) -> Tables:
     """Read a folder of images.
 
     Args:
@@ -89,6 +89,7 @@ def read_folder(location: str, seed: int, validation_share: float) -> Tables:
         seed: The seed by which missing splits are divided off.
         validation_share: The share of the training images that becomes the validation split where the
             source has none.
+        follow_links: Whether symbolic links may lead out of the folder.
 
     Returns:
         The data set, not yet decoded; `notes` says what in the folder is not used.
@@ -99,7 +100,7 @@ def read_folder(location: str, seed: int, validation_share: float) -> Tables:
     root, origin = Path(location).expanduser(), f"folder:{location}"
     if not root.is_dir():
         raise InputError(f"{origin}: is not a folder; {LAYOUT}")
-    refuse_foreign_links(root)
+    check_links(root, follow_links)
     found = split_folders(root, origin)
     if not found:
         table, notes = _read_split(root, category_names(root), origin)
@@ -239,23 +240,34 @@ def _mask_places(split: Path, file: Path, beside: Mapping[str, str | None]) -> l
     return places
 
 
-def refuse_foreign_links(root: Path) -> None:
-    """Check that no symbolic link in a folder leads out of it.
+def check_links(root: Path, follow: bool | None = None) -> None:
+    """Check the symbolic links in a folder.
 
     Args:
         root: The folder, which is searched with all its subfolders.
+        follow: Whether links may lead out of the folder; None: no, and there is no option for it.
 
     Raises:
-        InputError: A link leads out of the folder, is broken, or leads to a folder that contains it.
+        InputError: A link leads nowhere, to a folder that contains it, or out of the folder without `follow`.
     """
-    inside = root.resolve()
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(folder, name)
-            if not path.is_symlink():
+    hint = ", or give --follow-links" if follow is False else ""
+
+    def check(folder: Path, above: tuple[Path, ...]) -> None:
+        above = (*above, Path(os.path.realpath(folder)))
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if is_litter(entry.name):
                 continue
-            target = Path(os.path.realpath(path))
-            if not target.is_relative_to(inside) or not target.exists():
-                raise InputError(f"{path}: a link that leads out of {root}; copy the file there instead")
-            if Path(os.path.realpath(folder)).is_relative_to(target):
-                raise InputError(f"{path}: a link that leads in a circle; remove it")
+            if entry.is_symlink():
+                target = Path(os.path.realpath(entry.path))
+                if not target.exists():
+                    raise InputError(f"{entry.path}: a link to {target}, which does not exist; remove it")
+                if not follow and not target.is_relative_to(above[0]):
+                    raise InputError(
+                        f"{entry.path}: a link that leads out of {root}; copy the file there instead{hint}"
+                    )
+                if any(outer.is_relative_to(target) for outer in above):
+                    raise InputError(f"{entry.path}: a link that leads in a circle; remove it")
+            if entry.is_dir():
+                check(Path(entry.path), above)
+
+    check(root, ())

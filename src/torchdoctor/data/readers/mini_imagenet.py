@@ -14,9 +14,9 @@ import numpy as np
 from torchdoctor.data.readers.folder import (
     FolderImages,
     category_names,
+    check_links,
     folder_table,
     read_folder,
-    refuse_foreign_links,
 )
 from torchdoctor.data.readers.table_file import file_inside
 from torchdoctor.data.splitting import divide
@@ -45,7 +45,7 @@ def read_mini_imagenet(location: str, seed: int, validation_share: float) -> Tab
     root, origin = Path(location).expanduser(), f"mini_imagenet@{location}"
     if not root.is_dir():
         raise InputError(f"{origin}: is not a folder; {LAYOUT}")
-    refuse_foreign_links(root)
+    check_links(root)
     if (root / "train.csv").is_file():
         return divide({"train": _listed(root, origin)}, origin, seed, validation_share)
     folders = [root / name for name in FEW_SHOT if (root / name).is_dir()]

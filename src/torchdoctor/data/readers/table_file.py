@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,15 +19,18 @@ from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.labels import categories_of, label_text
+from torchdoctor.data.readers.columns import LABELS, PATHS, find_column
+from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.splitting import divide, is_split_name
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
-REQUIRED, OPTIONAL = ("path", "label"), ("mask", "bbox", "split")
+OPTIONAL = ("mask", "bbox", "split")
 LONGEST_LINE = 100_000  # characters; a file with a longer line is refused
 ENDINGS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = (",", ";", "\t", "|")
 JSON_ENDINGS = (".jsonl", ".ndjson")
-LAYOUT = f"expected .csv, .tsv or .jsonl with {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}"
+LAYOUT = f"expected .csv, .tsv or .jsonl with path, label and perhaps {', '.join(OPTIONAL)}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class TableImages:
         return stamp_of_file(row.path), mask
 
 
-def read_table_file(location: str, seed: int, validation_share: float) -> Tables:
+def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
     """Read a table of images.
 
     Paths in the file are relative to its folder and must stay inside it. Categories are the labels of
@@ -103,8 +107,8 @@ def read_table_file(location: str, seed: int, validation_share: float) -> Tables
     Args:
         location: The file; `~` is the home folder.
         seed: The seed by which missing splits are divided off.
-        validation_share: The share of the training images that becomes the validation split where the
-            source has none.
+        settings: The columns, how boxes are written, whether links are followed, and the share of the
+            training images that becomes the validation split where the source has none.
 
     Returns:
         The data set, not yet decoded.
@@ -115,13 +119,14 @@ def read_table_file(location: str, seed: int, validation_share: float) -> Tables
     file, origin = Path(location).expanduser(), f"table:{location}"
     if not file.is_file():
         raise InputError(f"{origin}: is not a file; {LAYOUT}")
-    rows = [_row(file, line, fields) for line, fields in _lines(file)]
+    rows = _rows(file, settings)
     if not rows:
         raise InputError(f"{origin}: no line with an image; {LAYOUT}")
     check_boxes(
         [row.boxes if row.mask is None else () for row in rows],
         lambda position: str(rows[position].path),
         lambda position: size_of(rows[position].path),
+        settings.box_format,
     )
     by_split: dict[str, list[TableRow]] = {}
     for row in rows:
@@ -133,7 +138,20 @@ def read_table_file(location: str, seed: int, validation_share: float) -> Tables
     splits = {
         name: _table(tuple(own_rows), classes, numbers, file.parent) for name, own_rows in by_split.items()
     }
-    return divide(splits, origin, seed, validation_share)
+    return divide(splits, origin, seed, settings.validation_share)
+
+
+def _rows(file: Path, settings: DataSettings) -> list[TableRow]:
+    """Read and check all lines; the first one tells which columns there are."""
+    rows, columns = [], None
+    for line, fields in _lines(file):
+        if columns is None:
+            columns = (
+                find_column(list(fields), settings.image_column, PATHS, "--image-column", str(file)),
+                find_column(list(fields), settings.label_column, LABELS, "--label-column", str(file)),
+            )
+        rows.append(_row(file, line, fields, columns, settings))
+    return rows
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -153,13 +171,16 @@ def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _csv_lines(file: Path, stream: Any, delimiter: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield (number, fields) of the lines of a CSV file, whose first line names the fields."""
+    header = stream.readline(LONGEST_LINE)
+    stream.seek(0)
+    if delimiter not in header:
+        delimiter = max(DELIMITERS, key=header.count)
     reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
     try:
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(
-                f"{file}: column {missing[0]!r} is missing; found {list(reader.fieldnames or ())}, {LAYOUT}"
-            )
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if len(set(names)) < len(names):
+            raise InputError(f"{file}: found the columns {names}; give each column a name of its own")
+        reader.fieldnames = names
         for fields in reader:
             if None in fields:
                 raise InputError(f"{file}, line {reader.line_num}: more values than columns; quote commas")
@@ -188,29 +209,34 @@ def _json_lines(file: Path, stream: Any) -> Iterator[tuple[int, Mapping[str, Any
         yield number, fields
 
 
-def _row(file: Path, line: int, fields: Mapping[str, Any]) -> TableRow:
-    """Check the fields of a line."""
+def _row(
+    file: Path, line: int, fields: Mapping[str, Any], columns: tuple[str, str], settings: DataSettings
+) -> TableRow:
+    """Check the fields of a line; `columns` are those of the path and of the label."""
+    path, label = columns
     place = f"{file}, line {line}"
     split = str(fields.get("split") or "train").strip()
     if not is_split_name(split):
         raise InputError(f"{place}: split {split!r}; expected train, val or validation, test or test_NAME")
     mask = fields.get("mask")
     return TableRow(
-        path=file_inside(file.parent, fields.get("path"), f"{place}: path"),
-        label=label_text(fields.get("label"), place),
-        mask=file_inside(file.parent, mask, f"{place}: mask") if mask else None,
-        boxes=boxes_of(fields.get("bbox"), place),
+        path=file_inside(file.parent, fields.get(path), f"{place}: {path}", settings.follow_links),
+        label=label_text(fields.get(label), place),
+        mask=file_inside(file.parent, mask, f"{place}: mask", settings.follow_links) if mask else None,
+        boxes=boxes_of(fields.get("bbox"), place, settings.box_format),
         split=split,
     )
 
 
-def file_inside(folder: Path, name: object, place: str) -> Path:
+def file_inside(folder: Path, name: object, place: str, follow_links: bool | None = None) -> Path:
     """Return a file that a data set names, after checking that it exists and is inside a folder.
 
     Args:
         folder: The folder.
-        name: The path of the file relative to the folder.
+        name: The path of the file relative to the folder; backslashes may stand for slashes.
         place: Where the name stands, for error messages.
+        follow_links: Whether the file may be a link that leads out of the folder; None: no, and there is no
+            option for it.
 
     Returns:
         The path of the file.
@@ -220,12 +246,22 @@ def file_inside(folder: Path, name: object, place: str) -> Path:
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise InputError(f"{place} {name!r}; expected a file's name, relative to {folder}")
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{place} {name!r} leads out of {folder}; copy the file there")
+    path, home = folder / name, folder.resolve()
+    if "\\" in name and not path.is_file():
+        path = folder / name.replace("\\", "/")
+    written = Path(os.path.normpath(path.absolute()))
+    here = next((place for place in (home, folder.absolute()) if written.is_relative_to(place)), None)
+    inside = here is not None
+    if not (path.resolve().is_relative_to(home) or (follow_links and inside)):
+        hint = ", or give --follow-links" if follow_links is False and inside else ""
+        raise InputError(f"{place} {name!r} leads out of {folder}; copy the file there{hint}")
     if not path.is_file():
         raise InputError(f"{place} {name!r}: no such file in {folder}")
-    return folder / path.resolve().relative_to(folder.resolve()) if Path(name).is_absolute() else path
+    if not Path(name.replace("\\", "/")).is_absolute():
+        return path
+    if path.resolve().is_relative_to(home):
+        return folder / path.resolve().relative_to(home)
+    return path if here is None else folder / written.relative_to(here)
 
 
 def _table(

@@ -1,0 +1,162 @@
+"""Read the rows of Parquet files, with the columns that Hugging Face uses or the user names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from torchdoctor.data.readers.columns import IMAGES, LABELS, find_column
+from torchdoctor.data.splitting import is_split_name
+from torchdoctor.types import InputError
+
+OPTIONAL = ("mask", "bbox")
+CATEGORIES = b"categories"  # the key of the schema's metadata under which the names of categories are kept
+
+
+def split_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the Parquet files of each split.
+
+    Args:
+        folder: The folder; without files of splits, its subfolder `data` is searched.
+
+    Returns:
+        The files by the name of the split, which is the part of the file's name before the first `-`, in
+        the order of their names. A single file of any other name is `train`.
+    """
+    files: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for path in sorted(place.glob("*.parquet")):
+            name = re.sub(r"-.*", "", path.stem)
+            if is_split_name(name):
+                files.setdefault(name, []).append(path)
+        if files:
+            break
+    everything = sorted(folder.glob("*.parquet"))
+    return files if files or len(everything) != 1 else {"train": everything}
+
+
+def read_rows(paths: Sequence[Path], image: str | None = None, label: str | None = None) -> Any:
+    """Read the files of a split.
+
+    Args:
+        paths: The files.
+        image: The column of the images; None: the one with a usual name.
+        label: The column of the labels; None: the one with a usual name.
+
+    Returns:
+        An Arrow table with the columns `image` and `label` and, where the files have them, `mask` and
+        `bbox`.
+
+    Raises:
+        InputError: A file cannot be read, lacks a column, or has a column of the wrong type, or the files
+            differ in their columns or in the names of the categories.
+    """
+    tables = []
+    for path in paths:
+        try:
+            names = pq.read_schema(path).names
+            chosen = {
+                find_column(names, image, IMAGES, "--image-column", str(path)): "image",
+                find_column(names, label, LABELS, "--label-column", str(path)): "label",
+            }
+            chosen |= {name: name for name in OPTIONAL if name in names and name not in chosen}
+            table = pq.read_table(path, columns=list(chosen), memory_map=True, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: cannot be read as Parquet ({reason}); fetch the file again") from error
+        stored = json.dumps(_names_of_hub(table, next(name for name in chosen if chosen[name] == "label")))
+        table = table.select(list(chosen)).rename_columns(list(chosen.values()))
+        tables.append(table.replace_schema_metadata({CATEGORIES: stored}))
+        check_columns(tables[-1], path)
+    names = agreed_names(dict(zip(map(str, paths), tables, strict=True)), str(paths[0].parent))
+    try:
+        rows = pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise InputError(f"{paths[0].parent}: the shards of one split differ in their columns") from error
+    return rows.replace_schema_metadata({CATEGORIES: json.dumps(names)})
+
+
+def check_columns(rows: Any, path: Path) -> None:
+    """Check the types of the columns.
+
+    Args:
+        rows: The Arrow table.
+        path: The file that it was read from, for error messages.
+
+    Raises:
+        InputError: Images or masks are not structs with a field `bytes`, labels are neither numbers nor
+            text, or a row has no image or no label.
+    """
+    for column in ("image", "mask"):
+        if column in rows.column_names:
+            kind = rows.schema.field(column).type
+            if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+                raise InputError(f"{path}: column {column!r} is {kind}, expected struct<bytes, path>")
+    kind = rows.schema.field("label").type
+    if not (_is_number(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{path}: column 'label' is {kind}, expected whole numbers or names")
+    if rows.column("label").null_count or pc.struct_field(rows.column("image"), "bytes").null_count:
+        raise InputError(f"{path}: some rows have no label or no image bytes; remove them")
+
+
+def _is_number(kind: Any) -> bool:
+    """Return whether an Arrow type is one of numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _names_of_hub(rows: Any, label: str) -> list[str] | None:
+    """Return the names of categories that the library `datasets` stores in the metadata of the schema."""
+    if not _is_number(rows.schema.field(label).type):
+        return None
+    try:
+        stored = json.loads((rows.schema.metadata or {})[b"huggingface"])
+        return [str(name) for name in stored["info"]["features"][label]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def stored_names(rows: Any) -> tuple[str, ...] | None:
+    """Return the names of the categories that a file stores.
+
+    Args:
+        rows: The Arrow table, as `read_rows` returns it.
+
+    Returns:
+        The names, or None where the file holds none or the labels are text.
+    """
+    names = json.loads(rows.schema.metadata[CATEGORIES])
+    return None if names is None else tuple(names)
+
+
+def agreed_names(rows: Mapping[str, Any], origin: str) -> tuple[str, ...] | None:
+    """Return the names of the categories that several Arrow tables store.
+
+    Args:
+        rows: The tables by name.
+        origin: What they belong to, for error messages.
+
+    Returns:
+        The names; None where no table holds names.
+
+    Raises:
+        InputError: Two tables hold different names.
+    """
+    stored = {name: names for name, table in rows.items() if (names := stored_names(table)) is not None}
+    if not stored:
+        return None
+    first = "train" if "train" in stored else min(stored)
+    classes = stored[first]
+    for name, own_classes in stored.items():
+        if own_classes != classes:
+            raise InputError(
+                f"{origin}: {name} names the categories {list(own_classes)}, but {first} {list(classes)}; "
+                "write all files with the same names"
+            )
+    return classes
