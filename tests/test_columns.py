@@ -83,6 +83,19 @@ def test_settings_of_a_source_are_refused_elsewhere(tmp_path):
         load_tables("scenes", settings=DataSettings(follow_links=True))
 
 
+def test_columns_of_splits_in_upper_case_and_columns_that_are_not_used(tmp_path):
+    spec = write_table(tmp_path, "path,label,Split,fold")
+    file = tmp_path / "t.csv"
+    head, *lines = file.read_text().splitlines()
+    rows = [f"{line.rpartition(',')[0]},{'test' if n > 5 else 'train'},3" for n, line in enumerate(lines)]
+    file.write_text("\n".join([head, *rows]))
+    tables = load_tables(spec)
+    assert len(tables.tests["test"]) == 2
+    assert tables.notes == ("the columns 'fold', which have no meaning here",)
+    spec = write_table(tmp_path / "plain", "path,label")
+    assert load_tables(spec).notes == ()
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     with pytest.raises(InputError, match="give each column a name of its own"):
         load_tables(write_table(tmp_path, "path,label,label"))

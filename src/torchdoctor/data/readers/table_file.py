@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
     file, origin = Path(location).expanduser(), f"table:{location}"
     if not file.is_file():
         raise InputError(f"{origin}: is not a file; {LAYOUT}")
-    rows = _rows(file, settings)
+    rows, unused = _rows(file, settings)
     if not rows:
         raise InputError(f"{origin}: no line with an image; {LAYOUT}")
     check_boxes(
@@ -138,20 +138,23 @@ def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
     splits = {
         name: _table(tuple(own_rows), classes, numbers, file.parent) for name, own_rows in by_split.items()
     }
-    return divide(splits, origin, seed, settings.validation_share)
+    notes = (f"the columns {', '.join(map(repr, unused))}, which have no meaning here",) if unused else ()
+    return replace(divide(splits, origin, seed, settings.validation_share), notes=notes)
 
 
-def _rows(file: Path, settings: DataSettings) -> list[TableRow]:
-    """Read and check all lines; the first one tells which columns there are."""
-    rows, columns = [], None
-    for line, fields in _lines(file):
+def _rows(file: Path, settings: DataSettings) -> tuple[list[TableRow], list[str]]:
+    """Read and check all lines, and name unused columns; the first line tells which columns there are."""
+    rows, columns, unused = [], None, list[str]()
+    for line, as_named in _lines(file):
+        fields = {name.lower() if name.lower() in OPTIONAL else name: as_named[name] for name in as_named}
         if columns is None:
             columns = (
                 find_column(list(fields), settings.image_column, PATHS, "--image-column", str(file)),
                 find_column(list(fields), settings.label_column, LABELS, "--label-column", str(file)),
             )
+            unused = [name for name in fields if name not in (*columns, *OPTIONAL)]
         rows.append(_row(file, line, fields, columns, settings))
-    return rows
+    return rows, unused
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
