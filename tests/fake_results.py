@@ -201,7 +201,7 @@ def fake_causes(classes: tuple[str, ...] = CLASSES) -> Causes:
             classes[number % 4 + 1],
             0.9,
             kind,
-            dict([("unknown", 0.25), (kind, 0.75)]),
+            {"unknown": 1.0} if kind == "unknown" else {kind: 0.75, "unknown": 0.25},
             {"label_confidence": 0.05},
         )
         for number, kind in enumerate(kinds)

@@ -200,15 +200,19 @@ def test_errors_by_the_background_are_called_so():
 
 def test_wrong_labels_are_called_so():
     model = Pictures(trust=0.0)
-    images = pictures([0, 1, 2] * 100, [2, 0, 1, 1, 2, 0] * 50)
+    plain = pictures([0, 1, 2] * 100, [2, 0, 1, 1, 2, 0] * 50)
+    contrast = torch.linspace(0.2, 2, 300)[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    images = Batch(plain.images * contrast[:, None, None, None], plain.labels, plain.ids, plain.masks)
     diagnosis = diagnose(model, [images], layers=["conv"], draws=0, confidence=0.3)
     labels, wrong = images.labels.clone(), list(range(4, 300, 15))
     labels[wrong] = (labels[wrong] + 1) % 3
     found = find_causes(model, [Batch(images.images, labels, images.ids, images.masks)], diagnosis)
     assert [one.id for one in found.errors] == wrong
-    assert found.counts == {"label looks wrong": 20}
-    assert found.errors[0].numbers["wrong_labels"] == pytest.approx(20 / 300, abs=0.02)
-    assert found.errors[0].probabilities["label looks wrong"] > 0.5
+    assert found.counts["label looks wrong"] >= 14 and set(found.counts) <= {"label looks wrong", "unknown"}
+    assert found.errors[0].numbers["wrong_labels"] == pytest.approx(20 / 300, abs=0.03)
+    # Where every answer is as sure, a wrong label cannot be told from a network that is wrong now and then.
+    sure = find_causes(model, [Batch(plain.images, labels, images.ids, images.masks)], diagnosis)
+    assert sure.counts == {"unknown": 20}
 
 
 BASE = {

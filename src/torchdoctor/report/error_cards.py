@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from torchdoctor.diagnosis.causes_result import MEANINGS, Causes, ErrorCause
+from torchdoctor.diagnosis.causes_result import MEANINGS, Cause, Causes, ErrorCause
 from torchdoctor.diagnosis.explanation_result import Explanation
 from torchdoctor.display import overlays
 from torchdoctor.report.pictures import Picture, photograph
@@ -22,6 +23,12 @@ NUMBER_NAMES = {
     "training_images_of_median": "training images, of the median category's",
     "confused_on_training": "share of training images that either category loses to the other",
     "sure_and_right": "share of right ones among such sure predictions",
+    "taken_for_prediction": "share of the label's training images taken for the prediction",
+    "right_if_prepared_otherwise": "right if the image is prepared in another usual way",
+    "wrong_labels": "estimated share of wrong labels",
+    "label_wrong_by_share": "probability by that share that this label is wrong",
+    "log_odds": "log-odds of prediction and label",
+    "confused_back": "share of the prediction's images taken for the label",
     "evidence_on_changed_kernels": "share of evidence on changed kernels",
     "label_before_others": "label wins before other backgrounds",
     "prediction_before_others": "share of other backgrounds before which the prediction stands",
@@ -47,18 +54,36 @@ class ExplainedError:
     image: Float[np.ndarray, "height width 3"]
 
 
-def cause_rows(causes: Causes) -> list[tuple[str, int, float, str]]:
+LEAST_EXPECTED = 0.5  # errors; a cause with a smaller sum of probabilities is not shown
+
+
+def cause_rows(causes: Causes) -> list[tuple[str, float, float, int, float, str]]:
     """Return the rows of the table of causes.
 
     Args:
         causes: The causes of all errors.
 
     Returns:
-        For each cause that occurs: its name, the number of errors, their share of all errors (0..1), and what
-        it means.
+        For each cause that occurs: its name; the expected number of errors (the sum of its probabilities) and
+        its share of all errors (0..1); the number of errors that were given the cause, and the mean
+        probability that it is right there (0..1, NaN where it was not given); and what it means.
     """
-    total = max(len(causes.errors), 1)
-    return [(cause, number, number / total, MEANINGS[cause]) for cause, number in causes.counts.items()]
+    total, counts = max(len(causes.errors), 1), causes.counts
+    return [
+        (cause, number, number / total, counts.get(cause, 0), _how_sure(causes, cause), MEANINGS[cause])
+        for cause, number in causes.expected.items()
+        if number >= LEAST_EXPECTED or cause in counts
+    ]
+
+
+def _how_sure(causes: Causes, cause: Cause) -> float:
+    """Return the mean probability of a cause over the errors that were given it; NaN where none was."""
+    sure = [
+        error.probabilities[cause]
+        for error in causes.errors
+        if cause in error.probabilities and error.cause == cause
+    ]
+    return float(np.mean(sure)) if sure else math.nan
 
 
 def error_cards(explained: Sequence[ExplainedError]) -> list[dict[str, Any]]:

@@ -1,0 +1,108 @@
+"""Compare causes with what people say: errors on CIFAR-10's test images, nothing planted.
+
+    TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.people --cache FOLDER [--epochs 10] [--weights FILE]
+
+A network is trained on all 50,000 images (or given: a state dict of `small_resnet` for 32 px), and the causes
+of its errors on the 10,000 test images are found. The truth is that of `cifar10_people/test_half.parquet`:
+about 50 people per image, and reviewers of suspected labels. A label is wrong where most people give another,
+or three of five reviewers do not confirm it; an image is ambiguous where fewer than nine in ten give the label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from benchmarks.study.planted_faults import keep
+from torchdoctor import diagnose, load_data
+from torchdoctor.diagnosis.causes import find_causes
+from torchdoctor.diagnosis.settings import DiagnosisSettings
+from torchdoctor.models.architectures.small_resnet import SmallResNet
+from torchdoctor.models.weights import load_into, load_weights
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import fit
+
+LAYERS = ("layer3.conv2", "layer4.conv2")
+DRAWS = 1000  # of the bootstrap
+
+
+def truth(root: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows that people looked at, whether their label is wrong, and whether it is ambiguous."""
+    table = pq.read_table(f"{root}/cifar10_people/test_half.parquet").to_pydict()
+    labels, people = np.array(table["label"]), np.array(table["people"], dtype=float)
+    votes = {
+        name: np.array([value or 0 for value in table[f"reviewers_{name}"]])
+        for name in ("guessed", "neither", "both")
+    }
+    rejected = votes["guessed"] + votes["neither"] + votes["both"] >= 3
+    share = people[np.arange(len(labels)), labels] / people.sum(1)
+    return np.array(table["row"]), (people.argmax(1) != labels) | rejected, share < 0.9
+
+
+def interval(score: object, true: np.ndarray, value: np.ndarray) -> list[float]:
+    """Return a score and its 95 % interval over drawn errors."""
+    random, drawn = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        rows = random.integers(0, len(true), len(true))
+        if 0 < true[rows].sum() < len(rows):
+            drawn.append(score(true[rows], value[rows]))  # type: ignore[operator]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return [round(float(each), 3) for each in (score(true, value), low, high)]  # type: ignore[operator]
+
+
+def main() -> None:
+    """Train or load a network, find the causes of its errors, and print how they agree with people."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--out", type=Path, help="a JSON line is added to this file")
+    given = parser.parse_args()
+    root = os.environ["TORCHDOCTOR_DATA"]
+    data = load_data(f"parquet:{root}/cifar10", image_size=32)
+    torch.manual_seed(0)
+    model = SmallResNet(10)
+    file = given.weights or given.cache / f"people-{given.epochs}.safetensors"
+    if file.is_file():
+        load_into(model, load_weights(file), str(file))
+    else:
+        recipe = Recipe(epochs=given.epochs, learning_rate=0.1)
+        steps = data.train.steps_per_epoch
+        fit(model, lambda epoch: data.train.epoch(epoch, 0), recipe, steps_per_epoch=steps, seed=0)
+        keep(model, file)
+    model.eval()
+    diagnosis = diagnose(
+        model, data.train, layers=LAYERS, draws=0, settings=DiagnosisSettings(images_per_category=60)
+    )
+    causes = find_causes(model, data.tests["test"], diagnosis)
+    errors = {error.id: error for error in causes.errors}
+    rows, wrong, ambiguous = truth(root)
+    looked = [place for place, row in enumerate(rows.tolist()) if row in errors]
+    found = [errors[int(rows[place])] for place in looked]
+    line: dict[str, object] = {"accuracy": causes.accuracy, "errors": len(found), "counts": causes.counts}
+    for cause, true in (("label looks wrong", wrong[looked]), ("ambiguous", ambiguous[looked])):
+        value = np.array([error.probabilities.get(cause, 0.0) for error in found])
+        given_it = np.array([error.cause == cause for error in found])
+        line[cause] = {
+            "truth": round(float(true.mean()), 4),
+            "mean_probability": round(float(value.mean()), 4),
+            "roc": interval(roc_auc_score, true, value),
+            "average_precision": interval(average_precision_score, true, value),
+            "given": int(given_it.sum()),
+            "right_where_given": round(float(true[given_it].mean()), 3) if given_it.any() else None,
+        }
+    print(json.dumps(line))
+    if given.out:
+        with given.out.open("a") as out:
+            out.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
