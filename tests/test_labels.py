@@ -12,7 +12,7 @@ import pytest
 
 from pictures import scene
 from test_parquet import encoded, write_parquet
-from torchdoctor.data.labels import categories_of, label_text
+from torchdoctor.data.labels import categories_of, label_text, note_on_codes
 from torchdoctor.data.load import load_tables
 from torchdoctor.types import InputError
 
@@ -53,7 +53,6 @@ def test_every_writing_of_a_whole_number_is_one_category():
 @pytest.mark.parametrize(
     ("train", "said"),
     [
-        (("1", "01", "2"), "labels '01' and '1' are the same number"),
         (("0.5", "0.50", "1"), "labels '0.5' and '0.50' are the same number"),
         (("1", "1.0", "cat"), "labels '1' and '1.0' are the same number"),
         (("0", "1", "2", "-1", "-1"), "2 rows have the label '-1' and all others one of 0 or more"),
@@ -176,3 +175,10 @@ def test_parquet_labels_that_are_none(tmp_path, labels):
     pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "all.parquet")
     with pytest.raises(InputError, match="label"):
         load_tables(f"parquet:{tmp_path}")
+
+
+def test_codes_with_zeros_before_them_are_categories_with_one_order():
+    for written in (("1", "01", "2"), ("2", "01", "1"), ("01", "2", "1")):
+        assert categories_of({"train": Counter(written)}, "table:t")[0] == ("01", "1", "2")
+    assert "'01' are categories of their own" in note_on_codes(("01", "1", "2"))[0]
+    assert note_on_codes(("1", "2")) == note_on_codes(("01", "02")) == ()

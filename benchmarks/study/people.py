@@ -5,7 +5,7 @@
 A network is trained on all 50,000 images (or given: a state dict of `small_resnet` for 32 px), and the causes
 of its errors on the 10,000 test images are found. The truth is that of `cifar10_people/test_half.parquet`:
 about 50 people per image, and reviewers of suspected labels. A label is wrong where most people give another,
-or three of five reviewers do not confirm it; an image is ambiguous where fewer than nine in ten give the label.
+or three of five reviewers do not confirm it; it is ambiguous where fewer than nine in ten give the label.
 """
 
 from __future__ import annotations

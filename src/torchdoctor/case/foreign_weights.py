@@ -18,7 +18,8 @@ from torchdoctor.data.settings import DataSettings
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import Resize
 
-FIRST, SAMPLE = 16, 128  # training images: for a first look, and where that does not look right
+FIRST, SAMPLE = 32, 128  # training images: for a first look, and where that does not look right
+PROMISING = 0.1  # share of the first look that another preparation must bring right, to be looked at again
 LOOKS_RIGHT = 0.9  # share of training images that trained weights classify correctly
 LOOKS_WRONG = 0.6  # share below which it is said that something may not fit
 SURE = 1e-4  # largest p value at which another preparation is taken
@@ -65,13 +66,16 @@ def suited(model: nn.Module, data: Splits, settings: DataSettings) -> Fitting:
         The data, and sentences on what was changed or looks wrong.
     """
     order = np.random.default_rng(0).permutation(data.train.table.ids)
-    right, _ = _answers(model, data, order[:FIRST])
-    if right.mean() >= LOOKS_RIGHT:
+    first = _answers(model, data, order[: FIRST // 2])[0]
+    if first.mean() >= LOOKS_RIGHT:
         return Fitting(data)
     sample = order[:SAMPLE]
     right, predicted = _answers(model, data, sample)
     before, notes = right, tuple[str, ...]()
     for other, text in _ways(data, settings, sample):
+        look = _answers(model, other, order[:FIRST])[0]
+        if look.mean() < before[:FIRST].mean() + PROMISING:
+            continue
         found, named = _answers(model, other, sample)
         gained, lost = int((found & ~before).sum()), int((before & ~found).sum())
         sure = gained > lost and binomtest(gained, gained + lost).pvalue <= SURE

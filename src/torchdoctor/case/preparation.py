@@ -116,8 +116,8 @@ def prepare(
         settings: What was asked for.
         verb: The command that runs.
         needs_weights: Whether trained weights must be given; `train` does without.
-        try_out: What refuses networks that cannot serve the run; None: `try_out_training` for `train`, and
-            `try_out_network` for other verbs.
+        try_out: What refuses networks that cannot serve the run, where only a plan is made; None:
+            `try_out_training` for `train`, and `try_out_network` for other verbs.
 
     Returns:
         The prepared case. Nothing has been written.
@@ -150,7 +150,7 @@ def prepare(
     if settings.weights == PRETRAINED and needs_weights:
         _check_pretrained_head(name, data)
     model = _network(settings, name, data, checkpoint)
-    if checkpoint is not None and "preprocessing" not in (card or {}):
+    if checkpoint is not None and "preprocessing" not in (card or {}) and try_out is None:
         fitting = suited(model, data, settings.part(DataSettings))
         data, notes = fitting.data, notes + fitting.notes
     to_train = verb == "train"

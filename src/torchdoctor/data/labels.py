@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from torchdoctor.types import InputError
@@ -57,7 +57,7 @@ def categories_of(labels: Mapping[str, Counter[str]], origin: str) -> tuple[tupl
 
     Raises:
         InputError: A label does not occur in the training split, marks a missing value, or is one number in
-            two ways of writing.
+            two ways of writing (codes with zeros before them, such as `01`, are categories of their own).
     """
     written = sorted(set().union(*labels.values()))
     numbers = {label: value for label in written if (value := _number(label)) is not None}
@@ -71,11 +71,27 @@ def categories_of(labels: Mapping[str, Counter[str]], origin: str) -> tuple[tupl
     if only_numbers:
         _refuse_minus_one(numbers, labels, origin)
         values = {names[label]: value for label, value in numbers.items()}
-        classes = tuple(sorted(train, key=lambda name: values[name]))
+        classes = tuple(sorted(train, key=lambda name: (values[name], name)))
     else:
         classes = tuple(sorted(train))
     indices = {name: index for index, name in enumerate(classes)}
     return classes, {label: indices[names[label]] for label in written}
+
+
+def note_on_codes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Say which categories differ only by zeros before a number.
+
+    Args:
+        classes: The names of the categories.
+
+    Returns:
+        A sentence; none where there are no such categories.
+    """
+    plain = {name.lstrip("0") or "0" for name in classes if not ZERO_PADDED.match(name)}
+    codes = [name for name in classes if ZERO_PADDED.match(name) and (name.lstrip("0") or "0") in plain]
+    if not codes:
+        return ()
+    return (f"the labels {_listed(codes)} are categories of their own beside the same without zeros",)
 
 
 def _number(label: str) -> Decimal | None:
@@ -104,9 +120,11 @@ def _refuse_missing(others: list[str], labels: Mapping[str, Counter[str]], origi
 
 
 def _refuse_two_writings(values: Mapping[str, Decimal], origin: str) -> None:
-    """Raise InputError for two names of the same number."""
+    """Raise InputError for two names of the same number; numbers with zeros before them are codes."""
     first: dict[Decimal, str] = {}
     for name, value in values.items():
+        if ZERO_PADDED.match(name):
+            continue
         other = first.setdefault(value, name)
         if other != name:
             raise InputError(

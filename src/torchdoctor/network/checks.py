@@ -255,9 +255,9 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
                 continue
             if not bool((maps[name] * gradient != 0).any()):
                 yield (
-                    "warning",
-                    f"the map at {name} is 0 on the example (weights that start at 0?): a constraint there "
-                    "has no effect until it is not",
+                    "error",
+                    f"the map at {name} is 0 on the example (weights that start at 0, or dead units?): a "
+                    "constraint there has no effect. Train the network first, or choose other layers",
                 )
                 continue
             # As in training: `backward` meets what `autograd.grad` would pass over in silence.

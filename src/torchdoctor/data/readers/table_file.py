@@ -18,7 +18,7 @@ from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_
 from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
-from torchdoctor.data.labels import categories_of, label_text
+from torchdoctor.data.labels import categories_of, label_text, note_on_codes
 from torchdoctor.data.readers.columns import LABELS, PATHS, find_column
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.splitting import divide, is_split_name
@@ -139,7 +139,8 @@ def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
         name: _table(tuple(own_rows), classes, numbers, file.parent) for name, own_rows in by_split.items()
     }
     notes = (f"the columns {', '.join(map(repr, unused))}, which have no meaning here",) if unused else ()
-    return replace(divide(splits, origin, seed, settings.validation_share), notes=notes)
+    divided = divide(splits, origin, seed, settings.validation_share)
+    return replace(divided, notes=notes + note_on_codes(classes))
 
 
 def _rows(file: Path, settings: DataSettings) -> tuple[list[TableRow], list[str]]:
