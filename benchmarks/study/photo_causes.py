@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
+    given.cache.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds:
         for name in given.data:
             photographs = Photographs(name, seed)

@@ -13,10 +13,12 @@ RARE = 0.25  # training images, relative to the median category
 CHANGED = 0.05  # share of a category's evidence on changed kernels
 SAME_ON_TRAINING = 20.0  # training and validation accuracy within these percentage points count as equal
 CONFUSED = 0.1  # share of training images that two categories lose to each other
+BEYOND = 4.0  # that share, relative to what a category loses to any other on average
 BOTH = 0.4  # probability of the two categories together
 UNFITTED = 70.0  # training accuracy in percent below which a network has not learned its images
 GAP = 15.0  # percentage points between training and validation accuracy that count as over-fitting
 NEVER, MOSTLY = 0.05, 0.5  # shares of a category's training images: right, and taken for one other
+BEFORE_LABELS = ("preparation", "category order", "rare category", "wrong kernels", "background")
 SAID = 0.5  # probability from which a cause is given; below it the cause is `unknown`
 
 # How often each rule is right where it holds: the strict precision on planted faults (benchmarks/LOG.md).
@@ -34,7 +36,8 @@ PRECISION: Mapping[Cause, float] = {
 NUMBERS = (
     "confidence", "label_confidence", "training_accuracy", "validation_accuracy",
     "overall_training_accuracy", "overall_validation_accuracy", "training_images_of_median",
-    "confused_on_training", "label_never_right", "taken_for_prediction", "right_if_prepared_otherwise",
+    "confused_on_training", "confused_beyond_others", "label_never_right",
+    "taken_for_prediction", "right_if_prepared_otherwise",
     "evidence_on_changed_kernels", "label_before_others", "prediction_before_others",
     "background_alone_predicts_it", "errors_gone_before_others", "wrong_labels", "label_wrong_by_share",
     "log_odds", "confused_back",
@@ -48,19 +51,22 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     the first that holds is right as often as `PRECISION` says:
 
     - `preparation`: images are classified far better if they are prepared in another usual way, this one too.
-    - `category order`: training images of the label are never right and mostly taken for the prediction.
+    - `category order`: training images of the label are never right and mostly taken for the prediction, of
+      which training images are never right either.
     - `rare category`: the label has fewer than a quarter of the training images of the median category.
     - `wrong kernels`: a category relies on kernels that are out of step with their batch-norm, and training
       images of the label are misclassified almost as often.
-    - `close categories`: the categories are confused with each other on training images too.
+    - `close categories`: the categories are confused with each other on training images too, far more than
+      others are.
     - `under-fitted`: few training images are classified correctly.
     - `background`: a quarter of all errors vanish on other backgrounds, and this error does; or two fifths
       do, and the background alone gives the same prediction; or it alone does, and few other backgrounds do.
     - `over-fitted`: training images are classified much better than validation images.
 
-    `label looks wrong` and `ambiguous` have probabilities of their own (see `label_doubts`). A rule about
-    training leaves room for a wrong label, whose probability is taken first unless a rule before
-    `over-fitted` holds.
+    `label looks wrong` and `ambiguous` have probabilities of their own (see `label_doubts`). That of a wrong
+    label is taken before the rules about how well the network has learned (`close categories`,
+    `under-fitted`, `over-fitted`), and after the others; where images are prepared wrongly, sure answers say
+    nothing of labels.
 
     Args:
         numbers: Values by the names in NUMBERS; a missing value or NaN meets no condition.
@@ -72,15 +78,16 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     n = {**dict.fromkeys(NUMBERS, float("nan")), **numbers}
     rule = _rule(n)
     known = n["log_odds"] == n["log_odds"]
-    wrong = probability_wrong(n["label_wrong_by_share"], n["log_odds"]) if known else 0.0
+    by_share = n["label_wrong_by_share"] if n["right_if_prepared_otherwise"] not in (0, 1) else 0.0
+    wrong = probability_wrong(by_share, n["log_odds"]) if known else 0.0
     disputed = probability_disputed(n["log_odds"], n["confused_back"]) if known else 0.0
     probabilities: dict[Cause, float] = {}
     left = 1.0
-    if rule is not None and rule != "over-fitted":
+    if rule is not None and rule in BEFORE_LABELS:
         probabilities[rule], left = PRECISION[rule], 1 - PRECISION[rule]
     probabilities["label looks wrong"] = left * wrong
     left *= 1 - wrong
-    if rule == "over-fitted":
+    if rule is not None and rule not in BEFORE_LABELS:
         probabilities[rule] = left * PRECISION[rule]
         left *= 1 - PRECISION[rule]
     probabilities["ambiguous"] = left * disputed
@@ -99,12 +106,13 @@ def _rule(n: Mapping[str, float]) -> Cause | None:
     alone = n["background_alone_predicts_it"] == 1
     overall = n["overall_training_accuracy"]
     order = n["label_never_right"] == 1 and n["taken_for_prediction"] >= MOSTLY
+    close = n["confused_on_training"] >= CONFUSED and n["confused_beyond_others"] >= BEYOND
     rules: tuple[tuple[Cause, bool], ...] = (
         ("preparation", n["right_if_prepared_otherwise"] == 1),
         ("category order", order),
         ("rare category", n["training_images_of_median"] < RARE),
         ("wrong kernels", changed and gap <= SAME_ON_TRAINING),
-        ("close categories", n["confused_on_training"] >= CONFUSED and both >= BOTH),
+        ("close categories", close and both >= BOTH),
         ("under-fitted", overall < UNFITTED and gap < GAP),
         ("background", elsewhere or (alone and gone >= MOSTLY_GONE)),
         ("over-fitted", overall - n["overall_validation_accuracy"] >= GAP and gap >= GAP),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,17 @@ class _Facts:
         some = self.training_images[self.training_images > 0]
         return float(np.median(some)) if len(some) else 1.0
 
+    @property
+    def lost(self) -> float:
+        """The share of its training images that a category loses to any one other on average."""
+        trained = self.training_images > 0
+        others = max(len(self.confusion) - 1, 1)
+        return float((1 - self.confusion.diagonal()[trained]).mean() / others) if trained.any() else 0.0
+
+    def never_right(self, category: int) -> bool:
+        """Whether next to no training image of a category is classified correctly."""
+        return bool(self.training_images[category] > 0 and self.confusion[category, category] <= NEVER)
+
     def of(
         self, confidences: Float[np.ndarray, " category"], label: int, other: int, row: int
     ) -> dict[str, float]:
@@ -62,9 +73,10 @@ class _Facts:
             "overall_validation_accuracy": self.overall[1],
             "training_images_of_median": float(self.training_images[label] / self.median),
             "confused_on_training": float(min(self.confusion[label, other], self.confusion[other, label])),
-            "label_never_right": float(
-                self.confusion[label, label] <= NEVER and self.training_images[label] > 0
+            "confused_beyond_others": float(
+                min(self.confusion[label, other], self.confusion[other, label]) / max(self.lost, 1e-9)
             ),
+            "label_never_right": float(self.never_right(label) and self.never_right(other)),
             "taken_for_prediction": float(self.confusion[label, other]),
             "wrong_labels": self.doubts.share,
             "label_wrong_by_share": float(self.doubts.wrong[row]),
@@ -185,8 +197,19 @@ def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray) -> _Fac
         changed=_evidence_on_changed(diagnosis),
         confusion=diagnosis.confusion / np.maximum(trained, 1)[:, None],
         examined=examined / np.maximum(examined.sum(1), 1)[:, None],
-        doubts=label_doubts(logits, labels),
+        doubts=_doubts(logits, labels, np.flatnonzero(diagnosis.accuracy <= 100.0 * NEVER)),
     )
+
+
+def _doubts(logits: np.ndarray, labels: np.ndarray, never: np.ndarray) -> LabelDoubts:
+    """Estimate wrong labels; categories that are never right tell of another fault and are left out."""
+    told = ~np.isin(labels, never)
+    if not told.any() or told.all():
+        return label_doubts(logits, labels)
+    some, everything = label_doubts(logits[told], labels[told]), label_doubts(logits, labels)
+    wrong = np.zeros(len(labels))
+    wrong[told] = some.wrong
+    return replace(everything, share=some.share, wrong=wrong)
 
 
 def _evidence_on_changed(diagnosis: Diagnosis) -> Float[np.ndarray, " category"]:
