@@ -16,7 +16,7 @@ from torchdoctor.types import InputError
 
 NAMED = 5  # of a list of problems, how many are printed
 LISTED = 30  # categories that still make a table to read
-CHECK = ("data", "on_error", "download", "seed", *SOURCE)
+CHECK = ("data", "on_error", "download", "split_seed", *SOURCE)
 
 
 def add_commands(app: typer.Typer, groups: Groups) -> None:
@@ -67,8 +67,8 @@ def check(*, workers: int, as_json: bool, **values: Any) -> None:
     Args:
         workers: Threads that decode; 0 is the number of processor cores.
         as_json: Whether the result is printed as JSON.
-        **values: The settings `data`, `on_error`, `download`, `seed` and how a source is read; None means
-            the default.
+        **values: The settings `data`, `on_error`, `download`, `split_seed` and how a source is read; None
+            means the default.
 
     Raises:
         InputError: The data cannot be read, a value does not fit, or images do not decode and `on_error` is
@@ -84,7 +84,7 @@ def check(*, workers: int, as_json: bool, **values: Any) -> None:
         raise InputError("--data is missing: give the data set to check, such as folder:PATH")
     if workers < 0:
         raise InputError(f"--workers {workers}: expected 0 or more")
-    tables = load_tables(settings.data, seed=settings.seed, settings=settings.part(DataSettings))
+    tables = load_tables(settings.data, seed=settings.split_seed, settings=settings.part(DataSettings))
     with ProgressBar(as_json, unit="images") as progress:
         result = check_data(tables, workers, progress)
     show(result.to_json(), as_json, _print_check)
