@@ -14,7 +14,8 @@ from torchdoctor.verbs import predict, run_checkup, run_train, settings_from
 
 PAPER = (
     "alexnet", "vgg16", "resnet34", "resnet50", "senet34", "wideresnet28_10", "resnext50", "densenet121",
-    "simplenet_v1", "efficientnetv2_s", "squeezenet", "mnasnet",
+    "simplenet_v1", "efficientnetv2_s", "squeezenet", "mnasnet", "mobilenet_v2",
+    "shufflenet_v2",
 )  # fmt: skip
 
 
