@@ -64,6 +64,7 @@ class _Facts:
         self, confidences: Float[np.ndarray, " category"], label: int, other: int, row: int
     ) -> dict[str, float]:
         """Return the numbers of an error: the image in `row`, of `label`, that was predicted as `other`."""
+        confused = float(min(self.confusion[label, other], self.confusion[other, label]))
         return {
             "confidence": float(confidences[other]),
             "label_confidence": float(confidences[label]),
@@ -72,10 +73,8 @@ class _Facts:
             "overall_training_accuracy": self.overall[0],
             "overall_validation_accuracy": self.overall[1],
             "training_images_of_median": float(self.training_images[label] / self.median),
-            "confused_on_training": float(min(self.confusion[label, other], self.confusion[other, label])),
-            "confused_beyond_others": float(
-                min(self.confusion[label, other], self.confusion[other, label]) / max(self.lost, 1e-9)
-            ),
+            "confused_on_training": confused,
+            "confused_beyond_others": confused / max(self.lost, 1e-9),
             "label_never_right": float(self.never_right(label) and self.never_right(other)),
             "taken_for_prediction": float(self.confusion[label, other]),
             "wrong_labels": self.doubts.share,
@@ -152,27 +151,19 @@ def _examined(
     facts = _facts(diagnosis, labels.numpy(), logits.double().numpy())
     row_of = {image: row for row, image in enumerate(ids.tolist())}
     wrong = ids[predicted != labels].tolist()
-    prediction = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
-    confidence = dict(zip(ids.tolist(), confidences.numpy(), strict=True))
     donors = _donors(images, labels, ids, seed)
     other_way = better_preparation(model, images, ids.tolist(), seed) if wrong else None
     errors: list[tuple[int, int, int, dict[str, float]]] = []
     for batch in only(images, wrong):
-        called = torch.tensor([prediction[image] for image in batch.ids.tolist()])
+        called = predicted[[row_of[image] for image in batch.ids.tolist()]]
         tried = _before_backgrounds(model, batch, called, donors)
         if other_way is not None:
             for numbers, right in zip(tried, right_if(model, batch, other_way[1]), strict=True):
                 numbers["right_if_prepared_otherwise"] = float(right)
         for row, (image, label) in enumerate(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)):
-            other = int(called[row])
-            errors.append(
-                (
-                    image,
-                    label,
-                    other,
-                    {**facts.of(confidence[image], label, other, row_of[image]), **tried[row]},
-                )
-            )
+            other, place = int(called[row]), row_of[image]
+            numbers = facts.of(confidences[place].numpy(), label, other, place)
+            errors.append((image, label, other, {**numbers, **tried[row]}))
         progress("causes", len(errors), len(wrong))
     return errors
 
