@@ -26,8 +26,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from torchdoctor import load_data, load_model
-from torchdoctor.data.load import IMAGENET_MEAN, IMAGENET_STD
 from torchdoctor.data.loader import Loader
+from torchdoctor.images.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit
 

@@ -13,8 +13,9 @@ from scipy.stats import binomtest
 from torch import nn
 
 from torchdoctor.data.arrangement import prepared_as
-from torchdoctor.data.load import IMAGENET_MEAN, IMAGENET_STD, Splits
+from torchdoctor.data.load import Splits
 from torchdoctor.data.settings import DataSettings
+from torchdoctor.images.normalisation import NORMALISATIONS, per_channel
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import Resize
 
@@ -24,14 +25,6 @@ LOOKS_RIGHT = 0.9  # share of training images that trained weights classify corr
 LOOKS_WRONG = 0.6  # share below which it is said that something may not fit
 SURE = 1e-4  # largest p value at which another preparation is taken
 EXCHANGED = 0.25  # share of the images that must come right by exchanging categories, to say so
-
-# Ways to normalise pixels in 0..1 that training scripts use.
-NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "ImageNet's mean and standard deviation": (IMAGENET_MEAN, IMAGENET_STD),
-    "no normalisation, pixels in 0..1 (--mean 0 --std 1)": ((0.0,) * 3, (1.0,) * 3),
-    "pixels in -1..1 (--mean 0.5 --std 0.5)": ((0.5,) * 3, (0.5,) * 3),
-    "pixels in 0..255 (--mean 0 --std 0.00392157)": ((0.0,) * 3, (1 / 255,) * 3),
-}
 RESIZES: dict[Resize, str] = {
     "crop": "the centre cut out",
     "squash": "both sides scaled to the size (--resize squash)",
@@ -110,7 +103,9 @@ def _ways(
     normalisations = NORMALISATIONS if settings.mean == "auto" else {"": (now.mean, now.std)}
     resizes: list[Resize] = [now.resize] if square or settings.resize != "auto" else ["crop", "squash"]
     for resize, (name, (mean, std)) in product(resizes, normalisations.items()):
-        way = replace(now, mean=mean[: now.channels], std=std[: now.channels], resize=resize)
+        way = replace(
+            now, mean=per_channel(mean, now.channels), std=per_channel(std, now.channels), resize=resize
+        )
         text = " and ".join(each for each in (name, "" if square else RESIZES[resize]) if each)
         if way != now:
             yield prepared_as(data, way), text

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
@@ -24,6 +25,7 @@ from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.scenes.scenes import read_scenes
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category
+from torchdoctor.images.normalisation import IMAGENET_MEAN, IMAGENET_STD, per_channel
 from torchdoctor.settings import flag_of
 from torchdoctor.types import InputError
 
@@ -47,11 +49,10 @@ EXPECTED = (
     "folder:PATH, parquet:PATH, table:FILE, NAME@ROOT (see `torchdoctor datasets`), torchvision:CLASS@ROOT, "
     "scenes or scenes:SEED"
 )
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULTS = DataSettings()
 OTHER_SIZE = 224  # the side of images that are not alike
 NEARLY_ALL = 0.9  # the share of alike images from which on their side is used
+PREPARING = ("image_size", "mean", "std", "resize", "crop_share")  # settings of how images are prepared
 SAMPLED_SIZES = 24  # images looked at to find out whether all are of the same size
 
 
@@ -196,12 +197,13 @@ def _loaded(
         tables, skipped = without_broken(tables)
     _check_categories(tables)
     notes = tables.notes
+    size = OTHER_SIZE
     if settings.image_size == "auto":
         size, odd = own_size(tables.train)
         notes += (odd,) if odd else ()
-    else:
-        size = settings.image_size
-    preprocessing = _preprocessing(settings, size)
+    channels = 3 if settings.channels == "auto" else settings.channels
+    usual = Preprocessing(size, per_channel(IMAGENET_MEAN, channels), per_channel(IMAGENET_STD, channels))
+    preprocessing = preprocessing_of(settings, usual)
 
     def loader(table: ImageTable) -> Loader:
         return Loader(
@@ -240,33 +242,33 @@ def _check_categories(tables: Tables) -> None:
         )
 
 
-def _preprocessing(settings: DataSettings, size: int) -> Preprocessing:
-    """Return how images are made `size` pixels large and normalised."""
-    if (settings.mean == "auto") != (settings.std == "auto"):
+def preprocessing_of(settings: DataSettings, known: Preprocessing) -> Preprocessing:
+    """Return how images are prepared: as the user says, else as is known.
+
+    Args:
+        settings: What the user asked for, `auto` where nothing.
+        known: The preparation of what the user leaves open, with the number of channels.
+
+    Returns:
+        The preparation.
+
+    Raises:
+        InputError: Only one of mean and standard deviation is given, or one of them cannot be used.
+    """
+    given: dict[str, Any] = {
+        name: value for name in PREPARING if (value := getattr(settings, name)) != "auto"
+    }
+    if ("mean" in given) != ("std" in given):
         raise InputError("--mean and --std belong together: give both, such as --mean 0 --std 1, or neither")
-    mean = IMAGENET_MEAN if settings.mean == "auto" else settings.mean
-    std = IMAGENET_STD if settings.std == "auto" else settings.std
-    for name, values in (("mean", mean), ("std", std)):
+    for name in {"mean", "std"} & set(given):
+        values = given[name]
         if len(values) not in (1, 3) or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
             raise InputError(
                 f"--{name} {','.join(map(str, values))}: expected one number, or three separated by commas"
                 f"{', all above 0' if name == 'std' else ''}, for pixels in 0..1"
             )
-    colours = 3 if settings.channels == "auto" else settings.channels
-    return Preprocessing(
-        size,
-        _per_channel(mean, colours),
-        _per_channel(std, colours),
-        "crop" if settings.resize == "auto" else settings.resize,
-        1.0 if settings.crop_share == "auto" else settings.crop_share,
-    )
-
-
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return a number for each channel: the numbers of colour images are averaged for grey ones."""
-    if len(values) == channels:
-        return values
-    return (sum(values) / len(values),) * channels
+        given[name] = per_channel(values, known.channels)
+    return replace(known, **given)
 
 
 def own_size(table: ImageTable) -> tuple[int, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -188,19 +188,11 @@ def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray) -> _Fac
         changed=_evidence_on_changed(diagnosis),
         confusion=diagnosis.confusion / np.maximum(trained, 1)[:, None],
         examined=examined / np.maximum(examined.sum(1), 1)[:, None],
-        doubts=_doubts(logits, labels, np.flatnonzero(diagnosis.accuracy <= 100.0 * NEVER)),
+        # Categories that are never right tell of another fault than wrong labels.
+        doubts=label_doubts(
+            logits, labels, ~np.isin(labels, np.flatnonzero(diagnosis.accuracy <= 100 * NEVER))
+        ),
     )
-
-
-def _doubts(logits: np.ndarray, labels: np.ndarray, never: np.ndarray) -> LabelDoubts:
-    """Estimate wrong labels; categories that are never right tell of another fault and are left out."""
-    told = ~np.isin(labels, never)
-    if not told.any() or told.all():
-        return label_doubts(logits, labels)
-    some, everything = label_doubts(logits[told], labels[told]), label_doubts(logits, labels)
-    wrong = np.zeros(len(labels))
-    wrong[told] = some.wrong
-    return replace(everything, share=some.share, wrong=wrong)
 
 
 def _evidence_on_changed(diagnosis: Diagnosis) -> Float[np.ndarray, " category"]:

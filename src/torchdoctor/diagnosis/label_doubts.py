@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import expit, log_softmax
 
 TEMPERATURES = np.exp(np.linspace(np.log(0.25), np.log(8.0), 36))
@@ -41,7 +41,9 @@ class LabelDoubts:
 
 
 def label_doubts(
-    logits: Float[np.ndarray, "image category"], labels: Int[np.ndarray, " image"]
+    logits: Float[np.ndarray, "image category"],
+    labels: Int[np.ndarray, " image"],
+    believed: Bool[np.ndarray, " image"] | None = None,
 ) -> LabelDoubts:
     """Estimate the share of wrong labels together with the temperature of the logits.
 
@@ -52,15 +54,20 @@ def label_doubts(
     Args:
         logits: The logits of images that the network was not trained on.
         labels: Their labels.
+        believed: The images to estimate from; the labels of the others are not doubted. None is all images.
 
     Returns:
-        The estimates, and the probability that each label is wrong.
+        The estimates, and the probability that each label is wrong: 0 for images that are not believed.
     """
-    rows, others = np.arange(len(labels)), max(logits.shape[1] - 1, 1)
+    others = max(logits.shape[1] - 1, 1)
+    if believed is None or not believed.any():
+        believed = np.ones(len(labels), dtype=bool)
+    telling, told = logits[believed], labels[believed]
+    rows = np.arange(len(told))
     best = (-np.inf, 1.0, 0.0)
     plain = -np.inf
     for temperature in TEMPERATURES:
-        right = np.exp(log_softmax(logits / temperature, axis=1)[rows, labels])
+        right = np.exp(log_softmax(telling / temperature, axis=1)[rows, told])
         share = _share(right, others)
         likelihood = _likelihood(right, share, others)
         plain = max(plain, _likelihood(right, 0.0, others))
@@ -69,14 +76,14 @@ def label_doubts(
     temperature, share = best[1], best[2]
     if best[0] - plain < SURE:
         share = 0.0
-        temperature = float(max(TEMPERATURES, key=lambda each: _plain(logits, labels, each)))
+        temperature = float(max(TEMPERATURES, key=lambda each: _plain(telling, told, each)))
     logarithms = log_softmax(logits / temperature, axis=1)
-    right = np.exp(logarithms[rows, labels])
+    of_label = logarithms[np.arange(len(labels)), labels]
     return LabelDoubts(
         temperature,
         share,
-        _wrong(right, share, others),
-        logarithms.max(axis=1) - logarithms[rows, labels],
+        _wrong(np.exp(of_label), share, others) * believed,
+        logarithms.max(axis=1) - of_label,
     )
 
 

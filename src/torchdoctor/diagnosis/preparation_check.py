@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -11,13 +12,13 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from torchdoctor.images.batches import Batch, Images, only
+from torchdoctor.images.normalisation import NORMALISATIONS, per_channel
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.prediction import device_of, dtype_of
 
 FIRST, LOOKED_AT = 64, 256  # images: for a first look, and where that is promising
 PROMISING, BETTER = 0.03, 0.1  # share of them that must come right beyond those that go wrong
 SURE = 1e-5  # largest p value of that
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def other_preparations(channels: int) -> Mapping[str, tuple[Float[Tensor, "channel 1 1"], ...] | None]:
@@ -30,18 +31,13 @@ def other_preparations(channels: int) -> Mapping[str, tuple[Float[Tensor, "chann
         By description, a factor and a summand of each channel; None stands for the colours in reverse order,
         which images of one channel do not have.
     """
-    mean = torch.tensor(MEAN if channels == 3 else (sum(MEAN) / 3,) * channels).view(-1, 1, 1)
-    std = torch.tensor(STD if channels == 3 else (sum(STD) / 3,) * channels).view(-1, 1, 1)
-    half = torch.full_like(mean, 0.5)
+    known = {
+        name: [torch.tensor(per_channel(values, channels)).view(-1, 1, 1) for values in both]
+        for name, both in NORMALISATIONS.items()
+    }
     ways: dict[str, tuple[Tensor, ...] | None] = {
-        "without ImageNet's normalisation": (std, mean),
-        "with ImageNet's normalisation": (1 / std, -mean / std),
-        "in -1..1 instead of ImageNet's normalisation": (std / half, (mean - half) / half),
-        "with ImageNet's normalisation instead of -1..1": (half / std, (half - mean) / std),
-        "in 0..1 instead of -1..1": (half, half),
-        "in -1..1 instead of 0..1": (1 / half, -half / half),
-        "in 0..255 instead of 0..1": (torch.full_like(mean, 255.0), torch.zeros_like(mean)),
-        "in 0..1 instead of 0..255": (torch.full_like(mean, 1 / 255), torch.zeros_like(mean)),
+        f"with {name} instead of {other_name}": (other_std / std, (other_mean - mean) / std)
+        for (other_name, (other_mean, other_std)), (name, (mean, std)) in permutations(known.items(), 2)
     }
     return ways | ({"with the colours in reverse order": None} if channels == 3 else {})
 

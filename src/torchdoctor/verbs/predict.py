@@ -13,19 +13,18 @@ from torch import nn
 from torchdoctor.case.own_weights import model_of_card
 from torchdoctor.case.preparation import device_named
 from torchdoctor.case.settings import Settings
-from torchdoctor.data.load import IMAGENET_MEAN, IMAGENET_STD
+from torchdoctor.data.load import preprocessing_of
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.data.readers.folder import FolderImages
 from torchdoctor.data.readers.naming import files_below, masks_of, photographs
 from torchdoctor.data.table import ImageTable
+from torchdoctor.images.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from torchdoctor.models.loading import load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import fitted, load_into, load_weights, weights_card
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import InputError
-
-PREPARING = ("image_size", "mean", "std", "resize", "crop_share")  # settings of how images are prepared
 
 
 def predict(settings: Settings, paths: Sequence[str]) -> list[dict[str, object]]:
@@ -140,20 +139,14 @@ def _head_size(name: str, state: dict[str, torch.Tensor], preprocessing: Preproc
 
 
 def _preprocessing(settings: Settings, card: dict[str, Any], name: str) -> Preprocessing:
-    """Return the card's preprocessing, else the model's own, else 224 px and ImageNet's statistics."""
+    """Return what was asked for, else the card's or the model's own, else 224 px and ImageNet's numbers."""
     known = {
         "image_size": 224,
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         **(card.get("preprocessing") or own_preprocessing(name, pretrained=True)),
     }
-    given = {name: value for name in PREPARING if (value := getattr(settings, name)) != "auto"}
-    if ("mean" in given) != ("std" in given):
-        raise InputError("--mean and --std belong together: give both, such as --mean 0 --std 1, or neither")
-    for field in ("mean", "std"):
-        if field in given and len(given[field]) == 1:
-            given[field] = given[field] * len(known[field])
-    return Preprocessing.from_json({**known, **given})
+    return preprocessing_of(settings, Preprocessing.from_json(known))
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:
