@@ -15,7 +15,7 @@ from torchdoctor.verbs import predict, run_checkup, run_train, settings_from
 PAPER = (
     "alexnet", "vgg16", "resnet34", "resnet50", "senet34", "wideresnet28_10", "resnext50", "densenet121",
     "simplenet_v1", "efficientnetv2_s", "squeezenet", "mnasnet", "mobilenet_v2",
-    "shufflenet_v2",
+    "shufflenet_v2", "googlenet", "xception", "inception_v3",
 )  # fmt: skip
 
 

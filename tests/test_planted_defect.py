@@ -1,9 +1,10 @@
-"""A planted defect is found: five scrambled kernels, and the category that depends on them."""
+"""A planted defect is found: scrambled kernels, and the category that depends on them."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,9 @@ from torchdoctor.treatment.training import fit
 from torchdoctor.types import InputError
 
 LAYER = "layer4.conv2"
+# An eighth of the layer: with fewer, a category loses no more of its 120 images than chance takes from others.
+# Processors that round otherwise then train networks for which another category is first.
+SCRAMBLED = 16
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +48,23 @@ def healthy():
 @pytest.mark.parametrize("category", [0, 3, 6])
 def test_scrambled_kernels_and_their_category_are_found(healthy, category):
     model, data, reference = healthy
-    planted = reference.layer(LAYER).correlation[category].argsort()[::-1][:5].tolist()
-    hurt = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(key("scramble", category))
-    weight = hurt.get_submodule(LAYER).weight
-    with torch.no_grad():
-        for kernel in planted:
-            order = torch.randperm(weight[kernel].numel(), generator=generator)
-            weight[kernel] = weight[kernel].flatten()[order].view_as(weight[kernel])
-    found = contrast(
-        diagnose(
-            hurt, data.train, layers=[LAYER], draws=2, settings=DiagnosisSettings(images_per_category=40)
-        ),
-        reference,
-        LAYER,
-    )
-    assert len(set(found.kernels[:5]) & set(planted)) >= 4
-    assert found.categories[0] == category, found.lost
+    planted = reference.layer(LAYER).correlation[category].argsort()[::-1][:SCRAMBLED].tolist()
+    lost = np.zeros(len(data.classes))
+    for order in range(3):
+        hurt = copy.deepcopy(model)
+        generator = torch.Generator().manual_seed(key("scramble", category, order))
+        weight = hurt.get_submodule(LAYER).weight
+        with torch.no_grad():
+            for kernel in planted:
+                shuffled = torch.randperm(weight[kernel].numel(), generator=generator)
+                weight[kernel] = weight[kernel].flatten()[shuffled].view_as(weight[kernel])
+        settings = DiagnosisSettings(images_per_category=40)
+        found = contrast(
+            diagnose(hurt, data.train, layers=[LAYER], draws=2, settings=settings), reference, LAYER
+        )
+        assert len(set(found.kernels[:SCRAMBLED]) & set(planted)) >= 0.8 * SCRAMBLED
+        lost += found.lost
+    assert lost.argmax() == category, lost
 
 
 @pytest.mark.slow
