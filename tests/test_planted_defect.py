@@ -19,7 +19,7 @@ from torchdoctor.treatment.training import fit
 from torchdoctor.types import InputError
 
 LAYER = "layer4.conv2"
-# An eighth of the layer: with fewer, a category loses no more of its 120 images than chance takes from others.
+# An eighth of the layer: with fewer, a category loses no more of its 120 images than others lose by chance.
 # Processors that round otherwise then train networks for which another category is first.
 SCRAMBLED = 16
 

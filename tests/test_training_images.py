@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pictures import scene
 from torchdoctor.case.config import settings_from
@@ -16,6 +17,7 @@ from torchdoctor.case.training_images import NOT_KNOWN
 from torchdoctor.data.fingerprints import image_hashes
 from torchdoctor.data.load import load_tables
 from torchdoctor.files.writing import write_json, write_weights
+from torchdoctor.models.loading import WithoutDrawing, load_model
 from torchdoctor.types import InputError
 
 
@@ -134,3 +136,15 @@ def test_weights_from_a_file_replace_all_that_a_network_of_the_catalogue_draws(f
     again = case_of(folder, "diagnose", weights=saved(case, tmp_path), seed=5)
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, case.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["googlenet"])
+def test_a_network_that_draws_until_values_lie_within_bounds_is_built_without_drawing_the_rest(name):
+    with WithoutDrawing():
+        model = load_model(name, 2, image_size=32)
+    assert all(module.weight.shape for module in model.modules() if isinstance(module, nn.Conv2d))
+    for shape in ((64,), (32, 16)):  # of memory that holds anything
+        garbage = torch.full(shape, 1e6)
+        with WithoutDrawing():
+            nn.init.trunc_normal_(garbage)
+        assert garbage.abs().max() <= 2

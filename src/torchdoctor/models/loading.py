@@ -21,10 +21,8 @@ from torchdoctor.network.outputs import unwrap
 from torchdoctor.types import InputError
 
 EXPECTED = "torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory"
-DRAWING = (
-    nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.trunc_normal_,
-    nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_,
-)  # fmt: skip
+# Not the methods of tensors: `trunc_normal_` calls `Tensor.normal_` until all values lie within its bounds.
+DRAWING = (nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
 HALF = (torch.float16, torch.bfloat16)
 TIMM_SOURCES = ("timm", "hf-hub", "local-dir")
 
