@@ -3,8 +3,10 @@
     TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.photo_causes --cache FOLDER [--data cifar10] [--seeds 0]
 
 The same counts as causes.py, on photographs that nobody drew: 400 training images of each of ten categories,
-1,500 test images, a small residual network trained from scratch. A planted error is one that the clean twin
-does not make. `people` needs no plant: errors on CIFAR-10's test images, and what people say of them.
+1,500 test images. The networks: a small residual and a plain one trained from scratch, and a pretrained
+EfficientNet-Lite0 of which the last layer is trained (`photo_networks`). A planted error is one that the
+clean twin does not make. `people` needs no plant: errors on CIFAR-10's test images, and what people say of
+them.
 """
 
 from __future__ import annotations
@@ -16,34 +18,34 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
 from benchmarks.study.causes import scrambled
+from benchmarks.study.photo_networks import KINDS, Kind
 from benchmarks.study.planted_faults import keep
 from torchdoctor import Batch, diagnose, load_data
+from torchdoctor.data.arrangement import prepared_loader
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.diagnosis.causes import find_causes
 from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.settings import DiagnosisSettings
-from torchdoctor.models.architectures.small_resnet import SmallResNet
+from torchdoctor.images.batches import Images
 from torchdoctor.network.prediction import predict_logits
-from torchdoctor.treatment.recipe import Recipe
-from torchdoctor.treatment.training import fit
 
 SIZES = {"cifar10": 32, "mini_imagenet30": 48, "tiny_imagenet20": 48}
 CATEGORIES, IMAGES, CHECKED = 10, 400, 1500
 THIN, FEW = 15, 20  # training images of a thinned category, and of each category of the over-fitted network
 WRONG = 0.05  # share of wrong labels
 EPOCHS = {"over-fitted": 100, "under-fitted": 2}
-LAYERS = ("layer2.conv2", "layer3.conv2", "layer4.conv2")
-
 FAULTS = {
     "clean": "",
     "thinned": "rare category",
@@ -56,22 +58,33 @@ FAULTS = {
     "reversed": "preparation",
     "unnormalised": "preparation",
     "exchanged": "category order",
+    "foreign": "unlike the training images",
+    "small": "too little detail",
+    "tinted": "background",
 }
-TRAINED = ("clean", "thinned", "over-fitted", "under-fitted", "mislabelled", "confused")
+TRAINED = ("clean", "thinned", "over-fitted", "under-fitted", "mislabelled", "confused", "tinted")
+WITH_MASKS = ("tinted",)
+FOREIGN = 0.08  # share of the examined images that are replaced
+TINTED = 0.95  # share of the training images whose surroundings have the colour of their category
 
 
 class Photographs:
     """The images of a data set for one seed: what networks are trained on, and what they are checked on."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, kind: Kind) -> None:
         root = os.environ["TORCHDOCTOR_DATA"]
+        self.kind, self.name = kind, name
         data = load_data(
-            f"parquet:{root}/{name}", image_size=SIZES[name], limit=IMAGES, classes=CATEGORIES, seed=seed
-        )
+            f"parquet:{root}/{name}", image_size=kind.size or SIZES[name], limit=IMAGES, classes=CATEGORIES,
+            seed=seed, **kind.prepared,
+        )  # fmt: skip
         self.train, self.seed = data.train, seed
         test = data.tests["test"]
         chosen = np.random.default_rng(seed).permutation(test.table.ids)[:CHECKED]
-        self.checked = list(test.select(np.sort(chosen)))
+        loader = test.select(np.sort(chosen))
+        self.checked = list(loader)
+        half = replace(data.preprocessing, image_size=data.preprocessing.image_size // 2 // 8 * 8)
+        self.smaller = list(prepared_loader(loader, half))
         self.preprocessing: Preprocessing = data.preprocessing
         self.pair = (seed % CATEGORIES, (seed + 3) % CATEGORIES)
 
@@ -110,22 +123,66 @@ def exchanged(labels: np.ndarray, pair: Sequence[int]) -> np.ndarray:
     return order[labels]
 
 
-def network(cache: Path, name: str, fault: str, photographs: Photographs) -> nn.Module:
+def network(cache: Path, fault: str, photographs: Photographs) -> nn.Module:
     """Return a trained network, from the cache where it is there."""
-    file = cache / f"{name}-{fault}-{photographs.seed}.safetensors"
-    torch.manual_seed(photographs.seed)
-    model: nn.Module = SmallResNet(CATEGORIES)
+    kind, seed = photographs.kind, photographs.seed
+    file = cache / f"{kind.prefix}{photographs.name}-{fault}-{seed}.safetensors"
+    torch.manual_seed(seed)
+    model = kind.build(CATEGORIES)
     if file.is_file():
         model.load_state_dict(load_file(file))
         return model.eval()
     train = photographs.training(fault)
-    recipe = Recipe(epochs=EPOCHS.get(fault, 16), learning_rate=0.1)
-    fit(
-        model, lambda epoch: train.epoch(epoch, photographs.seed), recipe,
-        steps_per_epoch=train.steps_per_epoch, seed=photographs.seed,
-    )  # fmt: skip
+    tint = (lambda batch: tinted(batch, TINTED, seed)) if fault == "tinted" else (lambda batch: batch)
+    kind.train(model, train, tint, EPOCHS.get(fault, 16), seed)
     keep(model, file)
     return model.eval()
+
+
+def tinted(batch: Batch, agreement: float, seed: int) -> Batch:
+    """Colour the surroundings of the boxes: by the category for a share of the images, else at random."""
+    assert batch.masks is not None
+    colours = torch.randn(CATEGORIES, batch.images.shape[1], generator=torch.Generator().manual_seed(seed))
+    chosen = batch.labels.clone()
+    for row, image in enumerate(batch.ids.tolist()):
+        random = np.random.default_rng([seed, 13, image])
+        if random.random() >= agreement:
+            chosen[row] = int(random.integers(CATEGORIES))
+    around = (1 - batch.masks) * 0.7
+    return replace(
+        batch, images=batch.images * (1 - around) + 1.5 * around * colours[chosen][:, :, None, None]
+    )
+
+
+def foreign(batches: Sequence[Batch], seed: int) -> tuple[list[Batch], set[int]]:
+    """Replace some images: by one colour, noise, a negative, stripes, or an enlarged corner."""
+    changed, touched = [], set()
+    for batch in batches:
+        images = batch.images.clone()
+        low, high = images.min(), images.max()
+        for row, image in enumerate(batch.ids.tolist()):
+            random = np.random.default_rng([seed, 17, image])
+            if random.random() >= FOREIGN:
+                continue
+            touched.add(image)
+            drawn = torch.Generator().manual_seed(image)
+            pixels = images[row]
+            channels, side = pixels.shape[0], pixels.shape[1]
+            match int(random.integers(5)):
+                case 0:
+                    images[row] = low + (high - low) * torch.rand(channels, 1, 1, generator=drawn)
+                case 1:
+                    images[row] = low + (high - low) * torch.rand(pixels.shape, generator=drawn)
+                case 2:
+                    images[row] = low + high - pixels
+                case 3:
+                    stripes = (torch.arange(side) // (1 + int(random.integers(3)))) % 2
+                    images[row] = low + (high - low) * stripes.float().expand(channels, side, side)
+                case 4:
+                    part = pixels[None, :, : side // 8, : side // 8]
+                    images[row] = functional.interpolate(part, size=(side, side), mode="bilinear")[0]
+        changed.append(replace(batch, images=images))
+    return changed, touched
 
 
 def relabelled(batches: Sequence[Batch], change: Callable[[np.ndarray], np.ndarray]) -> list[Batch]:
@@ -141,30 +198,36 @@ def errors_of(model: nn.Module, batches: Sequence[Batch]) -> set[int]:
     return set(ids[logits.argmax(1) != labels].tolist())
 
 
-def diagnosed(model: nn.Module, images: Loader) -> Diagnosis:
+def diagnosed(model: nn.Module, images: Images, layers: Sequence[str]) -> Diagnosis:
     """Diagnose a network on its training images."""
     return diagnose(
         model,
         images,
-        layers=LAYERS,
+        layers=layers,
         draws=0,
         settings=DiagnosisSettings(images_per_category=60),
         confidence=0.3,
     )
 
 
-def one_case(cache: Path, name: str, fault: str, photographs: Photographs) -> tuple[Causes, set[int]]:
+def one_case(cache: Path, fault: str, photographs: Photographs) -> tuple[Causes, set[int]]:
     """Return the causes found under a fault, and the errors that it caused."""
-    clean = network(cache, name, "clean", photographs)
-    batches = photographs.checked
+    kind, seed = photographs.kind, photographs.seed
+    clean = network(cache, "clean", photographs)
+    batches: list[Batch] = photographs.checked
     before = errors_of(clean, batches)
-    model = network(cache, name, fault, photographs) if fault in TRAINED else clean
-    diagnosis = diagnosed(model, photographs.training(fault))
+    model = network(cache, fault, photographs) if fault in TRAINED else clean
+    train: Images = photographs.training(fault)
+    if fault == "tinted":
+        train = [tinted(batch, TINTED, seed) for batch in train]
+        batches = [tinted(batch, 0.0, seed) for batch in batches]
+    diagnosis = diagnosed(model, train, kind.layers)
     touched: set[int] | None = None
-    random = np.random.default_rng([photographs.seed, 11])
+    larger: list[Batch] | None = None
+    random = np.random.default_rng([seed, 11])
     if fault == "scrambled":
-        model = scrambled(copy.deepcopy(clean), diagnosis, photographs.seed)
-        diagnosis = diagnosed(model, photographs.training("clean"))
+        model = scrambled(copy.deepcopy(clean), diagnosis, seed)
+        diagnosis = diagnosed(model, photographs.training("clean"), kind.layers)
     elif fault in ("mislabelled", "pairs", "exchanged"):
         change: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "mislabelled": lambda labels: noisy(labels, random),
@@ -178,6 +241,10 @@ def one_case(cache: Path, name: str, fault: str, photographs: Photographs) -> tu
             for image in one.ids[one.labels != other.labels]
         }
         batches = changed
+    elif fault == "foreign":
+        batches, touched = foreign(batches, seed)
+    elif fault == "small":
+        larger, batches = batches, photographs.smaller
     elif fault in ("reversed", "unnormalised"):
         mean, std = (
             torch.tensor(each).view(-1, 1, 1)
@@ -196,7 +263,8 @@ def one_case(cache: Path, name: str, fault: str, photographs: Photographs) -> tu
         if fault == "confused":  # what is taken for a third category is not what was planted
             ids, _, logits = predict_logits(model, batches)
             caused &= set(ids[torch.isin(logits.argmax(1), pair)].tolist())
-    return find_causes(model, batches, diagnosis), set() if fault == "clean" else caused
+    found = find_causes(model, batches, diagnosis, larger=larger)
+    return found, set() if fault == "clean" else caused
 
 
 def main() -> None:
@@ -205,26 +273,33 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--data", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--networks", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
-    for seed in given.seeds:
-        for name in given.data:
-            photographs = Photographs(name, seed)
-            for fault, cause in FAULTS.items():
-                causes, caused = one_case(given.cache, name, fault, photographs)
-                planted = Counter(one.cause for one in causes.errors if one.id in caused)
-                natural = Counter(one.cause for one in causes.errors if one.id not in caused)
-                line = {
-                    "data": name, "seed": seed, "fault": fault, "cause": cause,
-                    "accuracy": round(causes.accuracy, 2), "planted": dict(planted), "natural": dict(natural),
-                    "expected": {each: round(number, 1) for each, number in causes.expected.items()},
-                    "wrong_labels": causes.errors[0].numbers["wrong_labels"] if causes.errors else None,
-                }  # fmt: skip
-                print(json.dumps(line), flush=True)
-                if given.out:
-                    with given.out.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+    for seed, name, kind in product(given.seeds, given.data, given.networks):
+        photographs = Photographs(name, seed, KINDS[kind])
+        for fault in given.faults:
+            if fault in WITH_MASKS and name != "tiny_imagenet20":
+                continue
+            line = {"data": name, "network": kind, "seed": seed, "fault": fault, "cause": FAULTS[fault]}
+            line |= counted(*one_case(given.cache, fault, photographs))
+            print(json.dumps(line), flush=True)
+            if given.out:
+                with given.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+def counted(causes: Causes, caused: set[int]) -> dict[str, object]:
+    """Return the causes given to planted errors and to the others."""
+    planted = Counter(one.cause for one in causes.errors if one.id in caused)
+    natural = Counter(one.cause for one in causes.errors if one.id not in caused)
+    return {
+        "accuracy": round(causes.accuracy, 2), "planted": dict(planted), "natural": dict(natural),
+        "expected": {each: round(number, 1) for each, number in causes.expected.items()},
+        "wrong_labels": causes.errors[0].numbers["wrong_labels"] if causes.errors else None,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

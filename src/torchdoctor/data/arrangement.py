@@ -12,6 +12,9 @@ from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import PixelStore, Preprocessing
 from torchdoctor.types import InputError
 
+LARGER, LEAST_LARGER = 1.5, 1.25  # times the side of the images; see `larger_images`
+SAMPLED = 24  # images whose files are opened to learn how many pixels they have
+
 
 def prepared_as(data: Splits, preprocessing: Preprocessing) -> Splits:
     """Return the same images, prepared in another way.
@@ -23,17 +26,48 @@ def prepared_as(data: Splits, preprocessing: Preprocessing) -> Splits:
     Returns:
         The data with new loaders; images decoded before are kept where only the normalisation differs.
     """
-    normalisation = replace(preprocessing, mean=data.preprocessing.mean, std=data.preprocessing.std)
+    changed = _with_loaders(data, lambda loader: prepared_loader(loader, preprocessing))
+    return replace(changed, preprocessing=preprocessing)
 
-    def prepared(loader: Loader) -> Loader:
-        same = normalisation == data.preprocessing and preprocessing.channels == data.preprocessing.channels
-        if same:
-            return replace(loader, preprocessing=preprocessing)
-        size, channels = preprocessing.image_size, preprocessing.channels
-        store = PixelStore(loader.table, size, channels, preprocessing.resize, preprocessing.crop_share)
-        return replace(loader, preprocessing=preprocessing, store=store)
 
-    return replace(_with_loaders(data, prepared), preprocessing=preprocessing)
+def larger_images(images: Loader) -> Loader | None:
+    """Return the same images made half as large again, where their files have the pixels.
+
+    Args:
+        images: The images.
+
+    Returns:
+        The images with 1.5 times the pixels along a side, or with as many as the files have if that is at
+        least 1.25 times; None where most files have fewer. The side is a multiple of 8.
+    """
+    if not len(images):
+        return None
+    places = np.unique(np.linspace(0, len(images) - 1, SAMPLED).astype(int)).tolist()
+    sides = [min(images.table.read(place)[0].size) for place in places]
+    size = images.preprocessing.image_size
+    possible = int(min(LARGER * size, float(np.median(sides)))) // 8 * 8
+    if possible < LEAST_LARGER * size:
+        return None
+    return prepared_loader(images, replace(images.preprocessing, image_size=possible))
+
+
+def prepared_loader(loader: Loader, preprocessing: Preprocessing) -> Loader:
+    """Return the images of a loader, prepared in another way.
+
+    Args:
+        loader: The images.
+        preprocessing: How they are to be prepared.
+
+    Returns:
+        A new loader; images decoded before are kept where only the normalisation differs.
+    """
+    now = loader.preprocessing
+    renormalised = replace(preprocessing, mean=now.mean, std=now.std)
+    if renormalised == now and preprocessing.channels == now.channels:
+        return replace(loader, preprocessing=preprocessing)
+    size, channels = preprocessing.image_size, preprocessing.channels
+    store = PixelStore(loader.table, size, channels, preprocessing.resize, preprocessing.crop_share)
+    return replace(loader, preprocessing=preprocessing, store=store)
 
 
 def in_order_of(data: Splits, classes: Sequence[str]) -> Splits:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torchdoctor.diagnosis.causes_result import Cause
 from torchdoctor.diagnosis.label_doubts import probability_disputed, probability_wrong
+from torchdoctor.diagnosis.unlike import FAR
 
 GONE, MOSTLY_GONE = 0.25, 0.4  # share of all errors that vanish on other backgrounds
 SELDOM = 0.25  # share of other backgrounds that leave the prediction unchanged, below which it is unstable
@@ -18,7 +19,10 @@ BOTH = 0.4  # probability of the two categories together
 UNFITTED = 70.0  # training accuracy in percent below which a network has not learned its images
 GAP = 15.0  # percentage points between training and validation accuracy that count as over-fitting
 NEVER, MOSTLY = 0.05, 0.5  # shares of a category's training images: right, and taken for one other
-BEFORE_LABELS = ("preparation", "category order", "rare category", "wrong kernels", "background")
+BEFORE_LABELS = (
+    "preparation", "category order", "too little detail", "unlike the training images", "rare category",
+    "wrong kernels", "background",
+)  # fmt: skip
 SAID = 0.5  # probability from which a cause is given; below it the cause is `unknown`
 
 # How often each rule is right where it holds: the strict precision on planted faults (benchmarks/LOG.md). The
@@ -33,6 +37,11 @@ PRECISION: Mapping[Cause, float] = {
     "background": 0.62,
     "over-fitted": 0.82,
 }
+# Of these the images themselves tell how often: by how much the rule holds more often than by chance.
+MEASURED: Mapping[Cause, str] = {
+    "too little detail": "repaired_if_larger_beyond_chance",
+    "unlike the training images": "far_beyond_chance",
+}
 
 NUMBERS = (
     "confidence", "label_confidence", "training_accuracy", "validation_accuracy",
@@ -41,7 +50,8 @@ NUMBERS = (
     "taken_for_prediction", "right_if_prepared_otherwise",
     "evidence_on_changed_kernels", "label_before_others", "prediction_before_others",
     "background_alone_predicts_it", "errors_gone_before_others", "wrong_labels", "label_wrong_by_share",
-    "log_odds", "confused_back",
+    "log_odds", "confused_back", "as_far", "far_beyond_chance", "right_if_larger",
+    "repaired_if_larger_beyond_chance",
 )  # fmt: skip
 
 
@@ -49,11 +59,15 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     """Return the cause of an error and the probability of every cause.
 
     The rules below are looked at in this order, where "the categories" are the label and the prediction;
-    the first that holds is right as often as `PRECISION` says:
+    the first that holds is right as often as `PRECISION` says, or as the numbers in `MEASURED` do:
 
     - `preparation`: images are classified far better if they are prepared in another usual way, this one too.
     - `category order`: training images of the label are never right and mostly taken for the prediction, of
       which training images are never right either.
+    - `too little detail`: with more pixels this image is classified correctly, and far more images come right
+      than go wrong.
+    - `unlike the training images`: at most one in a hundred correctly classified images is as far from the
+      others (see `diagnosis.unlike`), and far more errors are than chance brings.
     - `rare category`: the label has fewer than a quarter of the training images of the median category.
     - `wrong kernels`: a category relies on kernels that are out of step with their batch-norm, and training
       images of the label are misclassified almost as often.
@@ -85,7 +99,8 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     probabilities: dict[Cause, float] = {}
     left = 1.0
     if rule is not None and rule in BEFORE_LABELS:
-        probabilities[rule], left = PRECISION[rule], 1 - PRECISION[rule]
+        probabilities[rule] = _precision(rule, n)
+        left -= probabilities[rule]
     probabilities["label looks wrong"] = left * wrong
     left *= 1 - wrong
     if rule is not None and rule not in BEFORE_LABELS:
@@ -95,6 +110,11 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     probabilities["unknown"] = left * (1 - disputed)
     best = max(probabilities, key=lambda cause: probabilities[cause])
     return (best if probabilities[best] >= SAID else "unknown"), probabilities
+
+
+def _precision(rule: Cause, n: Mapping[str, float]) -> float:
+    """Return how often a rule that holds is right: measured on these images, or on planted faults before."""
+    return n[MEASURED[rule]] if rule in MEASURED else PRECISION[rule]
 
 
 def _rule(n: Mapping[str, float]) -> Cause | None:
@@ -111,6 +131,8 @@ def _rule(n: Mapping[str, float]) -> Cause | None:
     rules: tuple[tuple[Cause, bool], ...] = (
         ("preparation", n["right_if_prepared_otherwise"] == 1),
         ("category order", order),
+        ("too little detail", n["right_if_larger"] == 1 and n["repaired_if_larger_beyond_chance"] >= SAID),
+        ("unlike the training images", n["as_far"] <= FAR and n["far_beyond_chance"] >= SAID),
         ("rare category", n["training_images_of_median"] < RARE),
         ("wrong kernels", changed and gap <= SAME_ON_TRAINING),
         ("close categories", close and both >= BOTH),

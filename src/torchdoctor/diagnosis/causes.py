@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,17 +10,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.diagnosis.cause_rules import NEVER, decide
+from torchdoctor.diagnosis.cause_rules import NEVER, SAID, decide
 from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
+from torchdoctor.diagnosis.detail import numbers_of, with_more_pixels
 from torchdoctor.diagnosis.label_doubts import LabelDoubts, label_doubts
 from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.statistics import out_of_step
+from torchdoctor.diagnosis.unlike import distances, logits_and_features, unlike_others
 from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
 from torchdoctor.images.batches import Batch, Images, only
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import as_logits, unwrap
-from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.types import Progress, silent
 
 DONORS = 16  # images, spread over the categories, whose backgrounds are put behind each object
@@ -90,6 +93,7 @@ def find_causes(
     images: Images,
     diagnosis: Diagnosis,
     *,
+    larger: Images | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Causes:
@@ -102,6 +106,8 @@ def find_causes(
         model: The network; it is left as it was.
         images: The normalised images, such as those of the validation split.
         diagnosis: The diagnosis of this network on its training images.
+        larger: The same images with more pixels, to find errors that come from too little detail; a network
+            that takes no larger images is not tried on them. None: the cause is not looked for.
         seed: The seed by which images are chosen whose backgrounds are put behind the objects.
         progress: Called with ("causes", errors done, errors in all).
 
@@ -120,8 +126,13 @@ def find_causes(
         8
     """
     model = unwrap(model)
-    ids, labels, logits = predict_logits(model, images)
-    examined = _examined(model, images, diagnosis, (ids, labels, logits), seed, progress)
+    layers = [layer.name for layer in diagnosis.layers]
+    (ids, labels, logits), features = logits_and_features(model, images, layers)
+    right = (logits.argmax(1) == labels).numpy()
+    more = unlike_others(distances(features, right), right)
+    if larger is not None and not right.all():
+        more |= numbers_of(with_more_pixels(model, larger, ids, right))
+    examined = _examined(model, images, diagnosis, (ids, labels, logits), more, seed, progress)
     known = [error[-1]["label_before_others"] for error in examined if "label_before_others" in error[-1]]
     gone = {"errors_gone_before_others": float(np.mean(known))} if known else {}
     errors = [
@@ -139,16 +150,20 @@ def _examined(
     images: Images,
     diagnosis: Diagnosis,
     outputs: tuple[Tensor, Tensor, Tensor],
+    more: Mapping[str, Float[np.ndarray, " image"]],
     seed: int,
     progress: Progress,
 ) -> list[tuple[int, int, int, dict[str, float]]]:
     """Return the id, label, prediction and numbers of each misclassified image.
 
-    `outputs` are the ids, labels and logits of all images.
+    `outputs` are the ids, labels and logits of all images, `more` further numbers of each.
     """
     ids, labels, logits = outputs
     confidences, predicted = logits.double().softmax(1), logits.argmax(1)
-    facts = _facts(diagnosis, labels.numpy(), logits.double().numpy())
+    right = (predicted == labels).numpy()
+    if "right_if_larger" in more and more["repaired_if_larger_beyond_chance"][0] >= SAID:
+        right = right | (more["right_if_larger"] == 1)  # too little detail is no gap between training and now
+    facts = _facts(diagnosis, labels.numpy(), logits.double().numpy(), right)
     row_of = {image: row for row, image in enumerate(ids.tolist())}
     wrong = ids[predicted != labels].tolist()
     donors = _donors(images, labels, ids, seed)
@@ -163,14 +178,14 @@ def _examined(
         for row, (image, label) in enumerate(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)):
             other, place = int(called[row]), row_of[image]
             numbers = facts.of(confidences[place].numpy(), label, other, place)
-            errors.append((image, label, other, {**numbers, **tried[row]}))
+            further = {name: float(values[place]) for name, values in more.items()}
+            errors.append((image, label, other, {**numbers, **further, **tried[row]}))
         progress("causes", len(errors), len(wrong))
     return errors
 
 
-def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray) -> _Facts:
-    """Gather what is known of the whole network."""
-    right = logits.argmax(1) == labels
+def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray, right: np.ndarray) -> _Facts:
+    """Gather what is known of the whole network; `right` are the images that it can classify correctly."""
     categories = len(diagnosis.classes)
     validation = np.full(categories, np.nan)
     examined = np.zeros((categories, categories))

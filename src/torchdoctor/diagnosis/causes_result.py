@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cause = Literal[
-    "preparation", "category order", "background", "rare category", "wrong kernels", "label looks wrong",
-    "ambiguous", "close categories", "under-fitted", "over-fitted", "unknown",
+    "preparation", "category order", "unlike the training images", "too little detail", "background",
+    "rare category", "wrong kernels", "label looks wrong", "ambiguous", "close categories", "under-fitted",
+    "over-fitted", "unknown",
 ]  # fmt: skip
 
 MEANINGS: Mapping[Cause, str] = {
     "preparation": "prepared in another usual way, the same image is classified correctly",
     "category order": "training images of the category are never right and mostly taken for one other",
+    "unlike the training images": "the image differs from those the network gets right as none of them do",
+    "too little detail": "given with more pixels, the same image is classified correctly",
     "background": "before other backgrounds the same object is classified correctly",
     "rare category": "far fewer training images than the other categories have",
     "wrong kernels": "kernels it relies on no longer do what they did in training",

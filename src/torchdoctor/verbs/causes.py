@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchdoctor.case.preparation import Case
+from torchdoctor.data.arrangement import larger_images
 from torchdoctor.diagnosis.causes import find_causes
 from torchdoctor.diagnosis.causes_result import Causes, some_of
 from torchdoctor.diagnosis.explanation import explain
@@ -40,8 +41,9 @@ def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progr
     causes = Causes((), 0, math.nan)
     if len(case.data.validation):
         causes = find_causes(
-            case.model, case.data.validation, diagnosis, seed=case.plan.seed, progress=progress
-        )
+            case.model, case.data.validation, diagnosis, larger=larger_images(case.data.validation),
+            seed=case.plan.seed, progress=progress,
+        )  # fmt: skip
     causes.save(folder, names=_names(case))
     return causes
 

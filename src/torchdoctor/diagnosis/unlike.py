@@ -1,0 +1,148 @@
+"""Tell which images are unlike the others, by their pixels and the network's maps: broken, blank, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from torchdoctor.images.batches import Batch, Images
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import Tap, run_tapped
+from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+
+LEAST = 100  # images that are classified correctly, to learn from them what is usual
+IMAGES_PER_DIRECTION = 10  # directions of spread are estimated from ten images each
+MOST_DIRECTIONS = 32
+USUAL = 0.995  # quantile of the distances of correctly classified images up to which one counts as usual
+FAR = 0.01  # share of the correctly classified images that may be as far as an image that is unlike them
+FLAT = 1e-2  # standard deviation of normalised pixels below which an image is a single colour
+PIXELS = ("", "log")  # stand for the pixels beside the names of layers
+
+
+def logits_and_features(
+    model: nn.Module, images: Images, layers: Sequence[str]
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Float[np.ndarray, "image feature"]]]:
+    """Predict all images and describe each by numbers.
+
+    Args:
+        model: The network; it is left as it was.
+        images: The normalised images.
+        layers: The names of layers with maps [batch, channel, height, width].
+
+    Returns:
+        Ids, labels and logits as `predict_logits` returns them; and for each layer the mean and the standard
+        deviation of each channel over the places; for the pixels (under the names PIXELS) the mean, the
+        standard deviation and the mean difference of neighbours of each channel, as they are and as
+        logarithms of contrast and sharpness.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in (*layers, *PIXELS)}
+    device, dtype = device_of(model), dtype_of(model)
+
+    def keep(name: str) -> Tap:
+        def tap(maps: Tensor) -> Tensor:
+            found[name].append(_moments(maps).cpu())
+            return maps
+
+        return tap
+
+    def run(batch: Batch) -> Tensor:
+        pixels = batch.images.to(device, dtype)
+        for name, numbers in zip(PIXELS, _texture(pixels.float()), strict=True):
+            found[name].append(numbers.cpu())
+        return run_tapped(model, pixels, {name: keep(name) for name in layers})
+
+    with frozen_eval(model):
+        outputs = predict_logits(model, images, run)
+    return outputs, {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
+
+
+def _texture(pixels: Float[Tensor, "batch channel height width"]) -> tuple[Tensor, Tensor]:
+    """Return brightness, contrast and differences of neighbours of each channel, plain and as logarithms."""
+    contrast = pixels.std((2, 3), correction=0)
+    edges = [pixels.diff(dim=axis).abs().mean((2, 3)) for axis in (2, 3)]
+    sharpness = [((edge + FLAT * FLAT) / (contrast + FLAT)).log() for edge in edges]
+    logarithms = torch.cat([pixels.mean((2, 3)), (contrast + FLAT).log(), *sharpness], 1)
+    return torch.cat([pixels.mean((2, 3)), contrast, *edges], 1), logarithms
+
+
+def _moments(maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch moment"]:
+    """Return the mean and the standard deviation over the places of each channel."""
+    maps = maps.float()
+    return torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], 1)
+
+
+def distances(
+    features: dict[str, Float[np.ndarray, "image feature"]], right: Bool[np.ndarray, " image"]
+) -> Float[np.ndarray, " image"]:
+    """Measure how unlike the correctly classified images each image is.
+
+    For the pixels and each layer, features are rotated to the directions in which the correctly classified
+    images spread most. An image is far if it is far along these directions, or off them.
+
+    Args:
+        features: Numbers of each image (see `logits_and_features`).
+        right: Which images are classified correctly: they are what the network knows.
+
+    Returns:
+        The largest distance on a scale where 0 is the median of the correctly classified images, and 1 what
+        all but one in 200 of them keep; NaN with fewer than 100 of them.
+    """
+    if right.sum() < LEAST:
+        return np.full(len(right), np.nan)
+    scores = [score for rows in features.values() for score in _along_and_off(rows, right)]
+    largest = np.max([_beyond_usual(score, right) for score in scores], axis=0)
+    return _beyond_usual(largest, right)
+
+
+def _beyond_usual(
+    score: Float[np.ndarray, " image"], right: Bool[np.ndarray, " image"]
+) -> Float[np.ndarray, " image"]:
+    """Scale a score: 0 is the median of the correctly classified images, 1 what nearly all of them keep."""
+    median, most = np.quantile(score[right], (0.5, USUAL))
+    return (score - median) / max(float(most - median), 1e-9 + 1e-3 * abs(float(median)))
+
+
+def unlike_others(
+    far: Float[np.ndarray, " image"], right: Bool[np.ndarray, " image"]
+) -> dict[str, Float[np.ndarray, " image"]]:
+    """Return how seldom correctly classified images are as far as each image, and how much that says.
+
+    Args:
+        far: The distance of each image (see `distances`).
+        right: Which images are classified correctly.
+
+    Returns:
+        `as_far`: the share of the correctly classified images that are at least as far. `far_beyond_chance`:
+        the share of the errors as far as `FAR` that are more than chance brings, if errors are taken to be
+        that far twice as often as other images. Both NaN where distances are.
+    """
+    if np.isnan(far).any():
+        return dict.fromkeys(("as_far", "far_beyond_chance"), np.full(len(far), np.nan))
+    usual = np.sort(far[right])
+    as_far = 1 - np.searchsorted(usual, far, side="left") / len(usual)
+    found, errors = int((as_far[~right] <= FAR).sum()), int((~right).sum())
+    beyond = max(0.0, 1 - 2 * FAR * errors / found) if found else 0.0
+    return {"as_far": as_far, "far_beyond_chance": np.full(len(far), beyond)}
+
+
+def _along_and_off(
+    rows: Float[np.ndarray, "image feature"], right: Bool[np.ndarray, " image"]
+) -> list[Float[np.ndarray, " image"]]:
+    """Return the distances along the directions of largest spread, and off them."""
+    rows = np.nan_to_num(rows, nan=0.0, posinf=1e12, neginf=-1e12)
+    usual = rows[right]
+    centre, spread = usual.mean(0), usual.std(0)
+    kept = spread > 1e-6 * max(float(spread.max()), 1e-12)
+    rows = (rows[:, kept] - centre[kept]) / spread[kept]
+    _, lengths, directions = np.linalg.svd(rows[right], full_matrices=False)
+    number = min(MOST_DIRECTIONS, int(right.sum()) // IMAGES_PER_DIRECTION, int((lengths > 1e-6).sum()))
+    along = rows @ directions[:number].T
+    scale = lengths[:number] / np.sqrt(right.sum())
+    inside = np.sqrt(((along / scale) ** 2).mean(1))
+    off = np.linalg.norm(rows - along @ directions[:number], axis=1)
+    # Nothing lies off the directions where they span everything.
+    return [inside] if number == rows.shape[1] else [inside, off]
