@@ -20,6 +20,8 @@ with ExitStack() as _paused:
     from torchdoctor.diagnosis.result import Diagnosis
     from torchdoctor.diagnosis.robustness import RobustnessSettings, measure_robustness
     from torchdoctor.diagnosis.settings import DiagnosisSettings
+    from torchdoctor.diagnosis.suspects import find_suspects
+    from torchdoctor.diagnosis.suspects_result import Suspects
     from torchdoctor.images.batches import Batch
     from torchdoctor.models.loading import load_model
     from torchdoctor.network.checks import check_model
@@ -49,6 +51,7 @@ __all__ = [
     "ModelDoctorError",
     "Recipe",
     "RobustnessSettings",
+    "Suspects",
     "Treatment",
     "TreatmentSettings",
     "candidate_layers",
@@ -59,6 +62,7 @@ __all__ = [
     "diagnose",
     "explain",
     "find_causes",
+    "find_suspects",
     "load_data",
     "load_model",
     "measure_robustness",

@@ -106,7 +106,7 @@ def _diagnosed(
     sha256 = state_sha256(model)
     survey = Survey(model, chosen, parts, sha256)
     ids, labels, logits = predict_logits(model, images, survey)
-    categories = _category_names(classes, images, logits.shape[1])
+    categories = category_names(classes, images, logits.shape[1])
     sifting = sift(
         ids,
         labels,
@@ -132,8 +132,20 @@ def _diagnosed(
     )
 
 
-def _category_names(classes: Sequence[str] | None, images: Images, logits: int) -> tuple[str, ...]:
-    """Return the names of the categories; InputError unless each logit has a name."""
+def category_names(classes: Sequence[str] | None, images: Images, logits: int) -> tuple[str, ...]:
+    """Return the names of the categories.
+
+    Args:
+        classes: The names that were given; None: those of `images`, else numbers.
+        images: The images.
+        logits: The number of logits.
+
+    Returns:
+        A name for each logit.
+
+    Raises:
+        InputError: There are more names or fewer.
+    """
     if classes is None:
         classes = getattr(images, "classes", None)
     names = tuple(classes) if classes is not None else tuple(map(str, range(logits)))

@@ -1,0 +1,220 @@
+"""Find the training images whose labels look wrong, by the network and by heads fitted without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import isotonic_regression
+from scipy.special import log_softmax
+from torch import Tensor, nn
+
+from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, standardised
+from torchdoctor.diagnosis.diagnose import category_names
+from torchdoctor.diagnosis.label_doubts import label_doubts
+from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
+from torchdoctor.evidence.measurement import first_images
+from torchdoctor.images.batches import Images
+from torchdoctor.network.outputs import unwrap
+from torchdoctor.network.pooled import places_of, pooling
+from torchdoctor.network.prediction import device_of, predict_logits
+from torchdoctor.types import InputError, Progress, silent
+
+LISTED = 0.5  # probability from which a label is listed: it is more probably wrong than right
+SIMILAR = 2  # images of each category that are shown beside a suspect
+AT_ONCE = 512  # suspects that are compared with a category's images at once
+BY_HEART = 99.0  # percent of labels that the network gives back, from which it tells nothing about them
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of the images, by id, and only of categories that have enough of them.
+
+    `labels` number the categories in `names`, and so do the columns of `logits`. `accuracy` and `few`, the
+    names of the categories that were left out, are about all images.
+    """
+
+    ids: Int[np.ndarray, " image"]
+    labels: Int[np.ndarray, " image"]
+    logits: Float[np.ndarray, "image category"]
+    features: Float[Tensor, "image feature"]
+    names: tuple[str, ...]
+    accuracy: float
+    few: tuple[str, ...]
+
+
+def find_suspects(
+    model: nn.Module,
+    images: Images,
+    layers: Sequence[str] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    *,
+    classes: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> Suspects:
+    """Find training images whose labels look wrong; the network is left as it was.
+
+    Linear heads are fitted to the network's averaged maps, each without a fold of the images, which it then
+    judges. Images are ranked by log p(label) - max over the others of log p, with log p the mean of the
+    network's own and the head's. The heads alone give the share of wrong labels and the probability of each
+    (see `label_doubts`), which is made to fall along the ranking; from one half on, an image is listed.
+
+    A network that has learned its labels by heart repeats wrong ones too: give one of fewer epochs.
+
+    Args:
+        model: A network that was trained on these images.
+        images: Its training images, normalised: a list of `Batch`, or any `Images`.
+        layers: Names and patterns of the layers whose maps are used; None: the last convolutions of the last
+            two sizes of maps, and the input of the linear layer that gives the logits.
+        folds: How many heads are fitted; categories with fewer images are left out.
+        seed: What the folds depend on.
+        classes: The names of the categories; None: those of `images`, else numbers.
+        progress: Called with ("suspects", heads fitted, heads in all).
+
+    Returns:
+        The suspects, those whose labels are most surely wrong first; none where wrong labels are not proven.
+
+    Raises:
+        InputError: Fewer than two categories have enough images, the network gives NaN, `folds` is below 2,
+            or a layer is not there.
+
+    Example:
+        >>> from torchdoctor import Batch, find_suspects
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> images = Batch(torch.randn(40, 3, 8, 8), torch.arange(40) % 2, torch.arange(40))
+        >>> find_suspects(model, [images]).images
+        40
+    """
+    if folds < 2:
+        raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
+    model = unwrap(model)
+    seen = _seen(model, images, layers, folds, classes)
+    features, remarks = standardised(seen.features), _remarks(seen, folds)
+    heads = crossed_log_probabilities(
+        features, seen.labels, len(seen.names),
+        folds=folds, seed=seed, device=device_of(model), progress=progress,
+    )  # fmt: skip
+    doubts = label_doubts(heads, seen.labels)
+    margin, proposed = margins((log_softmax(seen.logits, axis=1) + heads) / 2, seen.labels)
+    order = np.lexsort((seen.ids, margin))
+    chances = np.zeros(len(order))
+    if doubts.share > 0:
+        chances[order] = isotonic_regression(doubts.wrong[order], increasing=False).x.round(4)
+    suspects = _listed(seen, features, proposed, order[chances[order] >= LISTED], chances)
+    return Suspects(suspects, len(seen.ids), round(doubts.share, 6), seen.accuracy, remarks)
+
+
+def _listed(
+    seen: _Seen,
+    features: Float[Tensor, "image feature"],
+    proposed: Int[np.ndarray, " image"],
+    listed: Int[np.ndarray, " suspect"],
+    chances: Float[np.ndarray, " image"],
+) -> tuple[Suspect, ...]:
+    """Return the images in the rows `listed` with their similar images."""
+    like_label, like_proposed = (
+        _similar(features, seen, category, listed, chances < LISTED) for category in (seen.labels, proposed)
+    )
+    return tuple(
+        Suspect(
+            int(seen.ids[row]), seen.names[seen.labels[row]], seen.names[proposed[row]],
+            float(chances[row]), like_label[row], like_proposed[row],
+        )
+        for row in listed.tolist()
+    )  # fmt: skip
+
+
+def _seen(
+    model: nn.Module, images: Images, layers: Sequence[str] | None, folds: int, classes: Sequence[str] | None
+) -> _Seen:
+    """Run all images through the network; refuse what nothing can be said about."""
+    places = places_of(model, first_images(model, images), layers)
+    with pooling(model, places) as pooled:
+        ids, labels, logits = predict_logits(model, images)
+    names = category_names(classes, images, logits.shape[1])
+    features = pooled.features(len(ids))
+    broken = ~(logits.isfinite().all(1) & features.isfinite().all(1))
+    if bool(broken.any()):
+        raise InputError(
+            f"the network gives NaN or infinity for {int(broken.sum())} of {len(ids)} images, such as image "
+            f"id {int(ids[broken][0])}: look for damaged weights, or run it in float32"
+        )
+    counts = np.bincount(labels.numpy(), minlength=len(names))
+    enough = np.flatnonzero(counts >= folds)
+    if len(enough) < 2:
+        raise InputError(
+            f"{len(enough)} of {len(names)} categories have {folds} images or more, one for each fold; "
+            "expected at least two categories: give more images, or fewer folds"
+        )
+    rows = torch.argsort(ids)
+    rows = rows[torch.isin(labels[rows], torch.from_numpy(enough))]
+    number = np.full(len(names), -1)
+    number[enough] = np.arange(len(enough))
+    return _Seen(
+        ids=ids[rows].numpy(),
+        labels=number[labels[rows].numpy()],
+        logits=logits[rows][:, enough].double().numpy(),
+        features=features[rows],
+        names=tuple(names[category] for category in enough.tolist()),
+        accuracy=float(100.0 * (logits.argmax(1) == labels).double().mean()),
+        few=tuple(names[category] for category in np.flatnonzero((counts > 0) & (counts < folds)).tolist()),
+    )
+
+
+def _remarks(seen: _Seen, folds: int) -> tuple[str, ...]:
+    """Say what was left out, and what the network cannot tell."""
+    remarks = []
+    if seen.few:
+        named = ", ".join(seen.few[:4]) + (f" and {len(seen.few) - 4} more" if len(seen.few) > 4 else "")
+        remarks.append(f"Not looked at, with fewer than {folds} images each: {named}.")
+    if seen.accuracy >= BY_HEART:
+        remarks.append(
+            f"The network gives back {seen.accuracy:.1f} % of its training labels: wrong labels that it has "
+            "learned by heart do not show. A network trained for fewer epochs tells more."
+        )
+    return tuple(remarks)
+
+
+def margins(
+    log_probabilities: Float[np.ndarray, "image category"], labels: Int[np.ndarray, " image"]
+) -> tuple[Float[np.ndarray, " image"], Int[np.ndarray, " image"]]:
+    """Return how far the label is ahead of the best other category.
+
+    Args:
+        log_probabilities: The logarithms of the probabilities, of at least two categories.
+        labels: The category that each image is labelled as.
+
+    Returns:
+        log p(label) - log p(best other), negative where another is more probable; and the best other.
+    """
+    rows = np.arange(len(labels))
+    others = log_probabilities.copy()
+    others[rows, labels] = -np.inf
+    best = others.argmax(1)
+    return log_probabilities[rows, labels] - others[rows, best], best
+
+
+def _similar(
+    features: Float[Tensor, "image feature"],
+    seen: _Seen,
+    category: Int[np.ndarray, " image"],
+    listed: Int[np.ndarray, " suspect"],
+    trusted: Bool[np.ndarray, " image"],
+) -> dict[int, tuple[int, ...]]:
+    """Return, by row of a suspect, the ids of the most similar trusted images of its category."""
+    similar: dict[int, tuple[int, ...]] = {}
+    for one in np.unique(category[listed]).tolist():
+        members = np.flatnonzero(trusted & (seen.labels == one))
+        unit = nn.functional.normalize(features[torch.from_numpy(members)], dim=1)
+        rows = listed[category[listed] == one]
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            cosine = nn.functional.normalize(features[torch.from_numpy(some)], dim=1) @ unit.T
+            nearest = cosine.topk(min(SIMILAR, len(members)), dim=1).indices.numpy()
+            for row, places in zip(some.tolist(), nearest, strict=True):
+                similar[row] = tuple(seen.ids[members[places]].tolist())
+    return similar

@@ -1,0 +1,161 @@
+"""Keep, of each image that goes through a network, a few maps averaged over their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import Hook, find_layer, hooked
+from torchdoctor.network.layers import chosen_layers, default_layers
+from torchdoctor.types import InputError
+
+STAGES = 2  # how many sizes of maps are kept where nobody names layers
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a network is listened to.
+
+    Attributes:
+        layers: Names of layers whose outputs are kept.
+        linear: The name of the linear layer that gives the logits, whose input is kept; None: nothing.
+    """
+
+    layers: tuple[str, ...]
+    linear: str | None = None
+
+
+@dataclass
+class Pooled:
+    """What was kept of the images that went through a network.
+
+    Attributes:
+        places: Where it was listened to.
+        kept: By place, the averaged maps of each batch.
+    """
+
+    places: Places
+    kept: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def features(self, images: int) -> Float[Tensor, "image feature"]:
+        """Return what was kept of each image, side by side, in the order in which the images came.
+
+        Args:
+            images: How many images went through the network.
+
+        Returns:
+            The features on the CPU, in float32.
+
+        Raises:
+            InputError: A layer was not called exactly once in a forward pass.
+        """
+        for name, parts in self.kept.items():
+            if sum(map(len, parts)) != images:
+                raise InputError(
+                    f"layer {name!r} gave {sum(map(len, parts))} rows for {images} images; expected one for "
+                    "each: choose a layer that is called once in a forward pass"
+                )
+        return torch.cat([torch.cat(parts) for parts in self.kept.values()], dim=1)
+
+
+def places_of(
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    wanted: Sequence[str] | None = None,
+) -> Places:
+    """Choose where a network is listened to.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; only the first image is run.
+        wanted: Names and patterns of layers (see `chosen_layers`); None: the last convolutions of the last
+            two sizes of maps, if there are convolutions, and the input of the linear layer that gives the
+            logits.
+
+    Returns:
+        The places.
+
+    Raises:
+        InputError: A wanted layer is not there; or none is named, and the network has neither a convolution
+            that can be used nor a linear layer that gives the logits.
+    """
+    if wanted is not None:
+        return Places(chosen_layers(model, images, wanted))
+    linear = _last_linear(model, images)
+    try:
+        return Places(default_layers(model, images, STAGES), linear)
+    except InputError as error:
+        if linear is None:
+            raise InputError(
+                f"{error}. No linear layer gives its logits either: name layers whose outputs tell the "
+                "categories apart"
+            ) from error
+    return Places((), linear)
+
+
+def _last_linear(model: nn.Module, images: Tensor) -> str | None:
+    """Return the name of the linear layer that gives the logits; None where there is none."""
+    names: dict[nn.Module, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name
+    }
+    called: list[tuple[str, torch.Size]] = []
+
+    def remember(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        called.append((names[module], output.shape))
+
+    with (
+        hooked((module, remember) for module in names),
+        frozen_eval(model) as frozen,
+        torch.inference_mode(),
+    ):
+        logits = frozen.logits(images[:1])
+    return next((name for name, shape in reversed(called) if shape == logits.shape), None)
+
+
+@contextmanager
+def pooling(model: nn.Module, places: Places) -> Iterator[Pooled]:
+    """Keep, inside the block, the averaged maps of every image that goes through a network.
+
+    Args:
+        model: The network.
+        places: Where it is listened to.
+
+    Yields:
+        What was kept so far.
+
+    Raises:
+        InputError: A layer does not exist, or (during a forward pass) its output cannot be averaged.
+    """
+    pooled = Pooled(places)
+
+    def keep(name: str, value: object, channels_last: bool) -> None:
+        if not isinstance(value, Tensor) or not 2 <= value.ndim <= 4:
+            raise InputError(
+                f"layer {name!r} gives {tuple(value.shape) if isinstance(value, Tensor) else type(value)}; "
+                "expected features [batch, channel], tokens [batch, token, channel] or a map [batch, "
+                "channel, height, width]: choose another layer"
+            )
+        if value.ndim == 4 and not channels_last:
+            value = value.mean((2, 3))
+        elif value.ndim > 2:
+            value = value.flatten(1, -2).mean(1)
+        pooled.kept.setdefault(name, []).append(value.detach().float().cpu())
+
+    def after(name: str) -> Hook:
+        return lambda _module, _inputs, output: keep(name, output, False)
+
+    def before(name: str) -> Hook:
+        return lambda _module, inputs: keep(f"{name} (input)", inputs[0], True)
+
+    linear = [] if places.linear is None else [places.linear]
+    with (
+        hooked((find_layer(model, name), after(name)) for name in places.layers),
+        hooked([(find_layer(model, name), before(name)) for name in linear], "forward_pre"),
+    ):
+        yield pooled
