@@ -30,11 +30,17 @@ BY_HEART = 99.0  # percent of labels that the network gives back, from which it 
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What is known of the images, by id, and only of categories that have enough of them.
+class Seen:
+    """What the network says of the images, in the order of their ids; small categories are left out.
 
-    `labels` number the categories in `names`, and so do the columns of `logits`. `accuracy` and `few`, the
-    names of the categories that were left out, are about all images.
+    Attributes:
+        ids: The ids of the images.
+        labels: Their labels, which number the categories in `names`.
+        logits: The logits of these categories.
+        features: The averaged maps.
+        names: The names of the categories that have enough images.
+        accuracy: How many of all images are classified as labelled, in percent.
+        few: The names of the categories that were left out.
     """
 
     ids: Int[np.ndarray, " image"]
@@ -92,30 +98,57 @@ def find_suspects(
     if folds < 2:
         raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
     model = unwrap(model)
-    seen = _seen(model, images, layers, folds, classes)
-    features, remarks = standardised(seen.features), _remarks(seen, folds)
+    seen = look(model, images, layers, folds, classes)
+    features = standardised(seen.features)
     heads = crossed_log_probabilities(
         features, seen.labels, len(seen.names),
         folds=folds, seed=seed, device=device_of(model), progress=progress,
     )  # fmt: skip
+    ranking = rank(seen, heads)
+    suspects = _listed(seen, features, ranking)
+    return Suspects(suspects, len(seen.ids), round(ranking.share, 6), seen.accuracy, _remarks(seen, folds))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All images, ranked by how wrong their labels look.
+
+    Attributes:
+        order: The rows of the images, the most suspicious first.
+        chances: The probability that each label is wrong, by row; it falls along the ranking.
+        proposed: The most probable of the other categories, by row.
+        share: The estimated share of wrong labels, 0 where none is proven.
+    """
+
+    order: Int[np.ndarray, " image"]
+    chances: Float[np.ndarray, " image"]
+    proposed: Int[np.ndarray, " image"]
+    share: float
+
+
+def rank(seen: Seen, heads: Float[np.ndarray, "image category"]) -> Ranking:
+    """Rank the images by what the network and the heads say of their labels.
+
+    Args:
+        seen: What the network says.
+        heads: The log-probabilities of heads, each of images that it was not fitted on.
+
+    Returns:
+        The ranking.
+    """
     doubts = label_doubts(heads, seen.labels)
     margin, proposed = margins((log_softmax(seen.logits, axis=1) + heads) / 2, seen.labels)
     order = np.lexsort((seen.ids, margin))
     chances = np.zeros(len(order))
     if doubts.share > 0:
         chances[order] = isotonic_regression(doubts.wrong[order], increasing=False).x.round(4)
-    suspects = _listed(seen, features, proposed, order[chances[order] >= LISTED], chances)
-    return Suspects(suspects, len(seen.ids), round(doubts.share, 6), seen.accuracy, remarks)
+    return Ranking(order, chances, proposed, doubts.share)
 
 
-def _listed(
-    seen: _Seen,
-    features: Float[Tensor, "image feature"],
-    proposed: Int[np.ndarray, " image"],
-    listed: Int[np.ndarray, " suspect"],
-    chances: Float[np.ndarray, " image"],
-) -> tuple[Suspect, ...]:
-    """Return the images in the rows `listed` with their similar images."""
+def _listed(seen: Seen, features: Float[Tensor, "image feature"], ranking: Ranking) -> tuple[Suspect, ...]:
+    """Return the images that are listed, with their similar images."""
+    proposed, chances = ranking.proposed, ranking.chances
+    listed = ranking.order[chances[ranking.order] >= LISTED]
     like_label, like_proposed = (
         _similar(features, seen, category, listed, chances < LISTED) for category in (seen.labels, proposed)
     )
@@ -128,10 +161,24 @@ def _listed(
     )  # fmt: skip
 
 
-def _seen(
+def look(
     model: nn.Module, images: Images, layers: Sequence[str] | None, folds: int, classes: Sequence[str] | None
-) -> _Seen:
-    """Run all images through the network; refuse what nothing can be said about."""
+) -> Seen:
+    """Run all images through the network; refuse what nothing can be said about.
+
+    Args:
+        model: The network.
+        images: The images.
+        layers: The layers whose maps are kept (see `find_suspects`).
+        folds: The number of images that a category needs.
+        classes: The names of the categories; None: those of `images`, else numbers.
+
+    Returns:
+        What the network says.
+
+    Raises:
+        InputError: Fewer than two categories have enough images, or the network gives NaN.
+    """
     places = places_of(model, first_images(model, images), layers)
     with pooling(model, places) as pooled:
         ids, labels, logits = predict_logits(model, images)
@@ -154,7 +201,7 @@ def _seen(
     rows = rows[torch.isin(labels[rows], torch.from_numpy(enough))]
     number = np.full(len(names), -1)
     number[enough] = np.arange(len(enough))
-    return _Seen(
+    return Seen(
         ids=ids[rows].numpy(),
         labels=number[labels[rows].numpy()],
         logits=logits[rows][:, enough].double().numpy(),
@@ -165,7 +212,7 @@ def _seen(
     )
 
 
-def _remarks(seen: _Seen, folds: int) -> tuple[str, ...]:
+def _remarks(seen: Seen, folds: int) -> tuple[str, ...]:
     """Say what was left out, and what the network cannot tell."""
     remarks = []
     if seen.few:
@@ -200,7 +247,7 @@ def margins(
 
 def _similar(
     features: Float[Tensor, "image feature"],
-    seen: _Seen,
+    seen: Seen,
     category: Int[np.ndarray, " image"],
     listed: Int[np.ndarray, " suspect"],
     trusted: Bool[np.ndarray, " image"],

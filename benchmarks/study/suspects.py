@@ -1,0 +1,178 @@
+"""Rank training images by how wrong their labels look, on labels that people gave, beside cleanlab's ranking.
+
+    TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.suspects --cache FOLDER [--data random1 aggregate clean]
+        [--limit 10000] [--seeds 0 1] [--epochs 8] [--cleanlab FOLDER] [--out FILE]
+
+A small residual network is trained on CIFAR-10's images with the labels of `cifar10_people/train.parquet`:
+`random1` is one person's answers, `aggregate` the majority of three; `clean` are the original labels. A label
+is wrong where it is not the original one. Everything below is measured on the images that the network was
+trained on, one pass of them through it and five heads fitted crosswise. cleanlab is no dependency: without
+it (`pip install --target FOLDER cleanlab scikit-learn`, then --cleanlab FOLDER) its lines are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+from scipy.special import log_softmax, softmax
+from torch import nn
+
+from benchmarks.study.people import average_precision
+from benchmarks.study.planted_faults import keep
+from torchdoctor import load_data
+from torchdoctor.data.loader import Loader
+from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, standardised
+from torchdoctor.diagnosis.suspects import LISTED, Seen, look, margins, rank
+from torchdoctor.models.architectures.small_resnet import SmallResNet
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import fit
+
+CATEGORIES, FOLDS = 10, 5
+FIRST = 0.05  # share of the images whose precision is measured
+Line = dict[str, object]
+
+
+def images_with(labels: str, limit: int, seed: int) -> tuple[Loader, np.ndarray]:
+    """Return training images with the labels of a column, and the original labels by id."""
+    root = os.environ["TORCHDOCTOR_DATA"]
+    data = load_data(f"parquet:{root}/cifar10", image_size=32, limit=limit // CATEGORIES, seed=seed)
+    people = pq.read_table(f"{root}/cifar10_people/train.parquet").to_pydict()
+    truth = np.empty(len(people["row"]), dtype=np.int64)
+    given = truth.copy()
+    truth[people["row"]] = people["label"]
+    given[people["row"]] = people["label" if labels == "clean" else labels]
+    table = data.train.table
+    if not np.array_equal(truth[table.ids], table.labels):
+        raise SystemExit("the rows of cifar10_people are not those of cifar10")
+    return replace(data.train, table=replace(table, labels=given[table.ids])), truth
+
+
+def network(file: Path, images: Loader, epochs: int, seed: int) -> nn.Module:
+    """Return a network trained on the images with their labels, from the file where it is there."""
+    torch.manual_seed(seed)
+    model: nn.Module = SmallResNet(CATEGORIES)
+    if file.is_file():
+        model.load_state_dict(load_file(file))
+        return model.eval()
+    recipe = Recipe(epochs=epochs, learning_rate=0.1)
+    steps = images.steps_per_epoch
+    fit(model, lambda epoch: images.epoch(epoch, seed), recipe, steps_per_epoch=steps, seed=seed)
+    keep(model, file)
+    return model.eval()
+
+
+def of_ranking(wrong: np.ndarray, order: np.ndarray) -> Line:
+    """Return the share of wrong labels among the first images of a ranking, and its average precision."""
+    first = order[: round(FIRST * len(order))]
+    place = np.empty(len(order))
+    place[order] = np.arange(len(order))
+    return {
+        "first": len(first),
+        "precision_of_first": round(float(wrong[first].mean()), 4),
+        "average_precision": round(average_precision(wrong, -place), 4),
+    }
+
+
+def ours(seen: Seen, heads: np.ndarray, wrong: np.ndarray) -> Iterator[Line]:
+    """Yield the line of the package's ranking, and of its parts alone."""
+    found = rank(seen, heads)
+    listed = found.chances >= LISTED
+    first = found.order[: round(FIRST * len(wrong))]
+    yield {
+        "method": "find_suspects",
+        **of_ranking(wrong, found.order),
+        "share_estimated": round(found.share, 4),
+        "probability_of_first": round(float(found.chances[first].mean()), 4),
+        "expected_wrong": round(float(found.chances.sum()), 1),
+        "listed": int(listed.sum()),
+        "listed_wrong": int(wrong[listed].sum()),
+        "listed_expected": round(float(found.chances[listed].sum()), 1),
+    }
+    parts = {"network": log_softmax(seen.logits, axis=1), "heads": heads}
+    for name, logarithms in parts.items():
+        order = np.argsort(margins(logarithms, seen.labels)[0], kind="stable")
+        yield {"method": f"margin of the {name} alone", **of_ranking(wrong, order)}
+
+
+def cleanlabs(seen: Seen, heads: np.ndarray, wrong: np.ndarray) -> Iterator[Line]:
+    """Yield the lines of cleanlab's scores and of its list, on the probabilities that ours has."""
+    try:
+        from cleanlab.filter import find_label_issues  # type: ignore[import-not-found]
+        from cleanlab.rank import get_label_quality_scores  # type: ignore[import-not-found]
+    except ImportError as error:
+        print(f"without cleanlab ({error})", file=sys.stderr)
+        return
+    network_own = log_softmax(seen.logits, axis=1)
+    chances = {"heads": heads, "network": network_own, "mean": (network_own + heads) / 2}
+    for name, logarithms in chances.items():
+        probabilities = softmax(logarithms, axis=1)
+        for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
+            scores = get_label_quality_scores(seen.labels, probabilities, method=method)
+            order = np.argsort(scores, kind="stable")
+            yield {"method": f"cleanlab {method}, {name}", **of_ranking(wrong, order)}
+        issues = find_label_issues(seen.labels, probabilities, n_jobs=1)
+        yield {
+            "method": f"cleanlab find_label_issues, {name}",
+            "listed": int(issues.sum()),
+            "listed_wrong": int(wrong[issues].sum()),
+            "share_estimated": round(float(issues.mean()), 4),
+        }
+
+
+def main() -> None:
+    """Measure and print one line for each way of ranking."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument(
+        "--data",
+        nargs="*",
+        default=["random1", "aggregate"],
+        choices=["random1", "random2", "aggregate", "clean"],
+    )
+    parser.add_argument("--limit", type=int, default=10_000, help="training images")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--cleanlab", type=Path, help="the folder that cleanlab was installed into")
+    parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
+    given = parser.parse_args()
+    if given.cleanlab:
+        sys.path.append(str(given.cleanlab))
+    for data in given.data:
+        for seed in given.seeds:
+            images, truth = images_with(data, given.limit, seed)
+            file = given.cache / f"suspects-{data}-{given.limit}-{given.epochs}-{seed}.safetensors"
+            model = network(file, images, given.epochs, seed)
+            start = time.perf_counter()
+            seen = look(model, images, None, FOLDS, None)
+            passed = time.perf_counter()
+            heads = crossed_log_probabilities(
+                standardised(seen.features), seen.labels, CATEGORIES,
+                folds=FOLDS, seed=seed, device=torch.device("cpu"),
+            )  # fmt: skip
+            common = {
+                "data": data, "images": len(seen.ids), "epochs": given.epochs, "seed": seed,
+                "accuracy": round(seen.accuracy, 2),
+                "seconds": [round(passed - start, 1), round(time.perf_counter() - passed, 1)],
+            }  # fmt: skip
+            wrong = seen.labels != truth[seen.ids]
+            common["share"] = round(float(wrong.mean()), 4)
+            for line in (*ours(seen, heads, wrong), *cleanlabs(seen, heads, wrong)):
+                print(json.dumps({**common, **line}), flush=True)
+                if given.out:
+                    with given.out.open("a") as out:
+                        out.write(json.dumps({**common, **line}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
