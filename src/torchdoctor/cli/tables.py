@@ -59,10 +59,21 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     if causes:
         text = ", ".join(f"{name} {number}" for name, number in causes.items())
         console.print(f"causes of validation errors: {text}", highlight=False, soft_wrap=True)
+    _print_suspects(console, outcome.record.get("suspects"))
     if outcome.loading_code:
         plain = " in plain PyTorch" if "from torchdoctor" not in outcome.loading_code else ""
         console.print(f"\nLoad it{plain}:", markup=False)
         console.print(outcome.loading_code, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_suspects(console: Console, suspects: Any) -> None:
+    """Print how many training labels look wrong, how many of them are, and where they are listed."""
+    if suspects and suspects["listed"]:
+        text = (
+            f"labels to look at: {suspects['listed']} of {suspects['images']:,} training images, of which "
+            f"{100 * suspects['expected']:.0f} % are expected to be wrong: {suspects['list']}"
+        )
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_handed_back(console: Console, choice: Any) -> None:

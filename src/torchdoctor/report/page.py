@@ -15,12 +15,14 @@ from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
 from torchdoctor.diagnosis.sparsity import sparsity
+from torchdoctor.diagnosis.suspects_result import Suspects
 from torchdoctor.glossary import GLOSSARY
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.error_cards import ExplainedError, cause_rows, error_cards
 from torchdoctor.report.example_cards import Example, example_groups
 from torchdoctor.report.number_text import mean_of_known, number, plain_value, share, signed
 from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS, drawn_figures, ramp
+from torchdoctor.report.suspect_cards import ShownSuspect, suspect_cards
 from torchdoctor.report.tables import category_rows, confusion_rows, key_numbers
 from torchdoctor.report.verdict_text import explanation, headline
 
@@ -45,6 +47,8 @@ class ReportContents:
         notes: Remarks for the end of the page.
         causes: The causes of the errors; None if they were not looked for.
         explained: Some of the errors, explained.
+        suspects: Training images whose labels look wrong; None if they were not looked for.
+        shown_suspects: Some of them, beside similar images.
         robustness: The noise curves of adversarial images; None if they were not measured.
         trials: The record of the trials by which a remedy was chosen (`trials.json`); None without.
         arm: The name of the network that is compared with the base network.
@@ -64,6 +68,8 @@ class ReportContents:
     notes: Sequence[str]
     causes: Causes | None = None
     explained: Sequence[ExplainedError] = ()
+    suspects: Suspects | None = None
+    shown_suspects: Sequence[ShownSuspect] = ()
     robustness: Robustness | None = None
     trials: Mapping[str, Any] | None = None
     arm: str = "treated"
@@ -94,7 +100,7 @@ def _fields(contents: ReportContents) -> dict[str, Any]:
     """Return the template's values that are fields of the contents."""
     names = (
         "title", "diagnosis", "comparison", "prescription", "environment", "command", "loading_code", "notes",
-        "causes", "robustness", "trials", "arm", "images", "remarks",
+        "causes", "suspects", "robustness", "trials", "arm", "images", "remarks",
     )  # fmt: skip
     return {name: getattr(contents, name) for name in names}
 
@@ -114,6 +120,7 @@ def _derived(contents: ReportContents) -> dict[str, Any]:
         "pictures": drawn_figures(diagnosis, comparison, MOST_LAYERS, contents.robustness),
         "cause_rows": cause_rows(contents.causes) if contents.causes else [],
         "error_cards": error_cards(contents.explained),
+        "suspect_cards": suspect_cards(contents.shown_suspects),
         "agreement": {
             layer.name: mean_of_known(layer.agreement[len(layer.agreement) // 2])
             for layer in diagnosis.layers

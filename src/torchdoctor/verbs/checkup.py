@@ -26,6 +26,7 @@ from torchdoctor.verbs.compare import compare_stage, read_checkup, with_weights_
 from torchdoctor.verbs.model_folder import model_stage
 from torchdoctor.verbs.report import report_stage
 from torchdoctor.verbs.search import choose_stage, choose_weights, judge_of, plan_with_choice
+from torchdoctor.verbs.suspects import suspects_stage
 from torchdoctor.verbs.treat import diagnosis_of, reused_diagnosis, treat_stage
 
 
@@ -49,6 +50,7 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     diagnosis, treatment = treat_stage(case, folder, reused, watch)
     if not (folder / "causes.json").is_file():
         causes_stage(case, folder, diagnosis, watch.progress)
+    suspects_stage(case, folder, watch.progress)
     if (folder / "compare.json").is_file():
         outcome = read_checkup(case, folder)
     else:

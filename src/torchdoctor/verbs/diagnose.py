@@ -15,6 +15,8 @@ from torchdoctor.diagnosis.diagnose import diagnose
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.diagnosis.sparsity import sparsity
+from torchdoctor.diagnosis.suspects_result import FILE as SUSPECTS
+from torchdoctor.diagnosis.suspects_result import Suspects
 from torchdoctor.evidence.per_image import diagnosis_cost
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.runs.folder import RunFolder, open_run
@@ -22,6 +24,7 @@ from torchdoctor.runs.parts import PartsFolder
 from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import Say, is_done, refuse_without_out, silent_text, with_facts
 from torchdoctor.verbs.causes import causes_stage, figures_stage
+from torchdoctor.verbs.suspects import suspects_record, suspects_stage
 
 
 def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
@@ -163,7 +166,8 @@ def run_diagnose(
     if resume and is_done(folder):
         diagnosis = Diagnosis.load(open_run(folder) / "diagnosis")
         check_weights(case, diagnosis, f"run {str(folder)!r}")
-        return _diagnosed(case, folder, diagnosis, Causes.load(folder))
+        suspects = Suspects.load(folder) if (folder / SUSPECTS).is_file() else None
+        return _diagnosed(case, folder, diagnosis, Causes.load(folder), suspects)
     for remark in case.remarks:
         say(remark)
     say(cost_of(case))
@@ -172,17 +176,21 @@ def run_diagnose(
         start_run(run.path, "diagnose", case)
         diagnosis = diagnose_stage(case, run.path, progress)
         causes = causes_stage(case, run.path, diagnosis, progress)
+        suspects = suspects_stage(case, run.path, progress)
         figures_stage(case, run.path / "figures", diagnosis)
-        return _diagnosed(case, run.path, diagnosis, causes)
+        return _diagnosed(case, run.path, diagnosis, causes, suspects)
 
 
-def _diagnosed(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> Outcome:
-    """Return what a diagnosis ends with."""
+def _diagnosed(
+    case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes, suspects: Suspects | None
+) -> Outcome:
+    """Return what a diagnosis ends with; runs of earlier versions have no suspects."""
     code = INCONCLUSIVE if diagnosis.inconclusive else DONE
     record = {
         **diagnosis_record(folder, diagnosis),
         "validation_accuracy": causes.accuracy,
         "causes": causes.counts,
+        **({"suspects": suspects_record(folder, suspects)} if suspects else {}),
         "figures": str(folder / "figures"),
     }
     return with_facts(Outcome(code, record, diagnosis), case)

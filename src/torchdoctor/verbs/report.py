@@ -13,6 +13,8 @@ from torchdoctor.case.surroundings import environment
 from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
+from torchdoctor.diagnosis.suspects_result import FILE as SUSPECTS
+from torchdoctor.diagnosis.suspects_result import Suspects
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_bytes
 from torchdoctor.proof.result import Comparison
@@ -24,6 +26,7 @@ from torchdoctor.verbs.begin import reopen_run
 from torchdoctor.verbs.causes import explained_errors
 from torchdoctor.verbs.examples import collect_examples
 from torchdoctor.verbs.search import TRIALS
+from torchdoctor.verbs.suspects import shown_suspects
 
 
 def report_stage(
@@ -50,6 +53,7 @@ def report_stage(
     """
     progress("report", 0, 1)
     causes = Causes.load(folder) if (folder / "causes.json").is_file() else None
+    suspects = Suspects.load(folder) if (folder / SUSPECTS).is_file() else None
     curves, trials = folder / "robustness.json", folder / TRIALS
     examples = collect_examples(case, treatment, comparison)
     contents = ReportContents(
@@ -65,6 +69,8 @@ def report_stage(
         notes=notes_of(diagnosis),
         causes=causes,
         explained=explained_errors(case, diagnosis, causes) if causes else (),
+        suspects=suspects,
+        shown_suspects=shown_suspects(case, suspects) if suspects else (),
         robustness=Robustness.load(folder) if curves.is_file() else None,
         trials=read_json(trials) if trials.is_file() else None,
         arm=arm_of(case, comparison),
