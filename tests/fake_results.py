@@ -11,10 +11,12 @@ from torchdoctor.diagnosis.explanation_result import CausalCheck, Explanation, S
 from torchdoctor.diagnosis.result import QUANTILES, Diagnosis, LayerDiagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
 from torchdoctor.diagnosis.sifting import Sifting
+from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import ArmComparison, Gain, SplitComparison
 from torchdoctor.report.error_cards import ExplainedError
 from torchdoctor.report.example_cards import Example
+from torchdoctor.report.suspect_cards import ShownSuspect
 from torchdoctor.types import Verdict
 
 CLASSES = ("airplane", "bird", "boat", "cat", "deer", "dog", "frog", "truck")
@@ -207,6 +209,25 @@ def fake_causes(classes: tuple[str, ...] = CLASSES) -> Causes:
         for number, kind in enumerate(kinds)
     )
     return Causes(errors, 200, 98.0)
+
+
+def fake_suspects(classes: tuple[str, ...] = CLASSES, number: int = 4) -> Suspects:
+    """Return training images whose labels look wrong."""
+    suspects = tuple(
+        Suspect(place, classes[place % 4], classes[place % 4 + 1], 0.95 - 0.1 * place, (70, 71), (80,))
+        for place in range(number)
+    )
+    return Suspects(suspects, 1200, 0.04 if number else 0.0, 1000 / 11, ("Not looked at: fox.",))
+
+
+def fake_shown(suspects: Suspects, name: str = "") -> list[ShownSuspect]:
+    """Return the suspects as a report shows them; the last has no image of its label beside it."""
+    image = np.random.default_rng(0).random((32, 32, 3))
+    shown = [
+        ShownSuspect(name or f"train-{one.id}.png", one, image, {one.label: image, one.proposed: image})
+        for one in suspects.suspects
+    ]
+    return [*shown[:-1], *(replace(last, beside={last.suspect.proposed: image}) for last in shown[-1:])]
 
 
 def fake_explanation(label: str, prediction: str, because: bool = True, size: int = 32) -> Explanation:

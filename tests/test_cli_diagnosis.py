@@ -13,6 +13,7 @@ from PIL import Image
 from test_cli import weights
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.suspects_result import Suspect, Suspects, read_labels
 from torchdoctor.evidence import measurement as measurement_module
 from torchdoctor.files.reading import sha256_of
 from torchdoctor.runs.folder import open_run
@@ -53,6 +54,63 @@ def test_all_layers_in_one_run_with_pictures_and_causes(diagnosed, tmp_path):
     assert causes["split"] == "validation" and sum(causes["counts"].values()) == len(causes["errors"])
     found = Diagnosis.load(run / "diagnosis")
     assert found.layers[0].interval.shape == (2, 2, 16) and not (run / "diagnosis" / "parts").exists()
+
+
+@pytest.fixture
+def suspecting(trained, photos, monkeypatch):
+    """Let every search find two suspects; return the arguments of a quick diagnosis."""
+
+    def find(model, images, *, seed, classes, progress):
+        first, second, *_, last = images.table.ids.tolist()
+        one = Suspect(first, classes[0], classes[1], 0.9, (second,), (last,))
+        return Suspects((one, Suspect(last, classes[1], classes[0], 0.6)), len(images), 0.05, 95.0)
+
+    monkeypatch.setattr("torchdoctor.verbs.suspects.find_suspects", find)
+    given = ("--weights", weights(trained), "--data", f"folder:{photos}", "--confidence", 0.5, "--draws", 0)
+    return ("diagnose", *given, "--layers", "last:1", "--out", "d")
+
+
+def test_suspects_are_listed(command, suspecting, tmp_path):
+    code, out, err = command(*suspecting, "--json")
+    assert code == 0, err
+    run, record = open_run(tmp_path / "d"), json.loads(out)["suspects"]
+    assert record["listed"] == 2 and record["expected"] == 0.75 and record["list"].endswith("labels.csv")
+    lines = read_labels(run / "labels.csv")
+    assert [(line.split, line.given, line.proposed) for line in lines] == [
+        ("train", "blue", "red"), ("train", "red", "blue"),
+    ]  # fmt: skip
+    names = [one["image"] for one in json.loads((run / "suspects.json").read_text())["suspects"]]
+    assert [line.image for line in lines] == names and all(name.endswith(".png") for name in names)
+    code, out, err = command(*suspecting, "--resume")
+    assert code == 0 and "labels to look at: 2 of" in " ".join(out.split()), err
+
+
+@pytest.mark.slow
+def test_suspects_are_shown_in_the_report(command, suspecting, tmp_path):
+    assert command(*suspecting)[0] == command("report", "d", "--out", "page.html")[0] == 0
+    names = [line.image for line in read_labels(tmp_path / "d" / "labels.csv")]
+    page = (tmp_path / "page.html").read_text()
+    assert "Labels to look at" in page and all(name in page for name in names)
+    assert page.count('alt="An image of red"') == page.count('alt="An image of blue"') == 1
+
+
+def test_right_training_labels_are_not_listed(diagnosed, tmp_path):
+    assert diagnosed["suspects"]["listed"] == 0 and diagnosed["suspects"]["share"] == 0
+    assert read_labels(tmp_path / "d" / "labels.csv") == ()
+
+
+def test_too_few_images_to_look_at_labels_end_no_run(command, trained, photos, tmp_path):
+    root = tmp_path / "few"
+    shutil.copytree(photos, root)
+    for position in range(3, 24):
+        (root / f"train/red/{position}.png").unlink()
+    code, out, err = command(
+        "diagnose", "--weights", weights(trained), "--data", f"folder:{root}", "--confidence", 0.5,
+        "--draws", 0, "--layers", "last:1", "--out", "d", "--json",
+    )  # fmt: skip
+    assert code in (0, 4), err
+    (remark,) = json.loads(out)["suspects"]["remarks"]
+    assert remark.startswith("Labels were not looked at: 1 of 2 categories have 5 images or more")
 
 
 def test_the_layers_of_a_pattern_and_exact_draws(command, trained, photos, tmp_path):

@@ -17,15 +17,18 @@ from fake_results import (
     fake_example,
     fake_explained,
     fake_robustness,
+    fake_shown,
+    fake_suspects,
     with_first,
     with_more_arms,
 )
 from torchdoctor.display import overlays as figures
 from torchdoctor.glossary import GLOSSARY
 from torchdoctor.proof.split_result import Gain
+from torchdoctor.report import page as page_module
 from torchdoctor.report.number_text import number, plain_value, share, signed
 from torchdoctor.report.page import ReportContents, render_report
-from torchdoctor.report.pictures import photograph
+from torchdoctor.report.pictures import drawn_figures, photograph
 from torchdoctor.report.verdict_text import headline
 
 HOSTILE = (
@@ -166,6 +169,8 @@ def test_names_are_text_and_never_act():
         notes=HOSTILE,
         causes=fake_causes((*HOSTILE, "a", "b", "c")),
         explained=[fake_explained(name, name, HOSTILE[0]) for name in HOSTILE],
+        suspects=replace(fake_suspects((*HOSTILE, "a", "b", "c")), remarks=HOSTILE),
+        shown_suspects=fake_shown(fake_suspects((*HOSTILE, "a", "b", "c")), HOSTILE[0]),
         robustness=fake_robustness(),
     )
     page = Page(hostile)
@@ -175,6 +180,33 @@ def test_names_are_text_and_never_act():
     assert not [name for _, given in page.elements for name in given if name.startswith("on")]
     assert all(name in page.text for name in HOSTILE)
     assert "49" not in page.text.replace("{{ 7 * 7 }}", "").split("Notes")[-1]
+
+
+@pytest.fixture(scope="module")
+def drawn_once():
+    """The figures of a report, for tests of what stands between them."""
+    return drawn_figures(fake_diagnosis(layers=(("conv", 4),)), None, 1)
+
+
+def test_labels_to_look_at_are_shown_beside_similar_images(monkeypatch, drawn_once):
+    monkeypatch.setattr(page_module, "drawn_figures", lambda *given: drawn_once)
+    given = {"diagnosis": fake_diagnosis(layers=(("conv", 4),)), "comparison": None, "examples": ()}
+    suspects = fake_suspects()
+    page = Page(page_of(**given, suspects=suspects, shown_suspects=fake_shown(suspects)[:3]))
+    said = " ".join(page.text.split())
+    assert "4 of 1,200 training images have a label that is more probably wrong than right" in said
+    assert "Of these labels 80 % are expected to be wrong, of all labels an estimated 4 %" in said
+    assert "labels.csv" in said and "The first 3 are shown." in said and "Not looked at: fox." in said
+    assert "airplane looks like bird : wrong with 95 %" in said.replace("bird:", "bird :")
+    assert [given["alt"] for given in page.every("img")].count("An image of bird") == 2
+    assert "Labels to look at" not in Page(page_of(**given)).text
+    nothing = fake_suspects(number=0)
+    said = Page(page_of(**given, suspects=nothing)).text
+    assert "That any label of 1,200 training images is wrong is not proven." in said
+    said = Page(page_of(**given, suspects=replace(nothing, share=0.021))).text
+    assert "An estimated 2 % of the labels of 1,200 training images are wrong, but of none" in said
+    said = Page(page_of(**given, suspects=replace(nothing, images=0, accuracy=math.nan))).text
+    assert "not proven" not in said and "Not looked at: fox." in said and "nan" not in said.lower()
 
 
 def test_the_page_stands_alone(page):

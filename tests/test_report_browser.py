@@ -16,6 +16,8 @@ from fake_results import (
     fake_example,
     fake_explained,
     fake_robustness,
+    fake_shown,
+    fake_suspects,
 )
 from test_report import HOSTILE, page_of
 
@@ -66,6 +68,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             examples=(),
             causes=fake_causes(),
             robustness=fake_robustness(),
+            suspects=fake_suspects(),
+            shown_suspects=fake_shown(fake_suspects()),
             explained=[fake_explained(), fake_explained(long[0] * 3, long[1], long[2])],
         ),
         "diagnosis": page_of(comparison=None, examples=examples),
@@ -73,6 +77,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             title=long[0],
             diagnosis=fake_diagnosis(names),
             causes=fake_causes(names),
+            suspects=fake_suspects(names),
+            shown_suspects=fake_shown(fake_suspects(names), long[0] * 2),
             explained=[fake_explained(one, one, names[0]) for one in names],
             comparison=fake_comparison(classes=names),
             examples=hostile,

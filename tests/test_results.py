@@ -26,6 +26,7 @@ from fake_results import (
     fake_explanation,
     fake_layer,
     fake_robustness,
+    fake_suspects,
     with_first,
     with_more_arms,
 )
@@ -80,13 +81,15 @@ def complete_comparison() -> Comparison:
 RESULTS: dict[str, Callable[[], Any]] = {
     "diagnosis": lambda: fake_diagnosis(empty=(2,)),
     "causes": fake_causes,
+    "suspects": fake_suspects,
     "explanation": lambda: fake_explanation("cat", "dog"),
     "robustness": fake_robustness,
     "treatment": fake_treatment,
     "comparison": complete_comparison,
 }
 FILES = {
-    "diagnosis": "diagnosis.json", "causes": "causes.json", "explanation": "explanation.json",
+    "diagnosis": "diagnosis.json", "causes": "causes.json", "suspects": "suspects.json",
+    "explanation": "explanation.json",
     "robustness": "robustness.json", "treatment": "prescription.json", "comparison": "compare.json",
 }  # fmt: skip
 
@@ -275,6 +278,7 @@ def test_the_keys_of_the_files_stay(tmp_path):
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
     "diagnosis": (lambda r: r["layers"][1].update(delta="wide"), "layers.1.delta is 'wide'", "number"),
     "causes": (lambda r: r["errors"][0].update(cause="bad luck"), "cause is 'bad luck'", "'background'"),
+    "suspects": (lambda r: r["suspects"][1].pop("proposed"), "suspects.1.proposed is missing", ""),
     "explanation": (lambda r: r["kernels"][0].pop("kernel"), "kernels.0.kernel is missing", ""),
     "robustness": (lambda r: r.update(units="metres"), "units is 'metres'", "'absolute' or 'deviation'"),
     "treatment": (lambda r: r.update(arms="control"), "arms is 'control', expected", "array"),
@@ -351,6 +355,7 @@ SHORT = 1000  # characters: a few lines
 SAYS = {
     "diagnosis": ("8 categories", "accuracy 80.2 %", "layer3.conv2", "128", "not diagnosed: boat"),
     "causes": ("4 errors in 200 images", "98.0 %", "background", "label looks wrong"),
+    "suspects": ("4 of 1,200 training images", "80 %", "4.0 %", "airplane", "95 %", "Not looked at: fox."),
     "explanation": ("Predicted dog (80 %)", "The label is cat", "layer3.conv2[17]", "6.1"),
     "robustness": ("100 images", "8/255", "98.5 %"),
     "treatment": (
@@ -439,10 +444,11 @@ def hostile_results() -> list[Any]:
             reason=f"because {HOSTILE}",
         ),
         fake_treatment(("control", HOSTILE)),
+        fake_suspects(eight),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(5))
 def test_names_stay_text_in_notebooks(place):
     result = hostile_results()[place]
     html = result._repr_html_()

@@ -148,7 +148,7 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
     else:
         passes = diagnosis_passes(case) or passes_of(case)
         cost = {"diagnosis": cost_of(case, passes)}
-        seconds = {"diagnose": _diagnosis_seconds(case, step, passes)}
+        seconds = {"diagnose": _diagnosis_seconds(case, verb, step, passes)}
     if verb in ("treat", "checkup"):
         stages, search = _treatment_seconds(case, verb, step, steps)
         seconds |= stages
@@ -245,7 +245,11 @@ def _arms(case: Case) -> Sequence[str]:
     return tuple(remedies_named(case.plan.arms))
 
 
-def _diagnosis_seconds(case: Case, step: StepTime, passes: float) -> float:
-    """Estimate the diagnosis: a forward pass for every image, and the evidence of the sifted ones."""
+def _diagnosis_seconds(case: Case, verb: Verb, step: StepTime, passes: float) -> float:
+    """Estimate the diagnosis: forward passes for every image, and the evidence of the sifted ones.
+
+    `diagnose` and `checkup` run all images once more, to look at their labels.
+    """
+    looks = 1 if verb == "treat" else 2
     sifted = min(len(case.data.train), case.plan.images_per_category * len(case.classes))
-    return step.forward * (len(case.data.train) + passes * sifted)
+    return step.forward * (looks * len(case.data.train) + passes * sifted)
