@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +13,9 @@ from torch.nn import functional
 
 from torchdoctor.types import Progress, silent
 
-RIDGE = 1.0  # half the squared weights of a head, times this, are added to its summed loss
+# Half the squared weights of a head, times one of these, are added to its summed loss. The more wrong labels
+# and the fewer images there are, the stronger a ridge helps; the strongest are tried first.
+RIDGES = (1000.0, 100.0, 10.0, 1.0)
 STEPS = 100  # of L-BFGS at most
 
 
@@ -57,6 +62,7 @@ def crossed_log_probabilities(
     folds: int,
     seed: int,
     device: torch.device,
+    ridges: Sequence[float] = RIDGES,
     progress: Progress = silent,
 ) -> Float[np.ndarray, "image category"]:
     """Return the log-probabilities of logistic regressions, each of images that it was not fitted on.
@@ -68,6 +74,8 @@ def crossed_log_probabilities(
         folds: How many heads are fitted, each on the images outside of one fold.
         seed: What the folds depend on.
         device: Where the heads are fitted.
+        ridges: The ridges to choose from, the strongest first: the first head takes one after the other until
+            the images that it was not fitted on become less probable, and all take the best.
         progress: Called with ("suspects", heads fitted, heads in all).
 
     Returns:
@@ -79,17 +87,48 @@ def crossed_log_probabilities(
     found = torch.empty((len(labels), categories), dtype=torch.float32)
     for number in range(folds):
         held_out = (fold == number).to(device)
-        weight, bias = _fitted(place[~held_out], truth[~held_out], categories)
-        scores = torch.addmm(bias, place[held_out], weight)
-        found[held_out.cpu()] = scores.log_softmax(1).cpu()
+        zeros = place.new_zeros((place.shape[1] + 1, categories))
+        head, best = Head(zeros[1:], zeros[0]), -float("inf")
+        for ridge in ridges:
+            head = _fitted(place[~held_out], truth[~held_out], ridge, head)
+            judged = head.log_probabilities(place[held_out])
+            likelihood = -float(functional.nll_loss(judged, truth[held_out]))
+            if likelihood < best:
+                break
+            best, ridges = likelihood, (ridge,)
+            found[held_out.cpu()] = judged.cpu()
         progress("suspects", number + 1, folds)
     return found.double().numpy()
 
 
-def _fitted(features: Tensor, labels: Tensor, categories: int) -> tuple[Tensor, Tensor]:
-    """Fit a logistic regression with a ridge; return its weight [feature, category] and its bias."""
-    weight = torch.zeros((features.shape[1], categories), device=features.device, requires_grad=True)
-    bias = torch.zeros(categories, device=features.device, requires_grad=True)
+@dataclass(frozen=True)
+class Head:
+    """A linear layer.
+
+    Attributes:
+        weight: Its weight.
+        bias: Its bias.
+    """
+
+    weight: Float[Tensor, "feature category"]
+    bias: Float[Tensor, " category"]
+
+    def log_probabilities(self, features: Float[Tensor, "image feature"]) -> Float[Tensor, "image category"]:
+        """Return the logarithms of the probabilities of the categories.
+
+        Args:
+            features: The features of images.
+
+        Returns:
+            The natural logarithms.
+        """
+        return torch.addmm(self.bias, features, self.weight).log_softmax(1)
+
+
+def _fitted(features: Tensor, labels: Tensor, ridge: float, start: Head) -> Head:
+    """Fit a logistic regression with a ridge, from a head that is near."""
+    weight = start.weight.clone().requires_grad_(True)
+    bias = start.bias.clone().requires_grad_(True)
     search = torch.optim.LBFGS(
         [weight, bias], max_iter=STEPS, tolerance_grad=1e-5, tolerance_change=1e-7,
         line_search_fn="strong_wolfe",
@@ -97,11 +136,11 @@ def _fitted(features: Tensor, labels: Tensor, categories: int) -> tuple[Tensor, 
 
     def loss() -> Tensor:
         search.zero_grad()
-        scores = torch.addmm(bias, features, weight)
-        value = functional.cross_entropy(scores, labels) + RIDGE * weight.square().sum() / 2 / len(labels)
+        judged = Head(weight, bias).log_probabilities(features)
+        value = functional.nll_loss(judged, labels) + ridge * weight.square().sum() / 2 / len(labels)
         value.backward()
         return value
 
     with torch.enable_grad():
         search.step(loss)
-    return weight.detach(), bias.detach()
+    return Head(weight.detach(), bias.detach())
