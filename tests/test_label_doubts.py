@@ -40,6 +40,21 @@ def test_share_and_temperature_are_found(share, temperature):
     assert found.wrong[errors & hit].mean() > 2 * found.wrong[errors & ~hit].mean()
 
 
+def test_wrong_labels_that_follow_a_pattern_are_told_from_close_categories():
+    logits, truth = answers()
+    hit = np.random.default_rng(1).random(len(truth)) < 0.1
+    labels = np.where(hit, (truth + 1) % 6, truth)
+    pattern = np.zeros((len(labels), 6))
+    pattern[np.arange(len(labels)), (labels - 1) % 6] = 1.0  # wrong labels are always the next category
+    uniform, told = label_doubts(logits, labels), label_doubts(logits, labels, mistaken=pattern)
+    assert told.share == pytest.approx(0.1, abs=0.02)
+    assert told.wrong[hit].mean() > uniform.wrong[hit].mean() and told.wrong[~hit].mean() < 0.05
+    plain = np.full((len(labels), 6), 0.2)
+    plain[np.arange(len(labels)), labels] = 0.0
+    again = label_doubts(logits, labels, mistaken=plain)
+    assert again.share == pytest.approx(uniform.share) and again.temperature == uniform.temperature
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("number", [1, 40, 4000])
 def test_without_wrong_labels_none_is_claimed(temperature, number):

@@ -12,7 +12,12 @@ from torch import nn
 
 import torchdoctor as td
 from torchdoctor import Batch, InputError, Suspects, find_suspects
-from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, folds_of, standardised
+from torchdoctor.diagnosis.crossed_heads import (
+    crossed_log_probabilities,
+    crossed_mistakes,
+    folds_of,
+    standardised,
+)
 from torchdoctor.diagnosis.suspects import margins
 from torchdoctor.diagnosis.suspects_result import COLUMNS, Suspect, read_labels
 
@@ -142,6 +147,18 @@ def test_heads_equal_a_regression_fitted_by_plain_gradient_descent():
         scores = place[~fitted] @ weight + bias
         expected = scores - np.log(np.exp(scores).sum(1, keepdims=True))
         np.testing.assert_allclose(judged[~fitted], expected, atol=0.02)
+
+
+def test_mistakes_are_counted_in_the_other_folds():
+    random = np.random.default_rng(0)
+    labels, scores = random.integers(0, 3, 40), random.normal(size=(40, 3))
+    mistakes, fold = crossed_mistakes(scores, labels, folds=4, seed=2), folds_of(labels, 4, 2)
+    for row in range(40):
+        for true in range(3):
+            others = (fold != fold[row]) & (scores.argmax(1) == true) & (labels != true)
+            alike = others & (labels == labels[row])
+            expected = 0.0 if true == labels[row] else (alike.sum() + 1) / (others.sum() + 2)
+            assert mistakes[row, true] == pytest.approx(expected)
 
 
 def test_margins_are_against_the_best_other_category():

@@ -32,7 +32,7 @@ from benchmarks.study.people import average_precision
 from benchmarks.study.planted_faults import keep
 from torchdoctor import load_data
 from torchdoctor.data.loader import Loader
-from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, standardised
+from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, crossed_mistakes, standardised
 from torchdoctor.diagnosis.suspects import LISTED, Seen, look, margins, rank
 from torchdoctor.models.architectures.small_resnet import SmallResNet
 from torchdoctor.treatment.recipe import Recipe
@@ -84,9 +84,9 @@ def of_ranking(wrong: np.ndarray, order: np.ndarray) -> Line:
     }
 
 
-def ours(seen: Seen, heads: np.ndarray, wrong: np.ndarray) -> Iterator[Line]:
+def ours(seen: Seen, heads: np.ndarray, wrong: np.ndarray, seed: int) -> Iterator[Line]:
     """Yield the line of the package's ranking, and of its parts alone."""
-    found = rank(seen, heads)
+    found = rank(seen, heads, crossed_mistakes(heads, seen.labels, folds=FOLDS, seed=seed))
     listed = found.chances >= LISTED
     first = found.order[: round(FIRST * len(wrong))]
     yield {
@@ -167,7 +167,7 @@ def main() -> None:
             }  # fmt: skip
             wrong = seen.labels != truth[seen.ids]
             common["share"] = round(float(wrong.mean()), 4)
-            for line in (*ours(seen, heads, wrong), *cleanlabs(seen, heads, wrong)):
+            for line in (*ours(seen, heads, wrong, seed), *cleanlabs(seen, heads, wrong)):
                 print(json.dumps({**common, **line}), flush=True)
                 if given.out:
                     with given.out.open("a") as out:

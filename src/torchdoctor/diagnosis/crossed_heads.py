@@ -101,6 +101,39 @@ def crossed_log_probabilities(
     return found.double().numpy()
 
 
+def crossed_mistakes(
+    log_probabilities: Float[np.ndarray, "image category"],
+    labels: Int[np.ndarray, " image"],
+    *,
+    folds: int,
+    seed: int,
+) -> Float[np.ndarray, "image category"]:
+    """Return how probable each image's label is as a wrong label of every category.
+
+    Wrong labels are taken to be distributed like the labels that differ from the most probable category,
+    which are counted in the other folds, each pair of categories once more than it occurs.
+
+    Args:
+        log_probabilities: The logarithms of the categories' probabilities.
+        labels: The categories that the images are labelled as.
+        folds: The number of folds.
+        seed: What the folds depend on.
+
+    Returns:
+        Of each image and category, the share of its label among the wrong labels of that category; 0 for the
+        label itself.
+    """
+    fold, called = folds_of(labels, folds, seed), log_probabilities.argmax(axis=1)
+    mistakes = np.empty(log_probabilities.shape)
+    for number in range(folds):
+        counts = np.ones((mistakes.shape[1], mistakes.shape[1]))
+        np.add.at(counts, (called[fold != number], labels[fold != number]), 1.0)
+        np.fill_diagonal(counts, 0.0)
+        counts /= counts.sum(axis=1, keepdims=True)
+        mistakes[fold == number] = counts[:, labels[fold == number]].T
+    return mistakes
+
+
 @dataclass(frozen=True)
 class Head:
     """A linear layer.

@@ -44,73 +44,82 @@ def label_doubts(
     logits: Float[np.ndarray, "image category"],
     labels: Int[np.ndarray, " image"],
     believed: Bool[np.ndarray, " image"] | None = None,
+    mistaken: Float[np.ndarray, "image category"] | None = None,
 ) -> LabelDoubts:
     """Estimate the share of wrong labels together with the temperature of the logits.
 
     The model: an image's true category k has the probability p_k, the softmax of the logits over a
-    temperature T; with probability `share` its label is another category, each as likely. Both are the values
-    that make the labels most probable. The share is 0 unless it explains the labels better beyond chance.
+    temperature T; with probability `share` its label is another category, each as likely unless `mistaken`
+    says otherwise. Both are the values that make the labels most probable. The share is 0 unless it explains
+    the labels better beyond chance.
 
     Args:
         logits: The logits of images that the network was not trained on.
         labels: Their labels.
         believed: The images to estimate from; the labels of the others are not doubted. None is all images.
+        mistaken: The probability that a wrong label is the image's label, if this were its true category; 0
+            for the label itself. None: each other category is as likely.
 
     Returns:
         The estimates, and the probability that each label is wrong: 0 for images that are not believed.
     """
-    others = max(logits.shape[1] - 1, 1)
     if believed is None or not believed.any():
         believed = np.ones(len(labels), dtype=bool)
     telling, told = logits[believed], labels[believed]
-    rows = np.arange(len(told))
+    error = None if mistaken is None else mistaken[believed]
     best = (-np.inf, 1.0, 0.0)
-    plain = -np.inf
-    for temperature in TEMPERATURES:
-        right = np.exp(log_softmax(telling / temperature, axis=1)[rows, told])
-        share = _share(right, others)
-        likelihood = _likelihood(right, share, others)
-        plain = max(plain, _likelihood(right, 0.0, others))
-        if likelihood > best[0]:
-            best = (likelihood, float(temperature), share)
+    plain = (-np.inf, 1.0)
+    for temperature in TEMPERATURES.tolist():
+        right, slip = _explained(telling, told, temperature, error)
+        share = _share(right, slip)
+        best = max(best, (_likelihood(right, slip, share), temperature, share))
+        plain = max(plain, (_likelihood(right, slip, 0.0), temperature))
     temperature, share = best[1], best[2]
-    if best[0] - plain < SURE:
-        share = 0.0
-        temperature = float(max(TEMPERATURES, key=lambda each: _plain(telling, told, each)))
+    if best[0] - plain[0] < SURE:
+        temperature, share = plain[1], 0.0
     logarithms = log_softmax(logits / temperature, axis=1)
     of_label = logarithms[np.arange(len(labels)), labels]
     return LabelDoubts(
         temperature,
         share,
-        _wrong(np.exp(of_label), share, others) * believed,
+        _wrong(*_explained(logits, labels, temperature, mistaken), share) * believed,
         logarithms.max(axis=1) - of_label,
     )
 
 
-def _wrong(right: Float[np.ndarray, " image"], share: float, others: int) -> Float[np.ndarray, " image"]:
+def _explained(
+    logits: Float[np.ndarray, "image category"],
+    labels: Int[np.ndarray, " image"],
+    temperature: float,
+    mistaken: Float[np.ndarray, "image category"] | None,
+) -> tuple[Float[np.ndarray, " image"], Float[np.ndarray, " image"]]:
+    """Return how probable each label is if no label is wrong, and if each is."""
+    chances = np.exp(log_softmax(logits / temperature, axis=1))
+    right = chances[np.arange(len(labels)), labels]
+    if mistaken is None:
+        return right, (1 - right) / max(logits.shape[1] - 1, 1)
+    return right, (chances * mistaken).sum(axis=1)
+
+
+def _wrong(
+    right: Float[np.ndarray, " image"], slip: Float[np.ndarray, " image"], share: float
+) -> Float[np.ndarray, " image"]:
     """Return the probability that labels are wrong by Bayes' rule."""
-    by_noise = share * (1 - right) / others
+    by_noise = share * slip
     return by_noise / np.maximum((1 - share) * right + by_noise, 1e-300)
 
 
-def _share(right: Float[np.ndarray, " image"], others: int) -> float:
+def _share(right: Float[np.ndarray, " image"], slip: Float[np.ndarray, " image"]) -> float:
     """Return the most probable share of wrong labels, by expectation and maximisation."""
     share = 0.1
     for _ in range(ROUNDS):
-        share = float(_wrong(right, share, others).mean())
+        share = float(_wrong(right, slip, share).mean())
     return share
 
 
-def _likelihood(right: Float[np.ndarray, " image"], share: float, others: int) -> float:
+def _likelihood(right: Float[np.ndarray, " image"], slip: Float[np.ndarray, " image"], share: float) -> float:
     """Return the log-likelihood of the labels."""
-    return float(np.log(np.maximum((1 - share) * right + share * (1 - right) / others, 1e-300)).sum())
-
-
-def _plain(
-    logits: Float[np.ndarray, "image category"], labels: Int[np.ndarray, " image"], temperature: float
-) -> float:
-    """Return the log-likelihood of the labels without wrong ones."""
-    return float(log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].sum())
+    return float(np.log(np.maximum((1 - share) * right + share * slip, 1e-300)).sum())
 
 
 def probability_wrong(wrong: float, log_odds: float) -> float:

@@ -12,7 +12,11 @@ from scipy.optimize import isotonic_regression
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
-from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, standardised
+from torchdoctor.diagnosis.crossed_heads import (
+    crossed_log_probabilities,
+    crossed_mistakes,
+    standardised,
+)
 from torchdoctor.diagnosis.diagnose import category_names
 from torchdoctor.diagnosis.label_doubts import label_doubts
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
@@ -104,7 +108,7 @@ def find_suspects(
         features, seen.labels, len(seen.names),
         folds=folds, seed=seed, device=device_of(model), progress=progress,
     )  # fmt: skip
-    ranking = rank(seen, heads)
+    ranking = rank(seen, heads, crossed_mistakes(heads, seen.labels, folds=folds, seed=seed))
     suspects = _listed(seen, features, ranking)
     return Suspects(suspects, len(seen.ids), round(ranking.share, 6), seen.accuracy, _remarks(seen, folds))
 
@@ -126,17 +130,22 @@ class Ranking:
     share: float
 
 
-def rank(seen: Seen, heads: Float[np.ndarray, "image category"]) -> Ranking:
+def rank(
+    seen: Seen,
+    heads: Float[np.ndarray, "image category"],
+    mistakes: Float[np.ndarray, "image category"],
+) -> Ranking:
     """Rank the images by what the network and the heads say of their labels.
 
     Args:
         seen: What the network says.
         heads: The log-probabilities of heads, each of images that it was not fitted on.
+        mistakes: How probable each label is as a wrong one of every category (see `crossed_mistakes`).
 
     Returns:
         The ranking.
     """
-    doubts = label_doubts(heads, seen.labels)
+    doubts = label_doubts(heads, seen.labels, mistaken=mistakes)
     margin, proposed = margins((log_softmax(seen.logits, axis=1) + heads) / 2, seen.labels)
     order = np.lexsort((seen.ids, margin))
     chances = np.zeros(len(order))

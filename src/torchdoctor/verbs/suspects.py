@@ -14,7 +14,7 @@ from torchdoctor.verbs.pictures import displayed_pixels
 
 SHOWN = 12  # suspects in a report; labels.csv has all of them
 MOST_GIGABYTES = 8.0  # of memory; more than that is left to those who ask for it in Python
-FEATURES, COPIES = 1024, 24  # numbers of an image beside its logits, and bytes for each number, about
+FEATURES, COPIES = 1024, 40  # numbers of an image beside its logits, and bytes for each number, about
 
 
 def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
