@@ -195,7 +195,7 @@ def test_labels_to_look_at_are_shown_beside_similar_images(monkeypatch, drawn_on
     page = Page(page_of(**given, suspects=suspects, shown_suspects=fake_shown(suspects)[:3]))
     said = " ".join(page.text.split())
     assert "4 of 1,200 training images have a label that is more probably wrong than right" in said
-    assert "Of these labels 80 % are expected to be wrong, of all labels an estimated 4 %" in said
+    assert "Of these labels 80 % are expected to be wrong, of all labels at least 4 %" in said
     assert "labels.csv" in said and "The first 3 are shown." in said and "Not looked at: fox." in said
     assert "airplane looks like bird : wrong with 95 %" in said.replace("bird:", "bird :")
     assert [given["alt"] for given in page.every("img")].count("An image of bird") == 2
@@ -204,7 +204,7 @@ def test_labels_to_look_at_are_shown_beside_similar_images(monkeypatch, drawn_on
     said = Page(page_of(**given, suspects=nothing)).text
     assert "That any label of 1,200 training images is wrong is not proven." in said
     said = Page(page_of(**given, suspects=replace(nothing, share=0.021))).text
-    assert "An estimated 2 % of the labels of 1,200 training images are wrong, but of none" in said
+    assert "At least 2 % of the labels of 1,200 training images are wrong, but of none" in said
     said = Page(page_of(**given, suspects=replace(nothing, images=0, accuracy=math.nan))).text
     assert "not proven" not in said and "Not looked at: fox." in said and "nan" not in said.lower()
 

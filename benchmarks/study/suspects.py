@@ -80,7 +80,7 @@ def of_ranking(wrong: np.ndarray, order: np.ndarray) -> Line:
     return {
         "first": len(first),
         "precision_of_first": round(float(wrong[first].mean()), 4),
-        "average_precision": round(average_precision(wrong, -place), 4),
+        "average_precision": round(average_precision(wrong, -place), 4) if wrong.any() else None,
     }
 
 

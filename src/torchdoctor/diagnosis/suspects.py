@@ -71,7 +71,8 @@ def find_suspects(
     Linear heads are fitted to the network's averaged maps, each without a fold of the images, which it then
     judges. Images are ranked by log p(label) - max over the others of log p, with log p the mean of the
     network's own and the head's. The heads alone give the share of wrong labels and the probability of each
-    (see `label_doubts`), which is made to fall along the ranking; from one half on, an image is listed.
+    (see `label_doubts`), which is made to fall along the ranking; from one half on, an image is listed. Both
+    are low rather than high, because network and heads learn from the wrong labels too.
 
     A network that has learned its labels by heart repeats wrong ones too: give one of fewer epochs.
 
@@ -121,7 +122,7 @@ class Ranking:
         order: The rows of the images, the most suspicious first.
         chances: The probability that each label is wrong, by row; it falls along the ranking.
         proposed: The most probable of the other categories, by row.
-        share: The estimated share of wrong labels, 0 where none is proven.
+        share: The share of wrong labels that is proven.
     """
 
     order: Int[np.ndarray, " image"]

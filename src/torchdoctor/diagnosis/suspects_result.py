@@ -56,8 +56,8 @@ class Suspects:
     Attributes:
         suspects: The images, those whose labels are most surely wrong first.
         images: The number of images that were looked at.
-        share: The estimated share of wrong labels among them, in 0..1; 0 where none is proven, and then there
-            are no suspects.
+        share: The share of wrong labels among them that is proven, in 0..1. There can be more, because the
+            network has learned from them. 0 where none is proven, and then there are no suspects.
         accuracy: How many of the images the network itself classifies as labelled, in percent.
         remarks: What was left out and why, in sentences.
 
@@ -65,7 +65,7 @@ class Suspects:
         >>> found = Suspects((Suspect(7, "cat", "dog", 0.9),), images=50, share=0.04, accuracy=98.0)
         >>> found
         1 of 50 training images has a label that looks wrong
-          90 % of these labels are expected to be wrong. Of all labels, an estimated 4.0 % are.
+          90 % of these labels are expected to be wrong; of all labels, at least 4.0 %.
           image  label  looks like  wrong with
           7      cat    dog         90 %
     """
@@ -101,11 +101,11 @@ class Suspects:
         number = len(self.suspects)
         have = "has a label that looks wrong" if number == 1 else "have labels that look wrong"
         shares = (
-            f"{100 * self.expected():.0f} % of these labels are expected to be wrong. Of all labels, an "
-            f"estimated {100 * self.share:.1f} % are."
+            f"{100 * self.expected():.0f} % of these labels are expected to be wrong; of all labels, "
+            f"at least {100 * self.share:.1f} %."
         )
         none = "That any label is wrong is not proven." if self.share == 0 else (
-            f"An estimated {100 * self.share:.1f} % of the labels are wrong, but it cannot be said which."
+            f"At least {100 * self.share:.1f} % of the labels are wrong, but it cannot be said which."
         )  # fmt: skip
         return Card(
             f"{number} of {self.images:,} training images {have}",

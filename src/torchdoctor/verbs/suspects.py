@@ -57,7 +57,8 @@ def suspects_record(folder: Path, suspects: Suspects) -> dict[str, object]:
 
     Returns:
         Values by name: how many labels are listed, of how many images, how many of them are expected to be
-        wrong (0..1; NaN without any), the estimated share of wrong labels, remarks, and where the list is.
+        wrong (0..1; NaN without any), the share of wrong labels that is proven, remarks, and where the list
+        is.
     """
     return {
         "listed": len(suspects.suspects),
