@@ -15,7 +15,7 @@ from benchmarks.experiment.cells import Cell, remedy
 from benchmarks.experiment.networks import network
 from torchdoctor import candidate_layers
 from torchdoctor.network.layers import Candidate
-from torchdoctor.treatment.remedies import Remedy
+from torchdoctor.treatment.cure import Remedy
 
 TAU = 0.3
 

@@ -37,7 +37,7 @@ from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.images.backgrounds import across_categories
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.network.prediction import predict_logits
-from torchdoctor.treatment.remedies import Remedy
+from torchdoctor.treatment.cure import Remedy
 from torchdoctor.treatment.search import Candidate, remedy_of
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import accuracy, fit

@@ -40,8 +40,8 @@ from torchdoctor.images.batches import TrainingImages
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.proof.statistics import LEVEL
 from torchdoctor.treatment.constraints import constraints_named
+from torchdoctor.treatment.cure import Remedy
 from torchdoctor.treatment.passes import Noise
-from torchdoctor.treatment.remedies import Remedy
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import accuracy
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe

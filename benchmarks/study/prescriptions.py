@@ -17,7 +17,9 @@ from torchdoctor import Constraint, Course, Diagnosis
 from torchdoctor.images.batches import Batch, TrainingImages
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.treatment.constraints import channel_wise, channel_wise_authors
-from torchdoctor.treatment.remedies import REMEDIES, Remedy, swapped_batch
+from torchdoctor.treatment.cure import Remedy
+from torchdoctor.treatment.masked_remedies import swapped_batch
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.search import constrained
 
 PHOTOGRAPHS = ("tiny_imagenet20", "mini_imagenet30")

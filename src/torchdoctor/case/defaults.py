@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
-from torchdoctor.treatment.arms import default_arms, remedies_named
+from torchdoctor.treatment.arms import default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints, on_layers
-from torchdoctor.treatment.remedies import NEED_MASKS
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.search import Select
 from torchdoctor.types import InputError
 
@@ -32,8 +33,8 @@ def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits)
                 f"--constraints {text!r} needs object masks, and {settings.data!r} has none: give data with "
                 "mask or bbox columns or PNGs beside the images, or leave it out"
             )
-    for name in arms:
-        if name in NEED_MASKS and not data.has_masks:
+    for name, remedy in arms.items():
+        if uses_masks(remedy) and not data.has_masks:
             raise InputError(
                 f"--arms {name!r} needs object masks, and {settings.data!r} has none: give data with mask or "
                 "bbox columns or PNGs beside the images, or leave it out"
@@ -43,6 +44,25 @@ def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits)
     for name in weights if isinstance(weights, dict) else ():
         if name not in known:
             raise InputError(f"--weight {name!r} names no constraint of this run")
+
+
+def check_remedies(settings: Settings, model: nn.Module, data: Splits) -> None:
+    """Refuse remedies that the network lacks something for, before hours are spent on a diagnosis.
+
+    Args:
+        settings: What was asked for.
+        model: The network.
+        data: The images; two of them are shown to the network where a remedy needs a linear layer at its end.
+
+    Raises:
+        InputError: A remedy that was asked for needs what the network does not have.
+    """
+    arms = () if settings.arms == "auto" else settings.arms
+    needy = [cure for cure in map(REMEDIES.get, arms) if cure is not None and cure.needs]
+    if needy:
+        shown = data.train.select(data.train.table.ids[:2])
+        for cure in needy:
+            cure.check(model, shown, None)
 
 
 def prescribed(settings: Settings, layers: tuple[str, ...], data: Splits) -> dict[str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchdoctor.case.defaults import best_select, check_constraints, prescribed
+from torchdoctor.case.defaults import best_select, check_constraints, check_remedies, prescribed
 from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
 from torchdoctor.case.own_weights import in_order_of_weights, model_of_card
@@ -157,6 +157,7 @@ def prepare(
     usual = try_out_training if to_train else try_out_network
     layers, on_layers = layers_of(settings, name, model, data, try_out or usual, to_train=to_train)
     check_constraints(settings, layers, data)
+    check_remedies(settings, model, data)
     plan = _decided(settings, verb, name, data, layers, primary)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
     notes += on_layers + ((unknown,) if unknown else ())

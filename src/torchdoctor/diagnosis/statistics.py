@@ -188,6 +188,18 @@ def out_of_step(drift: Float[np.ndarray, " kernel"]) -> tuple[int, ...]:
     return tuple(np.flatnonzero(drift > limit).tolist())
 
 
+def layers_out_of_step(layers: Sequence[LayerDiagnosis]) -> tuple[str, ...]:
+    """Return the layers that have kernels whose statistics have changed since training.
+
+    Args:
+        layers: The diagnosed layers.
+
+    Returns:
+        The names of those with a kernel that is `out_of_step`, in the same order.
+    """
+    return tuple(layer.name for layer in layers if out_of_step(layer.drift))
+
+
 def _flags(
     mean: Float[np.ndarray, "category kernel"],
     correlated: Bool[np.ndarray, "category kernel"],

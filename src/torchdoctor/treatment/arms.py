@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.treatment.constraints import Constraint, constraints_named, default_constraints
-from torchdoctor.treatment.remedies import REMEDIES, USE_MASKS, Remedy
+from torchdoctor.treatment.cure import Cure, Remedy
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError
 
@@ -28,6 +29,20 @@ def default_arms(masked: int) -> tuple[str, ...]:
     return ("control", "swap", "treated") if masked >= LEAST_MASKS else ("control", "treated")
 
 
+def name_of(remedy: Remedy) -> str:
+    """Return what the arm of a remedy is called.
+
+    Args:
+        remedy: A function of the user, or a `Cure`.
+
+    Returns:
+        The cure's own name, or that of the function.
+    """
+    if isinstance(remedy, Cure):
+        return remedy.name
+    return str(getattr(remedy, "__name__", type(remedy).__name__))
+
+
 def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     """Return the remedy of each arm.
 
@@ -42,7 +57,7 @@ def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     """
     remedies: dict[str, Remedy | None] = {"control": REMEDIES["control"]}
     for arm in arms:
-        name = arm if isinstance(arm, str) else str(getattr(arm, "__name__", type(arm).__name__))
+        name = arm if isinstance(arm, str) else name_of(arm)
         if not isinstance(arm, str):
             if name in remedies or name in REMEDIES or name in ("treated", "base"):
                 raise InputError(f"arm {name!r}: the name is taken; give your function another")
@@ -131,14 +146,13 @@ def _check_names(names: Sequence[str], weights: Mapping[str, object]) -> None:
             raise InputError(f"weight of {name!r}: no such constraint here; there are: {', '.join(names)}")
 
 
-def uses_masks(arm: tuple[str, Remedy | None]) -> bool:
-    """Return whether an arm may look at object masks.
+def uses_masks(remedy: Remedy | None) -> bool:
+    """Return whether the steps of an arm may look at object masks, so that every batch has to show some.
 
     Args:
-        arm: The name of the arm and its remedy; None for `treated`.
+        remedy: The remedy; None for `treated`, whose constraints say so.
 
     Returns:
-        True for functions of the user too, which may look at them.
+        True for functions of the user too, which may look at them; a `Cure` says whether it needs them.
     """
-    name, remedy = arm
-    return name in USE_MASKS or (remedy is not None and remedy not in REMEDIES.values())
+    return "masks" in remedy.needs if isinstance(remedy, Cure) else remedy is not None

@@ -5,32 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.network.state import load_state
 from torchdoctor.randomness import key
-from torchdoctor.treatment.optimizer import build_optimizer, learning_rate_factor
+from torchdoctor.treatment.averaging import averaged_model
+from torchdoctor.treatment.optimizer import build_optimizer, learning_rate_factor, trained_parameters
 from torchdoctor.treatment.recipe import (
     Course,
     Recipe,
+    Step,
     TrainingState,
     at_least_float32,
     autocast,
     move,
     set_mode,
 )
-from torchdoctor.types import InputError, ModelDoctorError
+from torchdoctor.types import ModelDoctorError
 
 MOST_SKIPPED = 10  # steps in a row that are not finite end the training
 LOOK_EVERY = 50  # steps between two looks at which were skipped: each look waits for the device
-Tensors = tuple[Tensor, ...] | list[Tensor]
-COUNTERS = ("step", "epoch", "place", "skipped", "seen", "in_a_row")  # as checkpoints name them
+COUNTERS = ("step", "passes", "epoch", "place", "skipped", "seen", "in_a_row")  # as checkpoints name them
 
 
 @dataclass
@@ -40,10 +42,11 @@ class Loop:
     Attributes:
         model: The network, trained in place.
         recipe: Optimiser, schedule, precision, and how long to train.
-        course: What is minimised, and whether the weights are averaged.
+        course: What is minimised, and in what else the arm differs from the control.
         seed: Seeds the random layers.
         total: How many steps the training has.
         step: How many steps were taken.
+        passes: How often loss and gradient were computed; more than `step` where a step takes several.
         epoch: How many epochs are over.
         place: How many batches of the present epoch were used.
         history: One line per finished epoch.
@@ -60,6 +63,7 @@ class Loop:
     seed: int
     total: int
     step: int = 0
+    passes: int = 0
     epoch: int = 0
     place: int = 0
     history: list[Mapping[str, float]] = field(default_factory=list)
@@ -73,19 +77,17 @@ class Loop:
         """Build the optimiser, and the averaged network where the course averages weights.
 
         Raises:
-            InputError: No parameter is trainable, or the recipe's optimiser is unknown.
+            InputError: No parameter is trainable, the course trains what the network does not have, or the
+                recipe's optimiser is unknown.
         """
-        parameters = [value for value in self.model.parameters() if value.requires_grad]
-        if not parameters:
-            raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
-        self.parameters = parameters
+        self.parameters = parameters = trained_parameters(self.model, self.course.trains)
         self.device = device_of(self.model)
         self.optimizer = build_optimizer(parameters, self.recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
         self.buffers = [value for value in self.model.buffers() if value.is_floating_point()]
         self.average: AveragedModel | None = None
         if self.course.average_from is not None:
-            self.average = AveragedModel(self.model, multi_avg_fn=_update_means, use_buffers=True)
+            self.average = averaged_model(self.model, self.course.average_decay)
         self.pending: list[tuple[Tensor, list[int]]] = []
         self.started = time.perf_counter()
 
@@ -105,13 +107,27 @@ class Loop:
         """
         return self.recipe.seconds is not None and self.seconds() >= self.recipe.seconds
 
+    def out_of_steps(self) -> bool:
+        """Tell whether an arm with images of its own has had the control's steps.
+
+        Returns:
+            False for an arm without, whose steps its epochs count, and where the recipe counts seconds.
+        """
+        counted = self.course.images is not None and self.recipe.seconds is None
+        return counted and self.step >= self.total
+
     def finished(self) -> bool:
         """Tell whether the training is over.
 
         Returns:
-            True where the recipe's seconds, or else its epochs, are used up.
+            True where the recipe's seconds, or else its epochs, are used up. With images of its own an arm
+            has the control's steps instead of its epochs.
         """
-        return self.out_of_time() if self.recipe.seconds is not None else self.epoch >= self.recipe.epochs
+        if self.recipe.seconds is not None:
+            return self.out_of_time()
+        if self.course.images is not None:
+            return self.out_of_steps() and self.place == 0
+        return self.epoch >= self.recipe.epochs
 
     def fraction(self) -> float:
         """Return the share of the training that is over, which the learning rate follows.
@@ -144,16 +160,12 @@ class Loop:
         batch = move(batch, self.device, dtype_of(self.model))
         # The variance over a single image would be zero: the running statistics are used instead.
         set_mode(self.model, self.recipe.norm if len(ids) > 1 else "frozen")
-        rate = self.recipe.learning_rate * learning_rate_factor(
-            self.fraction() * self.total, self.total, self.recipe.warm_up
-        )
+        rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         buffers_before = [value.clone() for value in self.buffers]
-        torch.manual_seed(key("layers", self.seed, self.step))
-        with autocast(self.device, self.recipe.precision):
-            terms = self.course.terms(self.model, batch, self.step)
-        finite = self._descend(torch.stack([at_least_float32(term) for term in terms.values()]).sum())
+        terms, total = self._loss(batch)
+        finite = self._descend(total, batch)
         for buffer, old in zip(self.buffers, buffers_before, strict=True):
             buffer.copy_(torch.where(finite, buffer, old))
         for name, value in terms.items():
@@ -167,11 +179,40 @@ class Loop:
         if len(self.pending) >= LOOK_EVERY:
             self.settle()
 
-    def _descend(self, total: Tensor) -> Tensor:
+    def _rate(self) -> float:
+        """Return the learning rate of the present step."""
+        if self.course.schedule is not None:
+            return self.recipe.learning_rate * self.course.schedule(self.fraction())
+        done = self.fraction() * self.total
+        return self.recipe.learning_rate * learning_rate_factor(done, self.total, self.recipe.warm_up)
+
+    def _loss(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Return the terms of the loss by name, and their sum."""
+        self.passes += 1
+        torch.manual_seed(key("layers", self.seed, self.step))
+        with autocast(self.device, self.recipe.precision):
+            terms = self.course.terms(self.model, batch, self.step)
+        return terms, torch.stack([at_least_float32(term) for term in terms.values()]).sum()
+
+    def _again(self, batch: Batch) -> Tensor:
+        """Compute the gradient anew and leave all buffers as they were; return the loss."""
+        buffers = [value.clone() for value in self.model.buffers()]
+        total = self._loss(batch)[1]
+        self.optimizer.zero_grad(set_to_none=True)
+        if total.requires_grad:
+            total.backward()
+        for buffer, old in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(old)
+        return total.detach()
+
+    def _descend(self, total: Tensor, batch: Batch) -> Tensor:
         """Take the optimiser's step if loss and gradient are finite; return whether they are, as a tensor."""
         self.optimizer.zero_grad(set_to_none=True)
         if total.requires_grad:
             self.scaler.scale(total).backward()
+        if self.course.step is not None:
+            again = partial(self._again, batch)
+            self.course.step(Step(self.parameters, self.step, self.fraction(), again))
         gradients = [value.grad for value in self.parameters if value.grad is not None]
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
@@ -296,12 +337,3 @@ class Loop:
         self.history = list(state.numbers["history"])
         self.scaler.load_state_dict(state.numbers["scaler"])
         self.before = state.seconds
-
-
-def _update_means(means: Tensors, values: Tensors, count: Tensor | int) -> None:
-    """Add values to the means of `count` earlier ones; whole numbers (batch-norm's counters) are copied."""
-    if means[0].is_floating_point():
-        get_swa_multi_avg_fn()(means, values, int(count))
-    else:
-        for mean, value in zip(means, values, strict=True):
-            mean.copy_(value)

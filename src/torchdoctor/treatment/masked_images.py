@@ -44,3 +44,15 @@ def masked_ids(images: Images, diagnosis: Diagnosis, masks_per_category: int | N
         others = sorted({image for image, label in labels.items() if label == category} - set(first))
         chosen += (first + others)[:masks_per_category]
     return tuple(sorted(chosen))
+
+
+def has_masks(images: Images) -> bool:
+    """Tell whether any image has a mask that may be used.
+
+    Args:
+        images: The images.
+
+    Returns:
+        True where one has.
+    """
+    return any(bool(batch.annotated.any()) for batch in images if batch.annotated is not None)

@@ -13,6 +13,32 @@ from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.types import InputError
 
 
+def trained_parameters(model: nn.Module, names: Sequence[str] | None) -> list[nn.Parameter]:
+    """Return the parameters that a training changes, and freeze the others.
+
+    Args:
+        model: The network.
+        names: Names of parameters, or of modules with all that is in them; None: all that are trainable.
+
+    Returns:
+        The parameters, in the network's order.
+
+    Raises:
+        InputError: A name is not in the network, or no parameter is trainable.
+    """
+    known = [*dict(model.named_parameters()), *dict(model.named_modules())]
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"a remedy trains {name!r} alone, and the network has nothing of that name")
+    for place, parameter in model.named_parameters() if names is not None else ():
+        if not any(place == name or place.startswith(f"{name}.") for name in names or ()):
+            parameter.requires_grad_(False)
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    if not parameters:
+        raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
+    return parameters
+
+
 def build_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """Build the optimiser of a recipe, in its fused form.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchdoctor.images.batches import Batch
+from torchdoctor.images.batches import Batch, Images, TrainingImages
 from torchdoctor.network.outputs import as_logits, auxiliary_logits
-from torchdoctor.types import NormPolicy, Precision
+from torchdoctor.types import InputError, NormPolicy, Precision
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,48 @@ def plain_terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Float
 
 
 @dataclass(frozen=True)
-class Course:
-    """How an arm is trained: what it minimises, and from when on its weights are averaged.
+class Step:
+    """A step of the training under way: its gradient is known, the weights have not moved yet.
 
-    A remedy returns a course.
+    Attributes:
+        parameters: The trained parameters; `grad` of each holds its gradient.
+        number: The number of the step, from 0.
+        fraction: The share of the training (0..1) that is over.
+        again: Computes the gradient anew at the present weights, into `grad`, and returns the loss: one more
+            pass. Random layers draw what they drew before, and batch-norm's running statistics stay.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    number: int
+    fraction: float
+    again: Callable[[], Tensor]
+
+
+# (network, training images, validation images or None) -> what was found, for the record
+Afterwards = Callable[[nn.Module, TrainingImages, Images | None], Mapping[str, object] | None]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How an arm is trained, in whatever it differs from the control; a remedy returns a course.
 
     Attributes:
         terms: A function of (model, batch, step) that returns scalars by name, whose sum is minimised.
         average_from: The share of the training (0..1) after which the weights of all steps are averaged into
             the final weights; None: never.
+        average_decay: Weigh the averaged weights exponentially: what each step leaves of the average before
+            it, 0..1; None: all steps weigh the same.
+        images: The images to train on, chosen, relabelled, resampled or augmented; None: those of the
+            control. The number of steps is the control's, however many images there are.
+        recipe: Returns what replaces the recipe that all arms share, such as another weight decay; its length
+            and its precision stay. None: no change.
+        schedule: What the learning rate is multiplied by, from the share of the training (0..1) that is over;
+            None: warm-up, then cosine to 0.
+        trains: The names of the parameters, or of the modules whose parameters, are trained; None: all.
+        step: Called at every step between gradient and update; it may change the gradient, or take further
+            passes. None: nothing.
+        afterwards: Edits the network in place when the training is over: a function of (model, images,
+            validation) that returns facts for the record, or None. It has to do the same each time.
         facts: What was measured before the training, for the record.
 
     Example:
@@ -126,7 +159,39 @@ class Course:
 
     terms: Terms = plain_terms
     average_from: float | None = None
+    average_decay: float | None = None
+    images: TrainingImages | None = None
+    recipe: Callable[[Recipe], Recipe] | None = None
+    schedule: Callable[[float], float] | None = None
+    trains: Sequence[str] | None = None
+    step: Callable[[Step], None] | None = None
+    afterwards: Afterwards | None = None
     facts: Sequence[Mapping[str, object]] = ()
+
+    def recipe_from(self, shared: Recipe) -> Recipe:
+        """Return the recipe that the arm is trained by.
+
+        Args:
+            shared: The recipe of all arms.
+
+        Returns:
+            The same, or what the course makes of it.
+
+        Raises:
+            InputError: The course changes the length or the precision of the training, or takes further
+                passes where gradients are scaled (fp16).
+        """
+        if self.step is not None and shared.precision == "fp16":
+            raise InputError(
+                "precision 'fp16' scales the gradients of a step, which a remedy works with: use bf16 or fp32"
+            )
+        own = shared if self.recipe is None else self.recipe(shared)
+        if own != replace(own, epochs=shared.epochs, seconds=shared.seconds, precision=shared.precision):
+            raise InputError(
+                "a remedy's recipe has another length or precision than the control's: change the learning "
+                "rate, the weight decay, the optimiser or the warm-up alone"
+            )
+        return own
 
 
 PLAIN = Course()  # that of the control arm

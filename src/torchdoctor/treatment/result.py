@@ -37,6 +37,9 @@ class Arm:
         steps: The number of steps.
         seconds: How long the training took.
         skipped: The ids of the images of each batch whose loss or gradient was not finite: no step was taken.
+        passes: How often loss and gradient were computed: more than `steps` where a step takes several
+            passes; 0: not known.
+        facts: What the remedy measured or chose, in the order in which it did.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Arm:
     steps: int
     seconds: float
     skipped: tuple[tuple[int, ...], ...] = ()
+    passes: int = 0
+    facts: tuple[Mapping[str, object], ...] = ()
 
     def __repr__(self) -> str:
         """Return a single line without the weights."""
@@ -73,6 +78,8 @@ class Arm:
             "steps": self.steps,
             "seconds": self.seconds,
             "skipped_batches": self.skipped,
+            "passes": self.passes,
+            "facts": self.facts,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         write_json(home / HISTORY, record)
@@ -98,7 +105,10 @@ class Arm:
         if not file.is_file() or sha256_of(file) != record.sha256:
             raise InputError(f"{str(file)!r} is missing or damaged (its sha256 differs)")
         state = read_tensors(file)
-        return cls(name, seed, state, record.epochs, record.steps, record.seconds, record.skipped_batches)
+        return cls(
+            name, seed, state, record.epochs, record.steps, record.seconds, record.skipped_batches,
+            record.passes, record.facts,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -267,6 +277,8 @@ class HistoryRecord(Record):
     steps: int
     seconds: float
     skipped_batches: tuple[tuple[int, ...], ...]
+    passes: int = 0
+    facts: tuple[dict[str, Any], ...] = ()
     sha256: str
 
 

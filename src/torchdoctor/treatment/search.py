@@ -13,9 +13,10 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Batch, Images, TrainingImages
 from torchdoctor.randomness import key
 from torchdoctor.treatment.constraints import Constraint, constraints_named
+from torchdoctor.treatment.cure import Remedy
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Course, Recipe
-from torchdoctor.treatment.remedies import REMEDIES, Remedy
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.training import accuracy
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 from torchdoctor.types import InputError
@@ -77,7 +78,7 @@ def candidates(layers: Sequence[str], has_masks: bool, ends_linear: bool = True)
     Args:
         layers: The names of the diagnosed layers, from the first to the last in the network.
         has_masks: Whether training images have object masks.
-        ends_linear: Whether the network ends with a linear layer, which the remedy `dfr` needs.
+        ends_linear: Whether the logits come from a linear layer with a bias, which the remedy `dfr` needs.
 
     Returns:
         The candidates.

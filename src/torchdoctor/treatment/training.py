@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
+import torch
 from torch import nn
 
-from torchdoctor.images.batches import Batch, Images
+from torchdoctor.images.batches import Batch, Images, TrainingImages
 from torchdoctor.network.prediction import predict_logits
+from torchdoctor.randomness import key
 from torchdoctor.treatment.loop import Loop
 from torchdoctor.treatment.recipe import PLAIN, Checkpoints, Course, Recipe
-from torchdoctor.types import Interrupted, Progress, silent
+from torchdoctor.types import InputError, Interrupted, ModelDoctorError, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,16 @@ class Trained:
         steps: How many steps were taken, skipped ones included.
         seconds: How long the training took, without validation.
         skipped: The ids of the images of every skipped batch.
+        passes: How often loss and gradient were computed: as often as there were steps, or more.
+        facts: What the course found, before the training and afterwards.
     """
 
     history: tuple[Mapping[str, float], ...]
     steps: int
     seconds: float
     skipped: tuple[tuple[int, ...], ...] = ()
+    passes: int = 0
+    facts: tuple[Mapping[str, object], ...] = ()
 
 
 def fit(
@@ -52,15 +59,15 @@ def fit(
 
     Random layers are seeded by (seed, step): runs that differ only in the course drop out the same units, and
     a resumed run ends bit for bit as if it was never stopped. A step whose loss or gradient is not finite
-    changes nothing; the ids of its images are noted.
+    changes nothing; the ids of its images are noted. What a course does afterwards is left to `finish`.
 
     Args:
         model: The network.
-        images: Returns the batches of an epoch, from the epoch's number.
+        images: Returns the batches of an epoch, from the epoch's number; a course's own images go before.
         recipe: Optimiser, schedule, precision, length.
         steps_per_epoch: How many batches an epoch has.
         seed: Seeds the random layers.
-        course: What is minimised, and whether the weights are averaged.
+        course: What is minimised, and in what else the arm differs from the control.
         validation: Images on which the accuracy is measured after every epoch.
         after_epoch: Called after every epoch with its number and its line of the history.
         checkpoints: Where the state is saved, and who asks to stop.
@@ -71,29 +78,83 @@ def fit(
         The history, and how many steps and seconds the training took.
 
     Raises:
-        InputError: No parameter is trainable, or the recipe's optimiser is unknown.
+        InputError: No parameter is trainable, the recipe's optimiser is unknown, or the course asks for what
+            it may not change, or has no images.
         Interrupted: The checkpoints asked to stop; the state is saved.
         ModelDoctorError: Ten steps in a row were not finite.
     """
-    loop = Loop(model, recipe, course, seed, max(recipe.epochs * steps_per_epoch, 1))
+    if (own := course.images) is not None:
+        if not own.steps_per_epoch:
+            raise InputError("a remedy has chosen no image to train on: it has to leave some")
+        images = lambda epoch: own.epoch(epoch, seed)  # noqa: E731
+    loop = Loop(model, course.recipe_from(recipe), course, seed, max(recipe.epochs * steps_per_epoch, 1))
     validate = None if validation is None else partial(accuracy, model, validation)
     state = checkpoints.load() if checkpoints is not None else None
     if state is not None:
         loop.restore(state)
     while not loop.finished():
-        for batch in islice(images(loop.epoch), loop.place, None):
+        for batch in islice(() if loop.out_of_steps() else images(loop.epoch), loop.place, None):
             loop.step_on(batch)
             progress(stage, loop.steps_done(), loop.total)
             if checkpoints is not None and (checkpoints.due(loop.step) | checkpoints.stopping()):
                 checkpoints.save(loop.state())
                 if checkpoints.stopping():
                     raise Interrupted(f"{stage} was stopped after step {loop.step}; its state is saved")
-            if loop.out_of_time():
+            if loop.out_of_time() or loop.out_of_steps():
                 break
         entry = loop.end_epoch(validate)
         if after_epoch is not None:
             after_epoch(int(entry["epoch"]), entry)
-    return Trained(tuple(loop.history), loop.step, loop.seconds(), tuple(map(tuple, loop.skipped)))
+    skipped = tuple(map(tuple, loop.skipped))
+    return Trained(tuple(loop.history), loop.step, loop.seconds(), skipped, loop.passes, tuple(course.facts))
+
+
+def finish(
+    model: nn.Module,
+    trained: Trained,
+    course: Course,
+    images: TrainingImages,
+    validation: Images | None,
+    seed: int,
+) -> Trained:
+    """Let a course edit the network after its training.
+
+    Args:
+        model: The trained network; it is changed in place.
+        trained: What its training left.
+        course: The arm's course.
+        images: The training images of all arms; the course's own go before them.
+        validation: The validation images; None where there are none.
+        seed: Seeds what the course draws at random.
+
+    Returns:
+        The same record with what the course found. The last validation accuracy is that of the edited
+        network, and the time includes the edit.
+
+    Raises:
+        ModelDoctorError: The edit has left numbers that are not finite, or other tensors than before.
+    """
+    if course.afterwards is None:
+        return trained
+    started = time.perf_counter()
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    model.eval()
+    torch.manual_seed(key("afterwards", seed))
+    found = course.afterwards(model, course.images or images, validation)
+    after = model.state_dict()
+    if {name: value.shape for name, value in after.items()} != shapes:
+        raise ModelDoctorError(
+            "a remedy has added or removed tensors of the network, or changed their shapes"
+        )
+    if not all(bool(torch.isfinite(value).all()) for value in after.values()):
+        raise ModelDoctorError("a remedy has left weights that are not finite")
+    seconds = trained.seconds + time.perf_counter() - started
+    history = trained.history
+    if validation is not None and history:
+        last = {**history[-1], "validation_accuracy": accuracy(model, validation)}
+        history = (*history[:-1], last)
+    facts = trained.facts if found is None else (*trained.facts, found)
+    return replace(trained, history=history, seconds=seconds, facts=facts)
 
 
 def accuracy(model: nn.Module, images: Images) -> float:

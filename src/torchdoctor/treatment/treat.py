@@ -17,13 +17,13 @@ from torchdoctor.network.outputs import unwrap
 from torchdoctor.randomness import key
 from torchdoctor.treatment.arms import chosen_constraints, default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import Constraint
+from torchdoctor.treatment.cure import Cure, Remedy
 from torchdoctor.treatment.masked_images import drawn_per_batch, masked_ids
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Checkpoints, Course, Recipe
-from torchdoctor.treatment.remedies import Remedy
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
-from torchdoctor.treatment.training import fit
+from torchdoctor.treatment.training import finish, fit
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 from torchdoctor.types import (
     BudgetKind,
@@ -88,6 +88,7 @@ def treat(
     settings: TreatmentSettings = DEFAULTS,
     seeds: int | None = None,
     seed: int = 0,
+    validation: Images | None = None,
     progress: Progress = silent,
 ) -> Treatment:
     """Train copies of a network further from the same weights: a control, and an arm for every remedy.
@@ -108,6 +109,8 @@ def treat(
         settings: Everything else, and the values of what is None above.
         seeds: How many times all arms are trained; None as in `settings`.
         seed: What all randomness depends on.
+        validation: Images that no arm is trained on: the history keeps their accuracy, and remedies that edit
+            the network afterwards choose by them.
         progress: Called with stage, done, of how many.
 
     Returns:
@@ -134,7 +137,8 @@ def treat(
         arms=arms, constraints=constraints, layers=layers, draws=draws, recipe=recipe, settings=settings,
         seed=seed,
     )  # fmt: skip
-    return trial.run(seeds=settings.seeds if seeds is None else seeds, progress=progress)
+    times = settings.seeds if seeds is None else seeds
+    return trial.run(seeds=times, validation=validation, progress=progress)
 
 
 def trial_of(
@@ -176,6 +180,9 @@ def trial_of(
     _check_model(model, diagnosis)
     source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images))
     wanted, chosen, drawn = _arms_and_images(source, diagnosis, arms, constraints, layers, settings)
+    for remedy in wanted.values():
+        if isinstance(remedy, Cure):
+            remedy.check(model, drawn, diagnosis)
     example = example_of(model, drawn)
     growth = settings.expand_pixels
     steps = max(recipe.epochs * drawn.steps_per_epoch, 1)
@@ -210,7 +217,7 @@ def _arms_and_images(
         chosen = chosen_constraints(constraints, layers, diagnosis, settings, has_masks=bool(masked))
     if not masked:
         return wanted, chosen, source
-    uses = any(constraint.needs_masks for constraint in chosen) or any(map(uses_masks, wanted.items()))
+    uses = any(constraint.needs_masks for constraint in chosen) or any(map(uses_masks, wanted.values()))
     largest = max(len(batch.labels) for batch in source)
     per_batch = drawn_per_batch(settings.annotated_per_batch, largest) if uses else 0
     return wanted, chosen, source.with_annotations(masked, per_batch)
@@ -225,7 +232,7 @@ class Trial:
         images: The training images, with masks where arms use them.
         diagnosis: What is known of the network.
         recipe: How every arm is trained.
-        remedies: What each arm minimises, by its name; the control comes first.
+        remedies: In what each arm differs from the control, by its name; the control comes first.
         prescription: What each constraint weighs, and which parameters it reaches.
         budget_kind: What all arms have in common: `steps`, or `time` (that of the first remedy's steps).
         seed: What all randomness depends on.
@@ -304,8 +311,12 @@ class Trial:
             progress=progress,
             stage=f"{name}, seed {number}",
         )
+        trained = finish(model, trained, course, self.images, validation, stream)
         state = {entry: value.detach().cpu().clone() for entry, value in model.state_dict().items()}
-        arm = Arm(name, number, state, trained.history, trained.steps, trained.seconds, trained.skipped)
+        arm = Arm(
+            name, number, state, trained.history, trained.steps, trained.seconds, trained.skipped,
+            trained.passes, trained.facts,
+        )  # fmt: skip
         if store is not None:
             store.save(arm)
         return arm

@@ -27,10 +27,10 @@ from torchdoctor.models.catalogue import MODELS
 from torchdoctor.network.checks import gives_live_maps
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_tensorboard
-from torchdoctor.treatment.arms import remedies_named
+from torchdoctor.treatment.arms import remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS
 from torchdoctor.treatment.masked_images import drawn_per_batch
-from torchdoctor.treatment.remedies import USE_MASKS
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.verbs.demo import demo_settings
 from torchdoctor.verbs.diagnose import cost_of, passes_of
 from torchdoctor.verbs.search import listed_arms, search_forecast
@@ -219,8 +219,7 @@ def _treatment_seconds(
         arms = tuple(dict.fromkeys(["control", CHOSEN, *listed_arms(case.plan)]))
     price = 1.0 + (constraint_price(case, constraints_of(case), shares) - 1.0) / case.plan.penalty_every
     for arm in arms:
-        # The other remedies cost about a step without constraints each.
-        factor = price if arm in ("treated", CHOSEN) else 1.0
+        factor = REMEDIES[arm].passes if arm in REMEDIES else price
         seconds[arm] = factor * step.seconds * steps * case.plan.seeds
     if verb == "checkup":
         images = sum(len(split) for split in case.data.tests.values()) + swapped_count(case)
@@ -233,7 +232,7 @@ def _steps_per_epoch(case: Case, verb: Verb) -> int:
     train, names = case.data.train, constraints_of(case)
     constrained = any(CONSTRAINTS[name.partition(" ")[0]].needs_masks for name in names)
     arms = _arms(case)
-    uses = ("treated" in arms and constrained) or any(arm in USE_MASKS for arm in arms)
+    uses = ("treated" in arms and constrained) or any(uses_masks(REMEDIES.get(arm)) for arm in arms)
     if verb in ("treat", "checkup") and case.data.has_masks and uses:
         size = min(train.batch_size, len(train))
         train = replace(train, annotated_per_batch=drawn_per_batch(case.plan.annotated_per_batch, size))

@@ -303,6 +303,4 @@ def _meaning(arm: str) -> str:
     """Return what an arm does, in the words of its function."""
     if arm == "treated":
         return "Train under the constraints below, added to the loss with their weights."
-    remedy = REMEDIES.get(arm)
-    first = ((remedy and remedy.__doc__) or "A remedy of its own").strip().splitlines()[0]
-    return first.partition(";")[0].rstrip(".") + "."
+    return REMEDIES[arm].summary if arm in REMEDIES else "A remedy of its own."

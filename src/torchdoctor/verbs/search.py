@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from torchdoctor.case.network_trial import example_of
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.settings import Settings
 from torchdoctor.case.splits import swapped_images
@@ -22,7 +21,7 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.state import load_state
 from torchdoctor.treatment.arms import LEAST_MASKS, default_arms
-from torchdoctor.treatment.remedies import last_linear
+from torchdoctor.treatment.heads import linear_head
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.search import Candidate, Select, candidates, halve, remedy_of, score_of
 from torchdoctor.treatment.settings import TreatmentSettings
@@ -221,12 +220,8 @@ def _try(
 
 
 def _ends_linear(case: Case) -> bool:
-    """Whether the network's logits come from a linear layer."""
-    try:
-        last_linear(case.model, example_of(case.model, case.data))
-    except InputError:
-        return False
-    return True
+    """Whether the network's logits come from a linear layer with a bias."""
+    return linear_head(case.model, [case.data.train.first_batch(0)]) is not None
 
 
 def listed_arms(settings: Settings) -> tuple[str, ...]:

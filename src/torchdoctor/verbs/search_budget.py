@@ -9,10 +9,9 @@ from dataclasses import replace
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.timing import seconds_per_step
 from torchdoctor.images.batches import Batch
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.search import Candidate, ladder
 from torchdoctor.types import InputError
-
-DEARER = {"rrr": 3.0}  # its penalty differentiates twice through the whole network
 
 
 def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> float | None:
@@ -108,7 +107,7 @@ def prices_of(pool: Sequence[Candidate], price: Callable[[Sequence[str]], float]
     for candidate in pool:
         if candidate.constraints not in known:
             known[candidate.constraints] = price(candidate.constraints)
-    return [max(known[each.constraints], DEARER.get(each.name, 1.0)) for each in pool]
+    return [known[each.constraints] if each.constraints else REMEDIES[each.name].passes for each in pool]
 
 
 def measured_price(case: Case, texts: Sequence[str], batch: Batch, control_seconds: float) -> float:

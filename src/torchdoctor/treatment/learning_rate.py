@@ -1,0 +1,120 @@
+"""Try a few learning rates out on the control, so that no remedy wins only because the rate is bad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+from torchdoctor.images.batches import Batch, Images, TrainingImages
+from torchdoctor.network.copying import copy_of
+from torchdoctor.randomness import key
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import accuracy, fit
+from torchdoctor.types import ModelDoctorError, Progress, silent
+
+BASE: Mapping[Literal["sgd", "adamw"], float] = {"sgd": 0.01, "adamw": 0.0003}
+TIMES = (0.3, 1.0, 3.0, 10.0)  # multiples of the base that are tried
+STEPS = 48  # of the short training at each rate
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """What short trainings at several learning rates have shown.
+
+    Attributes:
+        chosen: The rate whose network was the best on the validation images.
+        accuracies: The validation accuracy in percent by rate; NaN where the training broke off.
+        steps: How many steps the test took in all.
+    """
+
+    chosen: float
+    accuracies: Mapping[float, float]
+    steps: int
+
+    @property
+    def sentence(self) -> str:
+        """The result in one sentence."""
+        tried = ", ".join(f"{rate:g}: {value:.1f} %" for rate, value in self.accuracies.items())
+        return (
+            f"learning rate {self.chosen:g} for all arms, the best of {len(self.accuracies)} for the control "
+            f"on the validation images ({tried}); tried in {self.steps} steps"
+        )
+
+
+def rates_of(recipe: Recipe) -> tuple[float, ...]:
+    """Return the learning rates that are tried.
+
+    Args:
+        recipe: It names the optimiser.
+
+    Returns:
+        Rates in rising order, such as 0.003, 0.01, 0.03 and 0.1.
+    """
+    return tuple(float(f"{BASE[recipe.optimizer] * times:.3g}") for times in TIMES)
+
+
+def measured_rate(
+    model: nn.Module,
+    images: TrainingImages,
+    validation: Images,
+    recipe: Recipe,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> RateTest:
+    """Choose the learning rate of all arms: the control is trained for a few steps at each of several rates.
+
+    Every short training is whole: its rate rises and falls to 0 within its steps. The best accuracy on the
+    validation images decides; of equal ones the smallest rate.
+
+    Args:
+        model: The network; it is left as it was.
+        images: The training images.
+        validation: The validation images.
+        recipe: How the arms are trained; its learning rate is not used.
+        steps: How many steps each training has.
+        seed: What all randomness depends on.
+        progress: Called with stage, done, of how many.
+
+    Returns:
+        The rate, and what was measured.
+
+    Raises:
+        ModelDoctorError: No training went through to its end.
+    """
+    rates, stream = rates_of(recipe), key("learning rate", seed)
+    accuracies = {}
+    for number, rate in enumerate(rates):
+        own = copy_of(model)
+        short = replace(recipe, epochs=1, seconds=None, learning_rate=rate)
+        try:
+            fit(own, lambda _epoch: _first(images, steps, stream), short, steps_per_epoch=steps, seed=stream)
+            accuracies[rate] = accuracy(own, validation)
+        except ModelDoctorError:  # ten steps in a row that are not finite
+            accuracies[rate] = math.nan
+        progress("learning rate", number + 1, len(rates))
+    sound = [rate for rate in rates if not math.isnan(accuracies[rate])]
+    if not sound:
+        raise ModelDoctorError(
+            f"none of the learning rates {', '.join(f'{rate:g}' for rate in rates)} trains the network: its "
+            "loss is not finite; look at the images, or give a rate with --learning-rate"
+        )
+    chosen = max(sound, key=lambda rate: (accuracies[rate], -rate))
+    return RateTest(chosen, accuracies, steps * len(rates))
+
+
+def _first(images: TrainingImages, steps: int, seed: int) -> Iterator[Batch]:
+    """Yield as many batches as there are steps, in as many epochs as that takes."""
+    number = done = 0
+    while done < steps:
+        for batch in images.epoch(number, seed):
+            yield batch
+            done += 1
+            if done == steps:
+                return
+        number += 1
