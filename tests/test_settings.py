@@ -96,7 +96,11 @@ class Wider(Settings, Ink):
         ("seed", True, "--seed True: expected a whole number of at least 0"),
         ("seed", 1.0, "--seed 1.0: expected a whole number of at least 0"),
         ("auto", 1, "--auto 1: expected true or false"),
-        ("learning_rate", float("inf"), "--learning-rate inf: expected a number of at least 0, or auto"),
+        (
+            "learning_rate",
+            float("inf"),
+            "--learning-rate inf: expected a number of at least 0, or one of auto, measured",
+        ),
         ("epoch", 1, "'epoch' is no setting of Settings; there are: "),
     ],
 )

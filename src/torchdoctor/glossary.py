@@ -93,7 +93,10 @@ GLOSSARY: dict[str, str] = {
         "The remedy that trains on objects before the backgrounds of other images, cut out along their "
         "masks; at most half of each batch is changed."
     ),
-    "dfr": "The remedy that trains only the last linear layer (deep feature reweighting).",
+    "dfr": (
+        "The remedy that solves the last linear layer anew on held-out images, in which categories and "
+        "backgrounds are balanced (deep feature reweighting)."
+    ),
     "smoothing": "The remedy that trains with label smoothing of 0.1.",
     "averaging": (
         "The remedy that returns the mean of the weights of the second half of the training steps."
@@ -102,6 +105,26 @@ GLOSSARY: dict[str, str] = {
         "The remedy that penalises input gradients on the background (right for the right reasons); it "
         "needs masks."
     ),
+    "balance": (
+        "The remedy that raises the logits of rare categories after the training, by as much as validation "
+        "images say."
+    ),
+    "balanced-head": (
+        "The remedy that solves the last linear layer anew after the training, with all categories alike."
+    ),
+    "batchnorm": ("The remedy that measures batch-norm's running mean and variance anew after the training."),
+    "damaged-layers": (
+        "The remedy that measures batch-norm anew and then trains only the layers whose kernels have changed."
+    ),
+    "decay": "The remedy that trains with ten times the weight decay.",
+    "augment": "The remedy that changes training images more strongly (TrivialAugment).",
+    "sam": (
+        "The remedy that minimises the loss nearby too, with two passes in each step of the second half "
+        "(sharpness-aware minimisation)."
+    ),
+    "ema": "The remedy that returns the moving average of the weights.",
+    "regularise": "The remedies decay, augment, smoothing and ema together.",
+    "soup": "The mean of the weights of all seeds of an arm.",
     "penalty": "The value of a constraint on one batch, before it is multiplied by its weight.",
     "recipe": (
         "How all arms are trained: epochs, optimiser, learning rate, weight decay, batch-norm and precision."

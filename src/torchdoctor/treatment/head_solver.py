@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
@@ -56,41 +58,74 @@ def solve_head(
     """
     mean, spread = inputs.mean(0), inputs.std(0)
     spread = np.where(spread > 1e-8, spread, 1.0)
-    scaled = (inputs - mean) / spread
-    shape = start.weight.shape
-    onehot = np.eye(shape[0])[labels] * weights[:, None]
-
-    def split(values: Float[np.ndarray, " value"]) -> Head:
-        return Head(values[: -shape[0]].reshape(shape), values[-shape[0] :])
-
-    def smooth(head: Head) -> tuple[float, Float[np.ndarray, "category feature"], Float[np.ndarray, " c"]]:
-        logarithms = log_softmax(head.logits(scaled), axis=1)
-        loss = -float((onehot * logarithms).sum()) + 0.5 * l2 * float((head.weight**2).sum())
-        slope = np.exp(logarithms) * weights[:, None] - onehot
-        return loss, slope.T @ scaled + l2 * head.weight, slope.sum(0)
-
-    def plain(values: Float[np.ndarray, " value"]) -> tuple[float, Float[np.ndarray, " value"]]:
-        loss, by_weight, by_bias = smooth(split(values))
-        return loss, np.concatenate([by_weight.ravel(), by_bias])
-
-    def parted(values: Float[np.ndarray, " value"]) -> tuple[float, Float[np.ndarray, " value"]]:
-        # W is the difference of two parts, neither below 0: then |W| is their sum and has a derivative.
-        above, below, bias = np.split(values, [start.weight.size, 2 * start.weight.size])
-        loss, by_weight, by_bias = smooth(split(np.concatenate([above - below, bias])))
-        penalised = loss + l1 * float(above.sum() + below.sum())
-        return penalised, np.concatenate([by_weight.ravel() + l1, l1 - by_weight.ravel(), by_bias])
-
-    weight = start.weight * spread
-    bias = start.bias + start.weight @ mean
-    options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS, "gtol": SLOPE, "ftol": PROGRESS}
-    if l1:
-        first = np.concatenate([np.maximum(weight, 0).ravel(), np.maximum(-weight, 0).ravel(), bias])
-        bounds = [(0, None)] * (2 * weight.size) + [(None, None)] * len(bias)
-        found = minimize(parted, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-        above, below, bias = np.split(found, [weight.size, 2 * weight.size])
-        solved = split(np.concatenate([above - below, bias]))
-    else:
-        first = np.concatenate([weight.ravel(), bias])
-        solved = split(minimize(plain, first, jac=True, method="L-BFGS-B", options=options).x)
+    categories = len(start.bias)
+    problem = Problem((inputs - mean) / spread, np.eye(categories)[labels] * weights[:, None], l1, l2)
+    solved = problem.solved(Head(start.weight * spread, start.bias + start.weight @ mean))
     own = solved.weight / spread
     return Head(own, solved.bias - own @ mean)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A weighted cross-entropy with its penalties, as a function of the weights of a layer.
+
+    Attributes:
+        inputs: The standardised features.
+        targets: For each image its weight in the column of its category, 0 elsewhere.
+        l1: The strength of the penalty on absolute weights.
+        l2: That of the penalty on squared weights.
+    """
+
+    inputs: Float[np.ndarray, "image feature"]
+    targets: Float[np.ndarray, "image category"]
+    l1: float
+    l2: float
+
+    def solved(self, start: Head) -> Head:
+        """Find the minimum by L-BFGS.
+
+        With a penalty on absolute weights W is the difference of two parts, neither below 0: |W| is then
+        their sum, which has a derivative.
+
+        Args:
+            start: Where the search begins.
+
+        Returns:
+            The layer at the minimum.
+        """
+        options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS, "gtol": SLOPE, "ftol": PROGRESS}
+        flat, size = start.weight.ravel(), start.weight.size
+        if not self.l1:
+            first = np.concatenate([flat, start.bias])
+            return self._head(minimize(self._loss, first, jac=True, method="L-BFGS-B", options=options).x)
+        first = np.concatenate([np.maximum(flat, 0), np.maximum(-flat, 0), start.bias])
+        bounds = [(0, None)] * (2 * size) + [(None, None)] * len(start.bias)
+        found = minimize(
+            self._loss_in_parts, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        ).x
+        return self._head(np.concatenate([found[:size] - found[size : 2 * size], found[2 * size :]]))
+
+    def _head(self, values: Float[np.ndarray, " value"]) -> Head:
+        """Return the layer that a vector of all its weights stands for."""
+        categories = self.targets.shape[1]
+        return Head(values[:-categories].reshape(categories, -1), values[-categories:])
+
+    def _loss(self, values: Float[np.ndarray, " value"]) -> tuple[float, Float[np.ndarray, " value"]]:
+        """Return the loss with the penalty on squared weights, and its gradient."""
+        head = self._head(values)
+        logarithms = log_softmax(head.logits(self.inputs), axis=1)
+        loss = -float((self.targets * logarithms).sum()) + 0.5 * self.l2 * float((head.weight**2).sum())
+        slope = np.exp(logarithms) * self.targets.sum(1, keepdims=True) - self.targets
+        by_weight = slope.T @ self.inputs + self.l2 * head.weight
+        return loss, np.concatenate([by_weight.ravel(), slope.sum(0)])
+
+    def _loss_in_parts(
+        self, values: Float[np.ndarray, " value"]
+    ) -> tuple[float, Float[np.ndarray, " value"]]:
+        """Return the loss with both penalties, and its gradient, by the two parts and the bias."""
+        size = (len(values) - self.targets.shape[1]) // 2
+        above, below, bias = np.split(values, [size, 2 * size])
+        loss, slope = self._loss(np.concatenate([above - below, bias]))
+        by_weight, by_bias = slope[:size], slope[size:]
+        penalised = loss + self.l1 * float(above.sum() + below.sum())
+        return penalised, np.concatenate([by_weight + self.l1, self.l1 - by_weight, by_bias])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from torch import nn
@@ -19,6 +20,7 @@ from torchdoctor.types import ModelDoctorError, Progress, silent
 BASE: Mapping[Literal["sgd", "adamw"], float] = {"sgd": 0.01, "adamw": 0.0003}
 TIMES = (0.3, 1.0, 3.0, 10.0)  # multiples of the base that are tried
 STEPS = 48  # of the short training at each rate
+NONE_KNOWN: Mapping[float, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ def measured_rate(
     validation: Images,
     recipe: Recipe,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
+    known: Mapping[float, float] = NONE_KNOWN,
+    note: Callable[[Mapping[float, float]], None] | None = None,
     progress: Progress = silent,
 ) -> RateTest:
     """Choose the learning rate of all arms: the control is trained for a few steps at each of several rates.
@@ -77,8 +81,10 @@ def measured_rate(
         images: The training images.
         validation: The validation images.
         recipe: How the arms are trained; its learning rate is not used.
-        steps: How many steps each training has.
+        steps: How many steps each training has; None: 48.
         seed: What all randomness depends on.
+        known: The accuracies of rates that were tried before.
+        note: Called with the accuracies so far after every rate that was tried.
         progress: Called with stage, done, of how many.
 
     Returns:
@@ -87,9 +93,9 @@ def measured_rate(
     Raises:
         ModelDoctorError: No training went through to its end.
     """
-    rates, stream = rates_of(recipe), key("learning rate", seed)
-    accuracies = {}
-    for number, rate in enumerate(rates):
+    rates, stream, steps = rates_of(recipe), key("learning rate", seed), steps or STEPS
+    accuracies = {rate: known[rate] for rate in rates if rate in known}
+    for rate in rates[len(accuracies) :]:
         own = copy_of(model)
         short = replace(recipe, epochs=1, seconds=None, learning_rate=rate)
         try:
@@ -97,7 +103,9 @@ def measured_rate(
             accuracies[rate] = accuracy(own, validation)
         except ModelDoctorError:  # ten steps in a row that are not finite
             accuracies[rate] = math.nan
-        progress("learning rate", number + 1, len(rates))
+        progress("learning rate", len(accuracies), len(rates))
+        if note is not None:
+            note(accuracies)
     sound = [rate for rate in rates if not math.isnan(accuracies[rate])]
     if not sound:
         raise ModelDoctorError(

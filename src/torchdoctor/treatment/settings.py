@@ -11,6 +11,7 @@ from torchdoctor.diagnosis.settings import EVIDENCE_OF_TREATMENT, EvidenceSettin
 from torchdoctor.glossary import GLOSSARY
 from torchdoctor.settings import Amount, Count, Share, Whole, setting
 from torchdoctor.treatment.constraints import SCALE, weight_of
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.types import BudgetKind, Evidence, InputError, Scale, Targets
 
 STEP_DRAWS = 1  # noise draws of each image in a training step, where none are asked for
@@ -21,8 +22,9 @@ class TreatmentSettings(EvidenceSettings):
 
     arms: tuple[str, ...] | Literal["auto"] = setting(
         "auto",
-        "What to train beside the control arm: treated (the constraints), swap, dfr, smoothing, averaging or "
-        "rrr, separated by commas; the verdict speaks of the first after control.",
+        "What to train beside the control arm: treated (the constraints), "
+        f"{', '.join(list(REMEDIES)[1:-1])} or {list(REMEDIES)[-1]}, separated by commas; the verdict speaks "
+        "of the first after control.",
         left_out="control,treated; where 20 training images or more have masks control,swap,treated",
     )
     constraints: tuple[str, ...] | Literal["auto"] = setting(

@@ -58,8 +58,7 @@ def fit(
     """Train a network in place.
 
     Random layers are seeded by (seed, step): runs that differ only in the course drop out the same units, and
-    a resumed run ends bit for bit as if it was never stopped. A step whose loss or gradient is not finite
-    changes nothing; the ids of its images are noted. What a course does afterwards is left to `finish`.
+    a resumed run ends bit for bit the same. A step whose loss or gradient is not finite changes nothing.
 
     Args:
         model: The network.
@@ -75,25 +74,20 @@ def fit(
         stage: The training's name in the progress and in messages.
 
     Returns:
-        The history, and how many steps and seconds the training took.
+        The history, how many steps and seconds the training took, and what was skipped.
 
     Raises:
-        InputError: No parameter is trainable, the recipe's optimiser is unknown, or the course asks for what
-            it may not change, or has no images.
+        InputError: No parameter is trainable, or recipe and course do not fit each other.
         Interrupted: The checkpoints asked to stop; the state is saved.
         ModelDoctorError: Ten steps in a row were not finite.
     """
-    if (own := course.images) is not None:
-        if not own.steps_per_epoch:
-            raise InputError("a remedy has chosen no image to train on: it has to leave some")
-        images = lambda epoch: own.epoch(epoch, seed)  # noqa: E731
+    epoch = _epochs(images, course, seed)
     loop = Loop(model, course.recipe_from(recipe), course, seed, max(recipe.epochs * steps_per_epoch, 1))
     validate = None if validation is None else partial(accuracy, model, validation)
-    state = checkpoints.load() if checkpoints is not None else None
-    if state is not None:
+    if checkpoints is not None and (state := checkpoints.load()) is not None:
         loop.restore(state)
     while not loop.finished():
-        for batch in islice(() if loop.out_of_steps() else images(loop.epoch), loop.place, None):
+        for batch in islice(epoch(loop), loop.place, None):
             loop.step_on(batch)
             progress(stage, loop.steps_done(), loop.total)
             if checkpoints is not None and (checkpoints.due(loop.step) | checkpoints.stopping()):
@@ -107,6 +101,18 @@ def fit(
             after_epoch(int(entry["epoch"]), entry)
     skipped = tuple(map(tuple, loop.skipped))
     return Trained(tuple(loop.history), loop.step, loop.seconds(), skipped, loop.passes, tuple(course.facts))
+
+
+def _epochs(
+    images: Callable[[int], Iterable[Batch]], course: Course, seed: int
+) -> Callable[[Loop], Iterable[Batch]]:
+    """Return what gives the batches of a training's present epoch; InputError where a course has none."""
+    own = course.images
+    if own is None:
+        return lambda loop: images(loop.epoch)
+    if not own.steps_per_epoch:
+        raise InputError("a remedy has chosen no image to train on: it has to leave some")
+    return lambda loop: () if loop.out_of_steps() else own.epoch(loop.epoch, seed)
 
 
 def finish(

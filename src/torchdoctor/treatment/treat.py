@@ -93,9 +93,9 @@ def treat(
 ) -> Treatment:
     """Train copies of a network further from the same weights: a control, and an arm for every remedy.
 
-    In each repetition all arms see the same batches, augmentation, masks, steps and optimiser. The arm
-    `control` minimises the classification loss alone, `treated` also the constraints (Eq. 7 of the paper),
-    the others what REMEDIES says. The result has the weights of the last epoch: no epoch is selected.
+    In each repetition all arms have the same steps, and what their remedies leave alone: batches, optimiser,
+    loss. The arm `control` minimises the classification loss alone, `treated` also the constraints (Eq. 7),
+    the others differ as REMEDIES says. No epoch is selected: the weights are those of the last one.
 
     Args:
         model: The trained network; it is left as it was.
@@ -109,16 +109,14 @@ def treat(
         settings: Everything else, and the values of what is None above.
         seeds: How many times all arms are trained; None as in `settings`.
         seed: What all randomness depends on.
-        validation: Images that no arm is trained on: the history keeps their accuracy, and remedies that edit
-            the network afterwards choose by them.
+        validation: Images whose accuracy the history keeps, and by which remedies choose afterwards.
         progress: Called with stage, done, of how many.
 
     Returns:
         The trained arms, and what each constraint weighed and reached.
 
     Raises:
-        InputError: Masks are missing, a constraint reaches no trainable parameter, or the diagnosis belongs
-            to another network, other layers or other categories.
+        InputError: An arm lacks what it needs, a constraint reaches nothing, or the network was not diagnosed.
 
     Example:
         >>> import torch
@@ -128,17 +126,15 @@ def treat(
         ...     torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2),
         ... )
         >>> images = [Batch(torch.randn(8, 3, 9, 9), torch.arange(8) % 2, torch.arange(8))]
-        >>> diagnosis = diagnose(model, images, layers=["2"], confidence=0.0)
-        >>> treat(model, images, diagnosis, recipe=Recipe(epochs=1), seeds=1).names()
+        >>> found = diagnose(model, images, layers=["2"], confidence=0.0)
+        >>> treat(model, images, found, recipe=Recipe(epochs=1), seeds=1).names()
         ('control', 'treated')
     """
     trial = trial_of(
-        model, images, diagnosis,
-        arms=arms, constraints=constraints, layers=layers, draws=draws, recipe=recipe, settings=settings,
-        seed=seed,
-    )  # fmt: skip
-    times = settings.seeds if seeds is None else seeds
-    return trial.run(seeds=times, validation=validation, progress=progress)
+        model, images, diagnosis, arms=arms, constraints=constraints, layers=layers, draws=draws,
+        recipe=recipe, settings=settings, seed=seed)  # fmt: skip
+    seeds = settings.seeds if seeds is None else seeds
+    return trial.run(seeds=seeds, validation=validation, progress=progress)
 
 
 def trial_of(

@@ -23,6 +23,7 @@ from torchdoctor.verbs.begin import (
 )
 from torchdoctor.verbs.causes import causes_stage
 from torchdoctor.verbs.compare import compare_stage, read_checkup, with_weights_to_use
+from torchdoctor.verbs.learning_rate import with_rate
 from torchdoctor.verbs.model_folder import model_stage
 from torchdoctor.verbs.report import report_stage
 from torchdoctor.verbs.search import choose_stage, choose_weights, judge_of, plan_with_choice
@@ -45,6 +46,7 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     judge = judge_of(case) if case.plan.auto else None
     if judge is not None:
         reused = diagnosis_of(case, folder, reused, watch)
+        case = with_rate(case, folder, watch)
         choice = choose_stage(case, folder, reused, judge, watch)
         case = replace(case, plan=plan_with_choice(case.plan, choice))
     diagnosis, treatment = treat_stage(case, folder, reused, watch)

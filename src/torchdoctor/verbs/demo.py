@@ -8,7 +8,7 @@ from typing import Any
 from torchdoctor.case.identity import start_run
 from torchdoctor.case.outcome import Outcome
 from torchdoctor.case.preparation import prepare
-from torchdoctor.case.settings import Settings
+from torchdoctor.case.settings import MEASURED, Settings
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_tensorboard
 from torchdoctor.runs.interruption import interruptible
@@ -77,6 +77,8 @@ def demo_settings(settings: Settings) -> tuple[Settings, Settings]:
     data, model = settings.data or "scenes", settings.model or "small_resnet"
     common = settings.but(data=data, model=model, weights=None)
     base = common.but(epochs=BASE_EPOCHS)
+    if base.learning_rate == MEASURED:
+        base = base.but(learning_rate="auto")
     if common.model != "small_resnet" or str(common.data).partition(":")[0] != "scenes":
         return base, common
     default = Settings()

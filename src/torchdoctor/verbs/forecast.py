@@ -10,7 +10,7 @@ from torch import nn
 
 from torchdoctor.case.network_trial import TryOut, trial_images, try_out_network, try_out_training
 from torchdoctor.case.preparation import SWAPPED, Case, prepare
-from torchdoctor.case.settings import Settings, Verb
+from torchdoctor.case.settings import MEASURED, Settings, Verb
 from torchdoctor.case.splits import swapped_count
 from torchdoctor.case.timing import (
     StepTime,
@@ -29,6 +29,7 @@ from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_tensorboard
 from torchdoctor.treatment.arms import remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS
+from torchdoctor.treatment.learning_rate import STEPS, TIMES
 from torchdoctor.treatment.masked_images import drawn_per_batch
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.verbs.demo import demo_settings
@@ -208,6 +209,9 @@ def _treatment_seconds(
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Estimate the arms, the search for one, and the comparison; return seconds by stage, and the search."""
     arms, seconds = _arms(case), dict[str, float]()
+    if case.plan.learning_rate == MEASURED:
+        images = len(case.data.validation) * len(TIMES)
+        seconds["learning rate"] = step.seconds * STEPS * len(TIMES) + step.forward * images
     search: dict[str, object] = {}
     built = built_constraints(case, constraints_of(case))
     shares = tail_shares(

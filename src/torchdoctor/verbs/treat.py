@@ -36,6 +36,7 @@ from torchdoctor.verbs.begin import (
     with_facts,
 )
 from torchdoctor.verbs.diagnose import cost_of, diagnose_stage
+from torchdoctor.verbs.learning_rate import with_rate
 
 
 def run_treat(
@@ -179,8 +180,9 @@ def treat_stage(
     Raises:
         Interrupted: The watch asked to stop.
     """
-    settings = case.plan
     diagnosis = diagnosis_of(case, folder, reused, watch)
+    case = with_rate(case, folder, watch)
+    settings = case.plan
     trial = trial_of(
         case.model,
         case.data.train,
