@@ -116,7 +116,7 @@ def treat(
         The trained arms, and what each constraint weighed and reached.
 
     Raises:
-        InputError: An arm lacks what it needs, a constraint reaches nothing, or the network was not diagnosed.
+        InputError: An arm lacks what it needs, a constraint reaches nothing, or the network is another.
 
     Example:
         >>> import torch
