@@ -205,6 +205,24 @@ def test_an_edit_may_not_change_the_network_itself_or_leave_rubbish(patient):  #
             td.treat(model, batches, diagnosis, arms=[remedy], recipe=RECIPE, seeds=1)
 
 
+def test_passes_as_the_budget_give_the_control_as_many_steps_more(patient):  # noqa: F811
+    model, batches, diagnosis = patient
+    settings = td.TreatmentSettings(budget_kind="passes")
+    found = td.treat(
+        model, batches, diagnosis, arms=["sam", "ema"], recipe=RECIPE, seeds=1, settings=settings
+    )
+    sam, control, ema = (found.arm(name, 0) for name in ("sam", "control", "ema"))
+    assert (sam.steps, sam.passes) == (6, 9)
+    assert control.steps == control.passes == ema.steps == 9
+    found = td.treat(
+        model, batches, diagnosis, arms=["ema", "sam"], recipe=RECIPE, seeds=1, settings=settings
+    )
+    assert found.arm("sam", 0).passes in (6, 7) and found.arm("sam", 0).steps < 6
+    equal = td.treat(model, batches, diagnosis, arms=["ema"], recipe=RECIPE, seeds=1)
+    for name in ("control", "ema"):  # as many passes as steps: the same training
+        assert same(equal.arm(name, 0).state, found.arm(name, 0).state)
+
+
 def test_what_a_remedy_found_is_saved_with_its_arm(patient, tmp_path):  # noqa: F811
     model, batches, diagnosis = patient
 

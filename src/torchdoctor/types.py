@@ -39,7 +39,7 @@ Resize = Literal["crop", "squash"]
 
 
 # What all arms of a treatment get the same amount of: optimiser steps, or seconds of training.
-BudgetKind = Literal["steps", "time"]
+BudgetKind = Literal["steps", "passes", "time"]
 
 
 # What a comparison concludes about an arm.

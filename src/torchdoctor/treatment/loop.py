@@ -108,24 +108,25 @@ class Loop:
         return self.recipe.seconds is not None and self.seconds() >= self.recipe.seconds
 
     def out_of_steps(self) -> bool:
-        """Tell whether an arm with images of its own has had the control's steps.
+        """Tell whether the training has had its steps or passes, where no epochs are counted.
 
         Returns:
-            False for an arm without, whose steps its epochs count, and where the recipe counts seconds.
+            False where the recipe counts seconds or epochs. An arm with images of its own has the control's
+            steps.
         """
-        counted = self.course.images is not None and self.recipe.seconds is None
-        return counted and self.step >= self.total
+        if self.recipe.passes is not None:
+            return self.passes >= self.recipe.passes
+        return self.recipe.seconds is None and self.course.images is not None and self.step >= self.total
 
     def finished(self) -> bool:
         """Tell whether the training is over.
 
         Returns:
-            True where the recipe's seconds, or else its epochs, are used up. With images of its own an arm
-            has the control's steps instead of its epochs.
+            True where the recipe's seconds, its passes, or else its epochs are used up.
         """
         if self.recipe.seconds is not None:
             return self.out_of_time()
-        if self.course.images is not None:
+        if self.recipe.passes is not None or self.course.images is not None:
             return self.out_of_steps() and self.place == 0
         return self.epoch >= self.recipe.epochs
 
@@ -133,19 +134,22 @@ class Loop:
         """Return the share of the training that is over, which the learning rate follows.
 
         Returns:
-            A number from 0 to 1, by the recipe's seconds where it has some, else by the steps.
+            A number from 0 to 1, by the recipe's seconds or passes where it has some, else by the steps.
         """
         if self.recipe.seconds is not None:
             return min(self.seconds() / self.recipe.seconds, 1.0)
+        if self.recipe.passes is not None:
+            return min(self.passes / self.recipe.passes, 1.0)
         return self.step / self.total
 
     def steps_done(self) -> int:
         """Return how far the training is, in steps, for a progress bar.
 
         Returns:
-            A number from 0 to `total`; with a budget in seconds, the share of the time times `total`.
+            A number from 0 to `total`; with a budget in seconds or passes, its used share times `total`.
         """
-        return self.step if self.recipe.seconds is None else int(self.fraction() * self.total)
+        counted = self.recipe.seconds is None and self.recipe.passes is None
+        return self.step if counted else int(self.fraction() * self.total)
 
     def step_on(self, batch: Batch) -> None:
         """Train a step; where something is not finite, leave the network as it was and note the images.

@@ -32,6 +32,7 @@ class Recipe:
             the two).
         precision: The precision of the forward pass; weights, optimiser and penalties are in float32.
         seconds: The length of the training in seconds, instead of `epochs`; the schedule follows the clock.
+        passes: How often loss and gradient are computed in all, instead of `epochs`.
 
     Example:
         >>> from torchdoctor import Recipe
@@ -48,6 +49,7 @@ class Recipe:
     norm: NormPolicy = "train"
     precision: Precision = "fp32"
     seconds: float | None = None
+    passes: int | None = None
 
 
 # For training from random weights: longer, and with a higher learning rate, than further training.
@@ -186,7 +188,13 @@ class Course:
                 "precision 'fp16' scales the gradients of a step, which a remedy works with: use bf16 or fp32"
             )
         own = shared if self.recipe is None else self.recipe(shared)
-        if own != replace(own, epochs=shared.epochs, seconds=shared.seconds, precision=shared.precision):
+        if own != replace(
+            own,
+            epochs=shared.epochs,
+            seconds=shared.seconds,
+            passes=shared.passes,
+            precision=shared.precision,
+        ):
             raise InputError(
                 "a remedy's recipe has another length or precision than the control's: change the learning "
                 "rate, the weight decay, the optimiser or the warm-up alone"

@@ -63,7 +63,7 @@ class TreatmentSettings(EvidenceSettings):
         left_out="30 at 224 px, in proportion at other sizes",
     )
     budget_kind: BudgetKind = setting(
-        "steps", "What all arms have in common: the number of steps, or the time."
+        "steps", "What all arms have in common: the number of steps, of passes, or the time."
     )
 
     @field_validator("weight", mode="before")

@@ -108,11 +108,15 @@ def _epochs(
 ) -> Callable[[Loop], Iterable[Batch]]:
     """Return what gives the batches of a training's present epoch; InputError where a course has none."""
     own = course.images
-    if own is None:
-        return lambda loop: images(loop.epoch)
-    if not own.steps_per_epoch:
+    if own is not None and not own.steps_per_epoch:
         raise InputError("a remedy has chosen no image to train on: it has to leave some")
-    return lambda loop: () if loop.out_of_steps() else own.epoch(loop.epoch, seed)
+
+    def epoch(loop: Loop) -> Iterable[Batch]:
+        if loop.out_of_steps():  # a state that was saved at the last step, before its epoch was ended
+            return ()
+        return images(loop.epoch) if own is None else own.epoch(loop.epoch, seed)
+
+    return epoch
 
 
 def finish(
@@ -146,7 +150,8 @@ def finish(
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.eval()
     torch.manual_seed(key("afterwards", seed))
-    found = course.afterwards(model, course.images or images, validation)
+    own = images if course.images is None else course.images
+    found = course.afterwards(model, own, validation)
     after = model.state_dict()
     if {name: value.shape for name, value in after.items()} != shapes:
         raise ModelDoctorError(

@@ -230,7 +230,8 @@ class Trial:
         recipe: How every arm is trained.
         remedies: In what each arm differs from the control, by its name; the control comes first.
         prescription: What each constraint weighs, and which parameters it reaches.
-        budget_kind: What all arms have in common: `steps`, or `time` (that of the first remedy's steps).
+        budget_kind: What all arms have in common: `steps`, or the `passes` or the `time` of the first
+            remedy's steps.
         seed: What all randomness depends on.
     """
 
@@ -271,15 +272,17 @@ class Trial:
     ) -> list[Arm]:
         """Train every arm of a repetition, except those that were finished before.
 
-        A budget in seconds is set by the first remedy's steps, so that arm runs first.
+        A budget in seconds or passes is set by the first remedy's steps, so that arm runs first.
         """
         stream, recipe, done = key("treatment", self.seed, number), self.recipe, dict[str, Arm]()
         names = list(self.remedies)
         for name in names if self.budget_kind == "steps" else [names[1], names[0], *names[2:]]:
             finished = store.finished(name, number) if store is not None else None
             done[name] = finished or self._arm(name, recipe, number, stream, validation, store, progress)
-            if self.budget_kind == "time" and len(done) == 1:
+            if len(done) == 1 and self.budget_kind == "time":
                 recipe = replace(recipe, seconds=done[name].seconds)
+            if len(done) == 1 and self.budget_kind == "passes":
+                recipe = replace(recipe, passes=done[name].passes)
         return [done[name] for name in names]
 
     def _arm(
