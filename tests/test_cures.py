@@ -20,7 +20,7 @@ from torchdoctor.treatment.balancing import TAUS, balance, balanced_head
 from torchdoctor.treatment.head_solver import balancing_weights, solve_head
 from torchdoctor.treatment.heads import Head, balanced_accuracy, features_of, present_head
 from torchdoctor.treatment.labels_by_hand import relabelled, without
-from torchdoctor.treatment.learning_rate import measured_rate, rates_of
+from torchdoctor.treatment.learning_rate import measured_rate, rates_of, short_steps
 from torchdoctor.treatment.norm_statistics import measure_statistics
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.remedies import REMEDIES
@@ -268,6 +268,7 @@ def test_the_learning_rate_is_the_best_of_short_trainings(patient):  # noqa: F81
     model, _, _ = patient
     assert rates_of(Recipe()) == (0.003, 0.01, 0.03, 0.1)
     assert rates_of(Recipe(optimizer="adamw")) == (9e-5, 0.0003, 0.0009, 0.003)
+    assert [short_steps(Recipe(epochs=10), steps) for steps in (1, 8, 30)] == [8, 20, 48]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = measured_rate(model, images(), data(), Recipe(), steps=4)
     assert same(model.state_dict(), before) and found.steps == 16

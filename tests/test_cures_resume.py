@@ -6,11 +6,16 @@ import pytest
 
 from processes import killed_at
 from test_resume import KILLED, results, settings
+from torchdoctor.case.defaults import check_remedies
+from torchdoctor.case.preparation import prepare
 from torchdoctor.files.reading import read_json
 from torchdoctor.runs.folder import open_run
 from torchdoctor.treatment import learning_rate
+from torchdoctor.treatment.heads import linear_head
 from torchdoctor.treatment.learning_rate import rates_of
 from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.types import InputError
+from torchdoctor.verbs.forecast import plan
 from torchdoctor.verbs.treat import run_treat
 
 ARMS = ("control", "balance", "batchnorm", "sam")
@@ -45,6 +50,21 @@ def test_the_rate_is_measured_once_and_every_edit_leaves_facts(cured):
     arms = {arm.name: arm for arm in outcome.treatment.arms}
     assert set(arms["balance"].facts[0]) == {"tau", "balanced_validation_accuracy"}
     assert arms["sam"].passes > arms["sam"].steps == arms["control"].passes
+
+
+def test_a_dry_run_counts_the_short_trainings_and_a_first_training_has_none(trained, photos, tmp_path):
+    asked = settings(trained, photos, tmp_path / "run", arms=ARMS, learning_rate="measured")
+    assert plan(asked, "treat")["seconds_by_stage"]["learning rate"] >= 0
+    with pytest.raises(InputError, match="'measured' is of treat and checkup"):
+        prepare(asked, "train", needs_weights=False)
+
+
+def test_a_network_without_what_a_remedy_needs_is_refused_before_the_diagnosis(trained, photos, tmp_path):
+    case = prepare(settings(trained, photos, tmp_path / "run"), "treat")
+    layer = case.model.get_submodule(linear_head(case.model, [case.data.train.first_batch(0)]))
+    layer.bias = None
+    with pytest.raises(InputError, match="'balance' needs a network whose logits"):
+        check_remedies(settings(trained, photos, tmp_path / "run", arms=ARMS), case.model, case.data)
 
 
 PLACES = ["after/learning_rate.json#2", "before/model.safetensors#2"]

@@ -19,7 +19,8 @@ from torchdoctor.types import ModelDoctorError, Progress, silent
 
 BASE: Mapping[Literal["sgd", "adamw"], float] = {"sgd": 0.01, "adamw": 0.0003}
 TIMES = (0.3, 1.0, 3.0, 10.0)  # multiples of the base that are tried
-STEPS = 48  # of the short training at each rate
+STEPS = 48  # of the short training at each rate, where an arm has four times as many
+LEAST_STEPS = 8
 NONE_KNOWN: Mapping[float, float] = MappingProxyType({})
 
 
@@ -59,6 +60,19 @@ def rates_of(recipe: Recipe) -> tuple[float, ...]:
     return tuple(float(f"{BASE[recipe.optimizer] * times:.3g}") for times in TIMES)
 
 
+def short_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Return how many steps the short training at each rate has.
+
+    Args:
+        recipe: How the arms are trained.
+        steps_per_epoch: How many batches an epoch has.
+
+    Returns:
+        A quarter of an arm's steps, but at most 48 and at least 8.
+    """
+    return min(STEPS, max(recipe.epochs * steps_per_epoch // 4, LEAST_STEPS))
+
+
 def measured_rate(
     model: nn.Module,
     images: TrainingImages,
@@ -81,7 +95,7 @@ def measured_rate(
         images: The training images.
         validation: The validation images.
         recipe: How the arms are trained; its learning rate is not used.
-        steps: How many steps each training has; None: 48.
+        steps: How many steps each training has; None: as `short_steps` says.
         seed: What all randomness depends on.
         known: The accuracies of rates that were tried before.
         note: Called with the accuracies so far after every rate that was tried.
@@ -93,7 +107,8 @@ def measured_rate(
     Raises:
         ModelDoctorError: No training went through to its end.
     """
-    rates, stream, steps = rates_of(recipe), key("learning rate", seed), steps or STEPS
+    rates, stream = rates_of(recipe), key("learning rate", seed)
+    steps = steps or short_steps(recipe, images.steps_per_epoch)
     accuracies = {rate: known[rate] for rate in rates if rate in known}
     for rate in rates[len(accuracies) :]:
         own = copy_of(model)

@@ -29,7 +29,7 @@ from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_tensorboard
 from torchdoctor.treatment.arms import remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS
-from torchdoctor.treatment.learning_rate import STEPS, TIMES
+from torchdoctor.treatment.learning_rate import TIMES, short_steps
 from torchdoctor.treatment.masked_images import drawn_per_batch
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.verbs.demo import demo_settings
@@ -211,7 +211,8 @@ def _treatment_seconds(
     arms, seconds = _arms(case), dict[str, float]()
     if case.plan.learning_rate == MEASURED:
         images = len(case.data.validation) * len(TIMES)
-        seconds["learning rate"] = step.seconds * STEPS * len(TIMES) + step.forward * images
+        tried = short_steps(case.plan.recipe, case.data.train.steps_per_epoch)
+        seconds["learning rate"] = len(TIMES) * tried * step.seconds + step.forward * images
     search: dict[str, object] = {}
     built = built_constraints(case, constraints_of(case))
     shares = tail_shares(
