@@ -251,6 +251,8 @@ BASE = {
         ("unknown", {"right_if_prepared_otherwise": 0.0}),
         ("unlike the training images", {"as_far": 0.0, "far_beyond_chance": 0.8,
                                         "training_images_of_median": 0.1}),
+        ("unknown", {"as_far": 0.0, "far_beyond_chance": 0.8, "validation_accuracy": 40.0,
+                     "training_accuracy": 40.0}),
         ("unknown", {"as_far": 0.05, "far_beyond_chance": 0.8}),
         ("unknown", {"as_far": 0.0, "far_beyond_chance": 0.3}),
         ("too little detail", {"right_if_larger": 1.0, "repaired_if_larger_beyond_chance": 0.7}),

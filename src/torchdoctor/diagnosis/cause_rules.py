@@ -18,6 +18,7 @@ BEYOND = 4.0  # that share, relative to what a category loses to any other on av
 BOTH = 0.4  # probability of the two categories together
 UNFITTED = 70.0  # training accuracy in percent below which a network has not learned its images
 GAP = 15.0  # percentage points between training and validation accuracy that count as over-fitting
+KNOWN = 50.0  # accuracy of a category in percent below which no image says what is usual for it
 NEVER, MOSTLY = 0.05, 0.5  # shares of a category's training images: right, and taken for one other
 BEFORE_LABELS = (
     "preparation", "category order", "too little detail", "unlike the training images", "rare category",
@@ -67,7 +68,8 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     - `too little detail`: with more pixels this image is classified correctly, and far more images come right
       than go wrong.
     - `unlike the training images`: at most one in a hundred correctly classified images is as far from the
-      others (see `diagnosis.unlike`), and far more errors are than chance brings.
+      others (see `diagnosis.unlike`), far more errors are than chance brings, and half of the examined images
+      of the label are classified correctly, so that it is known what they look like.
     - `rare category`: the label has fewer than a quarter of the training images of the median category.
     - `wrong kernels`: a category relies on kernels that are out of step with their batch-norm, and training
       images of the label are misclassified almost as often.
@@ -127,12 +129,13 @@ def _rule(n: Mapping[str, float]) -> Cause | None:
     alone = n["background_alone_predicts_it"] == 1
     overall = n["overall_training_accuracy"]
     order = n["label_never_right"] == 1 and n["taken_for_prediction"] >= MOSTLY
+    far = n["as_far"] <= FAR and n["far_beyond_chance"] >= SAID
     close = n["confused_on_training"] >= CONFUSED and n["confused_beyond_others"] >= BEYOND
     rules: tuple[tuple[Cause, bool], ...] = (
         ("preparation", n["right_if_prepared_otherwise"] == 1),
         ("category order", order),
         ("too little detail", n["right_if_larger"] == 1 and n["repaired_if_larger_beyond_chance"] >= SAID),
-        ("unlike the training images", n["as_far"] <= FAR and n["far_beyond_chance"] >= SAID),
+        ("unlike the training images", far and n["validation_accuracy"] >= KNOWN),
         ("rare category", n["training_images_of_median"] < RARE),
         ("wrong kernels", changed and gap <= SAME_ON_TRAINING),
         ("close categories", close and both >= BOTH),
