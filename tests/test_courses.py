@@ -18,6 +18,7 @@ from torchdoctor.treatment.regularising import sharpness_aware, uphill
 from torchdoctor.treatment.remedies import REMEDIES, meant_for
 from torchdoctor.treatment.result import Arm
 from torchdoctor.treatment.training import fit
+from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import InputError, Interrupted, ModelDoctorError
 
 RECIPE = Recipe(epochs=2, learning_rate=0.05)
@@ -70,7 +71,8 @@ def test_an_edit_that_does_nothing_is_the_control_bit_for_bit(patient):  # noqa:
     def idle(model, images, diagnosis, seed):
         return Course(afterwards=lambda model, images, validation: None)
 
-    found = td.treat(model, batches, diagnosis, arms=[idle], recipe=RECIPE, seeds=2, validation=batches)
+    trial = trial_of(model, batches, diagnosis, arms=[idle], recipe=RECIPE)
+    found = trial.run(seeds=2, validation=batches)
     for seed in (0, 1):
         control, other = found.arm("control", seed), found.arm("idle", seed)
         assert same(control.state, other.state) and control.history == other.history

@@ -27,6 +27,7 @@ from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.reweighting import last_layer
 from torchdoctor.treatment.soup import mean_of, soup
+from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import InputError
 
 RECIPE = Recipe(epochs=1, learning_rate=0.05)
@@ -54,9 +55,8 @@ def counted(diagnosis, counts):
 def treated(patient, arm, validation=None, recipe=RECIPE, batches=None, seeds=1):  # noqa: F811
     """Return an arm beside its control."""
     model, own, diagnosis = patient
-    found = td.treat(
-        model, batches or own, diagnosis, arms=[arm], recipe=recipe, seeds=seeds, validation=validation
-    )
+    trial = trial_of(model, batches or own, diagnosis, arms=[arm], recipe=recipe)
+    found = trial.run(seeds=seeds, validation=validation)
     name = arm if isinstance(arm, str) else arm.name
     return found.arm("control", 0), found.arm(name, 0)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 import torchdoctor
 
 PACKAGE = Path(torchdoctor.__file__).parent
-MOST_PARAMETERS = 13
+MOST_PARAMETERS = 12
 FILES = sorted(PACKAGE.rglob("*.py"))
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Attributes|Example|Examples|Note|Type parameters):\s*$")
 ENTRY = re.compile(r"^ {4}(\*{0,2}\w+)(?: \([^)]*\))?:")

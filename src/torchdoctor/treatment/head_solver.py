@@ -12,10 +12,8 @@ from scipy.special import log_softmax
 from torchdoctor.treatment.heads import Head
 
 MOST_ITERATIONS = 1000
-SLOPE, PROGRESS = (
-    1e-7,
-    1e-13,
-)  # the search ends where no slope is larger, or the loss falls by a smaller share
+# The search ends where no slope is larger, or the loss falls by a smaller share.
+SLOPE, PROGRESS = 1e-7, 1e-13
 
 
 def balancing_weights(groups: Int[np.ndarray, " image"]) -> Float[np.ndarray, " image"]:

@@ -88,7 +88,6 @@ def treat(
     settings: TreatmentSettings = DEFAULTS,
     seeds: int | None = None,
     seed: int = 0,
-    validation: Images | None = None,
     progress: Progress = silent,
 ) -> Treatment:
     """Train copies of a network further from the same weights: a control, and an arm for every remedy.
@@ -109,7 +108,6 @@ def treat(
         settings: Everything else, and the values of what is None above.
         seeds: How many times all arms are trained; None as in `settings`.
         seed: What all randomness depends on.
-        validation: Images whose accuracy the history keeps, and by which remedies choose afterwards.
         progress: Called with stage, done, of how many.
 
     Returns:
@@ -134,7 +132,7 @@ def treat(
         model, images, diagnosis, arms=arms, constraints=constraints, layers=layers, draws=draws,
         recipe=recipe, settings=settings, seed=seed)  # fmt: skip
     seeds = settings.seeds if seeds is None else seeds
-    return trial.run(seeds=seeds, validation=validation, progress=progress)
+    return trial.run(seeds=seeds, progress=progress)
 
 
 def trial_of(
@@ -256,7 +254,7 @@ class Trial:
 
         Args:
             seeds: How many times.
-            validation: Images whose accuracy the history keeps, epoch by epoch.
+            validation: Images whose accuracy the history keeps, and by which remedies choose afterwards.
             store: Where arms are saved as they come, so that an interrupted treatment can go on.
             progress: Called with stage, done, of how many.
 
