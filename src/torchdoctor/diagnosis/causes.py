@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchdoctor.diagnosis.cause_rules import NEVER, SAID, decide
 from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
-from torchdoctor.diagnosis.detail import numbers_of, with_more_pixels
+from torchdoctor.diagnosis.detail import with_more_pixels
 from torchdoctor.diagnosis.label_doubts import LabelDoubts, label_doubts
 from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
 from torchdoctor.diagnosis.result import Diagnosis
@@ -131,7 +131,7 @@ def find_causes(
     right = (logits.argmax(1) == labels).numpy()
     more = unlike_others(distances(features, right), right)
     if larger is not None and not right.all():
-        more |= numbers_of(with_more_pixels(model, larger, ids, right))
+        more |= with_more_pixels(model, larger, ids, right) or {}
     examined = _examined(model, images, diagnosis, (ids, labels, logits), more, seed, progress)
     known = [error[-1]["label_before_others"] for error in examined if "label_before_others" in error[-1]]
     gone = {"errors_gone_before_others": float(np.mean(known))} if known else {}

@@ -17,7 +17,7 @@ SURE = 1e-3  # largest p value at which images with more pixels are said to be c
 
 def with_more_pixels(
     model: nn.Module, larger: Images, ids: Int[Tensor, " image"], right: Bool[np.ndarray, " image"]
-) -> tuple[Bool[np.ndarray, " image"], float] | None:
+) -> dict[str, Float[np.ndarray, " image"]] | None:
     """Predict the same images with more pixels.
 
     Args:
@@ -27,8 +27,9 @@ def with_more_pixels(
         right: Which of them are classified correctly as they are.
 
     Returns:
-        Which are classified correctly with more pixels; and the share of the repaired errors that is beyond
-        chance: (repaired - broken) / repaired, 0 where the difference could be chance. None for a network
+        Numbers of each image. `right_if_larger`: 1 where it is classified correctly with more pixels, else 0.
+        `repaired_if_larger_beyond_chance`, the same for all: the share of the repaired errors that is beyond
+        chance, (repaired - broken) / repaired, 0 where the difference could be chance. None for a network
         that takes no larger images.
 
     Raises:
@@ -46,24 +47,7 @@ def with_more_pixels(
     beyond = 0.0
     if repaired > broken and binomtest(repaired, repaired + broken).pvalue <= SURE:
         beyond = (repaired - broken) / repaired
-    return right_larger, beyond
-
-
-def numbers_of(
-    tried: tuple[Bool[np.ndarray, " image"], float] | None,
-) -> dict[str, Float[np.ndarray, " image"]]:
-    """Return what was found as numbers of each image.
-
-    Args:
-        tried: What `with_more_pixels` returned.
-
-    Returns:
-        `right_if_larger` and `repaired_if_larger_beyond_chance` of each image; empty for None.
-    """
-    if tried is None:
-        return {}
-    right, beyond = tried
     return {
-        "right_if_larger": right.astype(float),
+        "right_if_larger": right_larger.astype(float),
         "repaired_if_larger_beyond_chance": np.full(len(right), beyond),
     }

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from torchdoctor.images.batches import Batch, Images
-from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import Tap, run_tapped
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 
@@ -55,8 +54,7 @@ def logits_and_features(
             found[name].append(numbers.cpu())
         return run_tapped(model, pixels, {name: keep(name) for name in layers})
 
-    with frozen_eval(model):
-        outputs = predict_logits(model, images, run)
+    outputs = predict_logits(model, images, run)
     return outputs, {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
 
 
