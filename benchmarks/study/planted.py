@@ -1,29 +1,41 @@
-"""Plant faults in small networks, treat them, and measure how much of the lost accuracy comes back.
+"""Plant faults in small networks, let a checkup choose a cure, and measure what it brings over the control.
 
-    python benchmarks/study/planted.py --cache FOLDER [--seeds 2 3 4] [--shard 0/2]
-        [--architectures residual plain separable] [--out results/treatment_planted.json]
+    python -m benchmarks.study.planted [--seeds 40 41 42 43 44] [--networks residual plain separable]
+        [--faults ...] [--arms ...] [--out benchmarks/results/planted.jsonl] [--jobs 2]
+    python -m benchmarks.study.planted --quick --json --seed 7
 
-Every faulty network is diagnosed on its own training images, faults included, and treated with them; only
-scrambled kernels, which no training planted, are treated on the clean ones. The prescription is the same for
-every fault and was fixed beforehand: the defaults of `diagnose` and `treat`, masks of 20 images per
-category, channel-wise and space-wise. Beside it run `dfr`, `swap` and, for scrambled kernels, `aimed`: the
-channel-wise constraint on the layer where they were scrambled, alone. All arms of a network have the same
-steps, batches and optimiser as its control; one treatment seed per network.
+Every network is trained on drawn images (`scenes`) with one fault; its twin without the fault says what the
+fault costs (`clean`). Then the stages of `torchdoctor checkup` run, with nothing chosen by hand: diagnosis,
+causes, suspects, learning rate, trials on the validation images, which have the fault too, and the final
+training of the control and of what was chosen, over three seeds. All arms have the same number of passes.
+Test images are drawn for this program alone, with right labels, all categories alike and backgrounds that say
+nothing; they are looked at once.
 
-Test images are drawn for this program alone, backgrounds independent of the category, and looked at once.
-recovered: (arm - faulty) / (clean - faulty), over the networks that lost at least 2 points. over the control:
-arm - control in points, over all networks. Intervals: 95 %, Student's t over the networks;
-not corrected for the number of rows, and networks of one seed share their images. Each (fault, architecture,
-seed) is one line of the .jsonl beside --out, and is skipped once it is there. `--shard 1/2` does the second
-half of the networks.
+The faults: `wrong labels` (20 %, to any other category), `pairwise labels` (30 %, each category to one
+other), `rare category` (12 of 250 images are left), `long tail` (category sizes fall by a factor of 50),
+`over-fitted` (60 images a category for long), `under-fitted` (two epochs), `background` (it gives the
+category away in 90 % of the images), `scrambled` (the ten strongest kernels of a category are shuffled;
+further training has 16 steps). For the two faults of labels a person is simulated, who answers for the
+first suspects, at most 5 % of the training images, and is wrong one time in ten.
+
+A line has the accuracy in percent of the twin (`clean`), of the network (`faulty`), of the control at the
+measured learning rate (`control`) and at 0.01 (`fixed_rate`), and of the chosen arm (`chosen`), means over
+the seeds of the further training; `balanced` weighs all categories alike, which differs from plain accuracy
+only by the counts of the test images. `--arms` trains the named arms too. `--quick` has smaller images,
+fewer of them and two seeds of further training; it takes less than three minutes with two processes. `gain`
+and its interval are over networks (Student's t).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,206 +44,325 @@ import torch
 from scipy import stats
 from torch import nn
 
-from benchmarks.study import planted_faults as planted
-from benchmarks.study.causes import scrambled
-from torchdoctor import Course, ModelDoctorError, Recipe, diagnose, treat
-from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.images.batches import TrainingImages
-from torchdoctor.images.masks import default_expansion
-from torchdoctor.proof.statistics import LEVEL
-from torchdoctor.treatment.constraints import constraints_named
-from torchdoctor.treatment.cure import Remedy
-from torchdoctor.treatment.passes import Noise
-from torchdoctor.treatment.settings import TreatmentSettings
-from torchdoctor.treatment.training import accuracy
-from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
+if __package__ in (None, ""):  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-FAULTS = ("scrambled", "background", "thinned", "mislabelled", "confused", "over-fitted", "under-fitted")
-ARMS = ("control", "treated", "dfr", "swap")
-LEAST = 2.0  # points that a network must have lost for a share to mean anything
-TAU = 0.3  # treat's own default
-MASKS = 20  # per category
-SETTINGS = ("epochs", "images", "tested")
+from benchmarks.study import planted_faults as drawn
+from benchmarks.study.causes import scrambled
+from torchdoctor import diagnose
+from torchdoctor.case.answers import Answers
+from torchdoctor.case.preparation import Case, case_of
+from torchdoctor.case.settings import Settings
+from torchdoctor.data.load import Splits
+from torchdoctor.data.loader import Loader
+from torchdoctor.data.pixels import Preprocessing
+from torchdoctor.data.scenes.scenes import AGREEMENT, CLASSES, Scenes, scenes_table
+from torchdoctor.diagnosis.suspects_result import Suspects
+from torchdoctor.network.copying import copy_of
+from torchdoctor.network.prediction import predict_logits
+from torchdoctor.proof.statistics import LEVEL
+from torchdoctor.randomness import key
+from torchdoctor.treatment.effects import Effect
+from torchdoctor.treatment.heads import balanced_accuracy
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import fit
+from torchdoctor.verbs.begin import Watch
+from torchdoctor.verbs.causes import causes_stage
+from torchdoctor.verbs.judge import choose_weights, judge_of
+from torchdoctor.verbs.learning_rate import with_rate
+from torchdoctor.verbs.search import choose_stage, plan_with_choice
+from torchdoctor.verbs.suspects import suspects_stage
+from torchdoctor.verbs.treat import diagnosis_of, treat_stage
+
+CAUSE = {
+    "wrong labels": "label looks wrong", "pairwise labels": "label looks wrong",
+    "rare category": "rare category", "long tail": "rare category", "over-fitted": "over-fitted",
+    "under-fitted": "under-fitted", "background": "background", "scrambled": "wrong kernels",
+}  # fmt: skip
+LABELS = ("wrong labels", "pairwise labels")
+NOISE, PAIRWISE, TAIL, FEW = 0.2, 0.3, 50, 60
+ANSWERED, MISTAKEN = (
+    0.05,
+    0.1,
+)  # shares: of training images that a person answers for, of answers that are wrong
+LITTLE = 1024  # images, at most, of the further training of a scrambled network: 16 steps an epoch
+RATE = 0.01  # the fixed learning rate of earlier versions
 
 Line = dict[str, Any]
 
 
-def aimed_at(layer: str, recipe: Recipe) -> Remedy:
-    """Return the remedy that constrains one layer channel-wise, weighed as `treat` would."""
+@dataclass(frozen=True)
+class Size:
+    """How large an experiment is: pixels, numbers of images, epochs, and seeds of the further training."""
 
-    def aimed(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
-        example = example_of(model, images)
-        constraints = constraints_named(["channel scale=share"], layers=[layer])
-        plan = Prescription(constraints, diagnosis, Noise(draws=1), default_expansion(example.shape[-1]))
-        plan, facts = prescribe(model, images, plan, recipe, TAU)
-        return Course(plan.terms(model, example, seed), facts=facts)
+    pixels: int = 64
+    images: int = 2000
+    checked: int = 800
+    tested: int = 2000
+    base_epochs: int = 16
+    epochs: int = 4
+    seeds: int = 3
 
-    return aimed
+
+FULL, QUICK = (
+    Size(),
+    Size(pixels=32, images=800, checked=320, tested=800, base_epochs=14, epochs=3, seeds=2),
+)
 
 
-def faulty_network(
-    clean: nn.Module, architecture: str, fault: str, seed: int, given: argparse.Namespace
-) -> tuple[nn.Module, str]:
-    """Return the network with the fault, and the layer it was planted in where it was in one."""
-    if fault != "scrambled":
-        return planted.network(given.cache, architecture, fault, seed, given.images), ""
-    images = planted.training_images("clean", seed, given.images)
-    found = diagnose(clean, images, layers=planted.ARCHITECTURES[architecture][1])
-    hurt = scrambled(clean, found, seed)
-    (layer,) = (
-        one.name
-        for one in found.layers
-        if not torch.equal(hurt.get_submodule(one.name).weight, clean.get_submodule(one.name).weight)
+def loader(seed: int, stream: int, count: int, agreement: float, size: Size) -> Loader:
+    """Return drawn images, each with its mask."""
+    table = scenes_table(Scenes(100 + seed, stream, count, agreement), "image")
+    return Loader(table, Preprocessing(size.pixels, (0.5,) * 3, (0.25,) * 3), 64)
+
+
+def with_fault(images: Loader, fault: str, seed: int) -> Loader:
+    """Plant a fault in images: other labels, or fewer images."""
+    labels = images.table.labels
+    generator = np.random.default_rng([seed, len(labels)])
+    if fault in LABELS:
+        hit = generator.random(len(labels)) < (NOISE if fault == "wrong labels" else PAIRWISE)
+        step = generator.integers(1, len(CLASSES), len(labels)) if fault == "wrong labels" else 1
+        return replace(images, table=replace(images.table, labels=(labels + hit * step) % len(CLASSES)))
+    usual = len(labels) // len(CLASSES)
+    left = dict.fromkeys(range(len(CLASSES)), len(labels))
+    if fault == "rare category":
+        left[drawn.thinned_category(seed)] = max(round(usual * drawn.THIN / 250), 2)
+    if fault == "long tail":
+        order = np.random.default_rng(seed).permutation(len(CLASSES))
+        for rank, category in enumerate(order.tolist()):
+            left[category] = max(round(usual * TAIL ** (-rank / (len(CLASSES) - 1))), 2)
+    keep = np.concatenate([np.flatnonzero(labels == category)[:most] for category, most in left.items()])
+    return images.select(images.table.ids[np.sort(keep)])
+
+
+@lru_cache(maxsize=2)
+def twin(architecture: str, seed: int, size: Size) -> nn.Module:
+    """Return the network that is trained on images without a fault."""
+    images = loader(seed, drawn.TRAINING, size.images, drawn.FAIR, size)
+    return trained(architecture, images, size.base_epochs, seed)
+
+
+def trained(architecture: str, images: Loader, epochs: int, seed: int) -> nn.Module:
+    """Train a network from random weights."""
+    torch.manual_seed(seed)
+    model = drawn.ARCHITECTURES[architecture][0]()
+    recipe = Recipe(epochs=epochs, learning_rate=0.1)
+    fit(
+        model,
+        lambda epoch: images.epoch(epoch, seed),
+        recipe,
+        steps_per_epoch=images.steps_per_epoch,
+        seed=seed,
     )
-    return hurt, layer
+    return model.eval()
 
 
-def measure(architecture: str, fault: str, seed: int, given: argparse.Namespace) -> Line:
-    """Treat one faulty network and return its line."""
-    clean = planted.network(given.cache, architecture, "clean", seed, given.images)
-    faulty, layer = faulty_network(clean, architecture, fault, seed, given)
-    images = planted.training_images("clean" if layer else fault, seed, given.images)
-    recipe = Recipe(epochs=given.epochs)
-    arms = [*ARMS, *([aimed_at(layer, recipe)] if layer else [])]
-    test = planted.images(seed, planted.TEST, given.tested, planted.FAIR)
-    line: Line = {
-        "fault": fault, "architecture": architecture, "seed": seed,
-        **{name: getattr(given, name) for name in SETTINGS},
-        "clean": round(accuracy(clean, test), 2), "faulty": round(accuracy(faulty, test), 2),
-    }  # fmt: skip
-    try:
-        diagnosis = diagnose(faulty, images, layers=planted.ARCHITECTURES[architecture][1])
-        treatment = treat(
-            faulty,
-            images,
-            diagnosis,
-            arms=arms,
-            settings=TreatmentSettings(masks_per_category=MASKS, tau=TAU),
-            recipe=recipe,
-            seeds=1,
-            seed=seed,
-        )
-    except ModelDoctorError as error:  # a training that ends in numbers that are not finite
-        return {**line, "failed": str(error)}
-    own, line["arms"] = copy.deepcopy(faulty), {}
+def accuracies(model: nn.Module, images: Loader) -> np.ndarray:
+    """Return accuracy and balanced accuracy in percent."""
+    _, labels, logits = predict_logits(model, images)
+    right = 100 * float((logits.argmax(1) == labels).double().mean())
+    return np.array([right, 100 * balanced_accuracy(logits.double().numpy(), labels.numpy())])
+
+
+def simulated_answers(suspects: Suspects, images: Loader, truth: np.ndarray, seed: int) -> Answers | None:
+    """Answer for the first suspects as a person would who is right nine times in ten."""
+    generator = np.random.default_rng([seed, 5])
+    given = dict(zip(images.table.ids.tolist(), images.table.labels.tolist(), strict=True))
+    labels, kept = dict[int, int](), set[int]()
+    for suspect in suspects.suspects[: int(ANSWERED * len(images))]:
+        answer = int(truth[suspect.id])
+        if generator.random() < MISTAKEN:
+            answer = (answer + int(generator.integers(1, len(CLASSES)))) % len(CLASSES)
+        if answer == given[suspect.id]:
+            kept.add(suspect.id)
+        else:
+            labels[suspect.id] = answer
+    return Answers(labels, frozenset(kept)) if labels else None
+
+
+def networks(
+    architecture: str, fault: str, seed: int, size: Size
+) -> tuple[nn.Module, nn.Module, Loader, Loader, int]:
+    """Return twin, faulty network, images for training and validation, and epochs of further training."""
+    agreement = AGREEMENT if fault == "background" else drawn.FAIR
+    plain = loader(seed, drawn.TRAINING, size.images, drawn.FAIR, size)
+    clean = twin(architecture, seed, size)
+    images = with_fault(loader(seed, drawn.TRAINING, size.images, agreement, size), fault, seed)
+    checked = loader(seed, drawn.VALIDATION, size.checked, agreement, size)
+    checked = with_fault(checked, fault, seed)
+    if fault == "scrambled":
+        found = diagnose(clean, images, layers=drawn.ARCHITECTURES[architecture][1])
+        few = images.select(images.table.ids[:LITTLE])
+        return clean, scrambled(clean, found, seed), few, checked, 1
+    epochs, steps = size.base_epochs, plain.steps_per_epoch
+    if fault == "over-fitted":
+        keep = [np.flatnonzero(images.table.labels == category)[:FEW] for category in range(len(CLASSES))]
+        images = images.select(images.table.ids[np.sort(np.concatenate(keep))])
+    epochs = max(round(epochs * steps / images.steps_per_epoch), 1)
+    if fault == "under-fitted":
+        epochs = 2
+    further = max(round(size.epochs * steps / images.steps_per_epoch), 1)
+    return clean, trained(architecture, images, epochs, seed), images, checked, further
+
+
+def measure(architecture: str, fault: str, seed: int, size: Size, arms: Sequence[str] = ()) -> Line:
+    """Plant a fault, run the stages of a checkup, and return a line."""
+    clean, faulty, images, checked, epochs = networks(architecture, fault, seed, size)
+    test = loader(seed, drawn.TEST, size.tested, drawn.FAIR, size)
+    splits = Splits(CLASSES, images, checked, {"test": test}, "test", images.preprocessing, True)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        settings = Settings(
+            layers=drawn.ARCHITECTURES[architecture][1], epochs=epochs, seeds=size.seeds, seed=seed,
+            data="scenes", out=place, device="cpu",
+        )  # fmt: skip
+        case = case_of(settings, "checkup", faulty, splits, name=architecture)
+        diagnosis = diagnosis_of(case, folder, None, Watch(silent))
+        causes = causes_stage(case, folder, diagnosis, silent)
+        suspects = suspects_stage(case, folder, silent)
+        if fault in LABELS:
+            truth = loader(seed, drawn.TRAINING, size.images, drawn.FAIR, size).table.labels
+            answers = simulated_answers(suspects, images, truth, seed)
+            if answers is not None:
+                case = replace(case, answers=answers, plan=case.plan.but(labels="simulated"))
+        case = with_rate(case, folder, Watch(silent))
+        judge = judge_of(case)
+        choice = choose_stage(case, folder, (diagnosis, causes), judge, Watch(silent))
+        plan = plan_with_choice(case.plan, choice)
+        case = replace(case, plan=plan.but(arms=tuple(dict.fromkeys([*plan.arm_names, *arms]))))
+        _, treatment = treat_stage(case, folder, diagnosis, Watch(silent))
+        chosen = case.plan.arm_names[1]
+        used = choose_weights(folder, judge, treatment, chosen)["use"]
+    own, scores = copy_of(faulty), dict[str, list[np.ndarray]]()
     for arm in treatment.arms:
         own.load_state_dict(dict(arm.state))
-        line["arms"][arm.name] = round(accuracy(own, test), 2)
-    line["weights"] = {str(one["constraint"]): one["weight"] for one in treatment.prescription}
-    line["not_diagnosed"] = len(diagnosis.not_diagnosed)
-    line["steps"] = treatment.arms[0].steps
-    line["skipped"] = {arm.name: len(arm.skipped) for arm in treatment.arms}
-    line["seconds"] = {arm.name: round(arm.seconds, 1) for arm in treatment.arms}
-    return line
-
-
-def interval(values: Sequence[float]) -> list[float | None]:
-    """Return the mean over the networks with its t interval; None where there are too few."""
-    if len(values) < 2:
-        return [*values, *[None] * 3][:3]
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * error
-    return [mean, mean - reach, mean + reach]
-
-
-def summary(lines: Sequence[Line]) -> list[Line]:
-    """Return one row per fault and arm."""
-    rows = []
-    for fault in FAULTS:
-        cells = [one for one in lines if one["fault"] == fault and "arms" in one]
-        lost = [one for one in cells if one["clean"] - one["faulty"] >= LEAST]
-        failed = sum(one["fault"] == fault and "failed" in one for one in lines)
-        for arm in dict.fromkeys(name for one in cells for name in one["arms"]):
-            gained = [one["arms"][arm] - one["arms"]["control"] for one in cells]
-            shares = [
-                100 * (one["arms"][arm] - one["faulty"]) / (one["clean"] - one["faulty"]) for one in lost
-            ]
-            rows.append(
-                {
-                    "fault": fault, "arm": arm, "networks": len(cells), "lost": len(lost), "failed": failed,
-                    "clean": float(np.mean([one["clean"] for one in cells])),
-                    "faulty": float(np.mean([one["faulty"] for one in cells])),
-                    "accuracy": float(np.mean([one["arms"][arm] for one in cells])),
-                    "recovered_percent": interval(shares),
-                    "over_control_points": interval([] if arm == "control" else gained),
-                }
-            )  # fmt: skip
-    return rows
-
-
-def shown(found: Sequence[float | None], none: str) -> str:
-    """Return a mean with its interval, signed."""
-    mean, low, high = (f"{one:+.1f}" if one is not None else "" for one in found)
-    return (f"{mean} ({low} to {high})" if low else f"{mean} (one network)") if mean else none
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = [
-        "| fault | networks, of them lost 2 points | clean | faulty | arm | accuracy | recovered, % | "
-        "over the control, points |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for one in rows:
-        networks = f"{one['networks']}, {one['lost']}" + (f", {one['failed']} failed" * bool(one["failed"]))
-        lines.append(
-            f"| {one['fault']} | {networks} | {one['clean']:.1f} | {one['faulty']:.1f} | {one['arm']} | "
-            f"{one['accuracy']:.1f} | {shown(one['recovered_percent'], 'nothing to recover')} | "
-            f"{shown(one['over_control_points'], '-')} |"
-        )
-    return "\n".join(lines)
-
-
-def kept(file: Path, given: argparse.Namespace) -> dict[tuple[str, str, int], Line]:
-    """Return the finished lines that were asked for and measured with these settings."""
-    found = [json.loads(one) for one in file.read_text().splitlines()] if file.exists() else []
+        scores.setdefault(arm.name, []).append(accuracies(own, test))
+    mean = {name: np.mean(values, axis=0) for name, values in scores.items()}
+    rated = {"fixed_rate": fixed_rate(faulty, case, test)} if fault in ("under-fitted", "scrambled") else {}
+    before = accuracies(faulty, test)
     return {
-        (one["fault"], one["architecture"], one["seed"]): one
-        for one in found
-        if all(one[name] == getattr(given, name) for name in SETTINGS)
-        and one["fault"] in given.faults
-        and one["architecture"] in given.architectures
-        and one["seed"] in given.seeds
-    }
+        "fault": fault, "network": architecture, "seed": seed, "pixels": size.pixels, "images": size.images,
+        "clean": rounded(accuracies(clean, test)[0]), "faulty": rounded(before[0]),
+        "control": rounded(mean["control"][0]), **rated, "chosen": rounded(mean[chosen][0]),
+        "chosen_arm": choice.best.name, "used": used, "learning_rate": case.plan.learning_rate,
+        "balanced": {"control": rounded(mean["control"][1]), "chosen": rounded(mean[chosen][1])},
+        "arms": {name: rounded(value[0]) for name, value in mean.items()},
+        "causes": {cause: round(number, 1) for cause, number in causes.expected.items()},
+        "suspects": len(suspects.suspects), "answered": 0 if case.answers is None else case.answers.given,
+        "steps": treatment.arms[0].steps,
+    }  # fmt: skip
+
+
+def fixed_rate(faulty: nn.Module, case: Case, test: Loader) -> float:
+    """Return the accuracy of the control at the learning rate of earlier versions, over the same seeds."""
+    found = []
+    for number in range(case.plan.seeds):
+        own, stream = copy_of(faulty), key("treatment", case.plan.seed, number)
+        fit(
+            own, lambda epoch, stream=stream: case.data.train.epoch(epoch, stream),
+            replace(case.plan.recipe, learning_rate=RATE), steps_per_epoch=case.data.train.steps_per_epoch,
+            seed=stream,
+        )  # fmt: skip
+        found.append(accuracies(own, test)[0])
+    return rounded(np.mean(found))
+
+
+def rounded(value: float) -> float:
+    """Return a number with two decimals."""
+    return round(float(value), 2)
+
+
+def silent(*_told: object) -> None:
+    """Show no progress."""
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """Return the mean over networks with its t interval."""
+    known = np.array([*values], dtype=float)
+    mean = float(known.mean())
+    if len(known) < 2:
+        return mean, float("nan"), float("nan")
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, len(known) - 1) * stats.sem(known))
+    return mean, mean - reach, mean + reach
+
+
+def effects(lines: Sequence[Line]) -> dict[str, Effect]:
+    """Return what the choice brought, by cause."""
+    found = {}
+    for cause in dict.fromkeys(CAUSE.values()):
+        cells = [one for one in lines if CAUSE[one["fault"]] == cause]
+        if cells:
+            gain = interval(one["chosen"] - one["control"] for one in cells)
+            control = float(np.mean([one["control"] - one["faulty"] for one in cells]))
+            found[cause] = Effect(len(cells), *(round(value, 1) for value in (*gain, control)))
+    return found
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Return a Markdown table: a row for each fault."""
+    rows = [
+        "| fault | networks | clean | faulty | control | chosen | gain over the control | of what it still "
+        "costs | chosen arms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for fault in dict.fromkeys(one["fault"] for one in lines):
+        cells = [one for one in lines if one["fault"] == fault]
+        means = [np.mean([one[name] for one in cells]) for name in ("clean", "faulty", "control", "chosen")]
+        gain = interval(one["chosen"] - one["control"] for one in cells)
+        cost = means[0] - means[2]
+        share = f"{100 * gain[0] / cost:.0f} % ({100 * gain[1] / cost:.0f} to {100 * gain[2] / cost:.0f})"
+        names = [one["chosen_arm"] for one in cells]
+        counts = ", ".join(f"{name} {names.count(name)}" for name in dict.fromkeys(names))
+        rows.append(
+            f"| {fault} | {len(cells)} | " + " | ".join(f"{mean:.1f}" for mean in means)
+            + f" | {gain[0]:+.1f} ({gain[1]:+.1f} to {gain[2]:+.1f}) | {share if cost > 1 else '-'} "
+            f"| {counts} |"
+        )  # fmt: skip
+    return "\n".join(rows)
+
+
+def read(file: Path) -> list[Line]:
+    """Return the lines of a results file; none where it is missing."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def _job(job: tuple[str, str, int, Size, tuple[str, ...]]) -> Line:
+    torch.set_num_threads(1)
+    return measure(*job)
 
 
 def main() -> None:
-    """Measure what is missing of this shard, then print what is known of all."""
+    """Measure what is missing, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[2, 3, 4])
-    parser.add_argument("--architectures", nargs="*", default=list(planted.ARCHITECTURES))
-    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=FAULTS)
-    parser.add_argument("--epochs", type=int, default=4, help="of every arm")
-    parser.add_argument(
-        "--images", type=int, default=planted.IMAGES, help="for training; with a cache of its own"
-    )
-    parser.add_argument("--tested", type=int, default=2000, help="test images")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th network, from the i-th on")
-    parser.add_argument("--out", type=Path, default=Path("results/treatment_planted.json"))
+    parser.add_argument("--seeds", "--seed", type=int, nargs="+", default=[40, 41, 42, 43, 44])
+    parser.add_argument("--networks", nargs="+", default=["residual"], choices=list(drawn.ARCHITECTURES))
+    parser.add_argument("--faults", nargs="+", default=list(CAUSE), choices=list(CAUSE))
+    parser.add_argument("--arms", nargs="*", default=[], help="arms that are trained beside the chosen one")
+    parser.add_argument("--quick", action="store_true", help="small images, few of them")
+    parser.add_argument("--json", action="store_true", help="print lines of JSON, and no table")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    first, step = map(int, given.shard.split("/"))
-    file = given.out.with_suffix(".jsonl")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = kept(file, given)
-    networks = [(architecture, seed) for seed in given.seeds for architecture in given.architectures]
-    for architecture, seed in networks[first::step]:
-        for fault in given.faults:
-            if (fault, architecture, seed) not in done:
-                line = json.dumps(measure(architecture, fault, seed, given))
-                print(line, flush=True)
-                with file.open("a") as opened:
-                    opened.write(line + "\n")
-    lines = list(kept(file, given).values())
-    rows = summary(lines)
-    print(table(rows))
-    for one in lines:
-        if "failed" in one:
-            print(f"failed: {one['architecture']} {one['fault']} {one['seed']}: {one['failed']}")
-    settings = {name: getattr(given, name) for name in (*SETTINGS, "seeds", "architectures", "faults")}
-    given.out.write_text(json.dumps({**settings, "cells": len(lines), "rows": rows}, indent=1) + "\n")
+    size = QUICK if given.quick else FULL
+    lines = read(given.out) if given.out else []
+    done = {(one["network"], one["fault"], one["seed"], one["pixels"]) for one in lines}
+    jobs = [
+        (network, fault, seed, size, tuple(given.arms))
+        for seed in given.seeds for network in given.networks for fault in given.faults
+        if (network, fault, seed, size.pixels) not in done
+    ]  # fmt: skip
+    with ProcessPoolExecutor(given.jobs) as pool:
+        for line in pool.map(_job, jobs):
+            lines.append(line)
+            if given.json:
+                print(json.dumps(line), flush=True)
+            if given.out:
+                with given.out.open("a") as opened:
+                    opened.write(json.dumps(line) + "\n")
+    if not given.json:
+        print(table(lines))
+        print({cause: vars(effect) for cause, effect in effects(lines).items()})
 
 
 if __name__ == "__main__":

@@ -146,8 +146,10 @@ def settings_record(
     used = groups if groups is not None else USED_BY.get(verb, tuple(_every_group()))  # type: ignore[call-overload]
     values = settings.model_dump(mode="json")
     names = [name for group in used for name in group.model_fields]
-    if not settings.auto:  # how to search is refused where no search is asked for
+    if not settings.auto and settings.arms != "auto":  # how to choose is refused where the arms are named
         names = [name for name in names if name == "auto" or name not in SearchSettings.model_fields]
+    if settings.arms == "auto":  # a choice decides on constraints too
+        names = [name for name in names if name != "constraints"]
     return {"verb": verb, **{name: values[name] for name in names if values[name] is not None}}
 
 

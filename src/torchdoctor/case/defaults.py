@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from torchdoctor.case.settings import Settings
+from torchdoctor.case.settings import Settings, Verb
 from torchdoctor.data.load import Splits
+from torchdoctor.diagnosis.cause_rules import RARE
 from torchdoctor.treatment.arms import default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints, on_layers
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.search import Select
 from torchdoctor.types import InputError
+
+CHOOSING: tuple[Verb, ...] = ("checkup", "demo")  # verbs that choose a cure where no arm is named
 
 
 def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits) -> None:
@@ -25,7 +28,7 @@ def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits)
     Raises:
         InputError: An arm, a constraint or the constraint of a weight is unknown, or masks are missing.
     """
-    arms = remedies_named(default_arms(masked_count(data)) if settings.arms == "auto" else settings.arms)
+    arms = remedies_named(("treated",) if settings.arms == "auto" else settings.arms)
     names = () if settings.constraints == "auto" else settings.constraints
     for text, constraint in zip(names, constraints_named(names, layers=layers), strict=True):
         if constraint.needs_masks and not data.has_masks:
@@ -58,44 +61,55 @@ def check_remedies(settings: Settings, model: nn.Module, data: Splits) -> None:
         InputError: A remedy that was asked for needs what the network does not have.
     """
     arms = () if settings.arms == "auto" else settings.arms
-    needy = [cure for cure in map(REMEDIES.get, arms) if cure is not None and cure.needs]
+    given = () if settings.labels is None else ("relabelled",)
+    needy = [REMEDIES[arm] for arm in arms if arm in REMEDIES and REMEDIES[arm].needs and arm not in given]
     if needy:
         shown = data.train.select(data.train.table.ids[:2])
         for cure in needy:
             cure.check(model, shown, None)
 
 
-def prescribed(settings: Settings, layers: tuple[str, ...], data: Splits) -> dict[str, tuple[str, ...]]:
+def prescribed(
+    settings: Settings, verb: Verb, layers: tuple[str, ...], data: Splits
+) -> dict[str, tuple[str, ...] | str]:
     """Return arms and constraints; each constraint names its layers, so that the record says all.
 
     Args:
         settings: What was asked for.
+        verb: The command that runs.
         layers: The diagnosed layers, from first to last.
         data: The images.
 
     Returns:
-        The names of the arms, and the texts of the constraints.
+        The names of the arms, and the texts of the constraints. Where a checkup was told neither, its arms
+        are "auto": the validation split chooses among the cures of the causes that are found.
     """
     masked = masked_count(data)
     names = default_constraints(masked > 0) if settings.constraints == "auto" else settings.constraints
+    usual = default_arms(masked) if settings.labels is None else ("control", "relabelled")
+    chooses = verb in CHOOSING and (settings.auto or settings.constraints == "auto")
     return {
-        "arms": default_arms(masked) if settings.arms == "auto" else settings.arms,
+        "arms": settings.arms if settings.arms != "auto" or chooses else usual,
         "constraints": tuple(on_layers(name, layers[-1:]) for name in names),
     }
 
 
 def best_select(settings: Settings, data: Splits) -> Select:
-    """Return what a search compares: what was asked for, else the mean where validation images have masks.
+    """Return what a choice compares: what was asked for, else what the data call for.
 
     Args:
         settings: What was asked for.
         data: The images.
 
     Returns:
-        A way to score candidates.
+        A way to score candidates: `balanced` where a category has less than a quarter of the training images
+        of the median category, `mean` where validation images of two categories have masks, else `iid`.
     """
     if settings.select != "auto":
         return settings.select
+    counts = np.bincount(data.train.table.labels, minlength=len(data.classes))
+    if counts.min() < RARE * np.median(counts):
+        return "balanced"
     table = data.validation.table
     return "mean" if len(np.unique(table.labels[table.has_mask])) > 1 else "iid"
 

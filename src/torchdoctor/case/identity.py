@@ -51,6 +51,7 @@ def identity_of(verb: str, case: Case) -> dict[str, dict[str, object]]:
             "weights": {"model_sha256": state_sha256(case.model)},
             "diagnosis": _files_of(case.plan.diagnosis),
             "data": case.data.fingerprints,
+            **({"labels": case.answers.source} if case.answers is not None else {}),
         },
     }
 

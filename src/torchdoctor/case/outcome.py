@@ -84,7 +84,7 @@ def arm_of(case: Case, comparison: Comparison | None = None) -> str:
     """
     if comparison is not None:
         return comparison.arm
-    return next((arm for arm in case.plan.arms if arm != "control"), "treated")
+    return next((arm for arm in case.plan.arm_names if arm != "control"), "treated")
 
 
 def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:

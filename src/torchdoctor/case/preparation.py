@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from torchdoctor.case.answers import Answers, read_answers
 from torchdoctor.case.defaults import best_select, check_constraints, check_remedies, prescribed
 from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
@@ -47,6 +48,7 @@ class Case:
         data: The images, by split.
         card: What is written beside saved weights: model, categories, preprocessing, training images.
         notes: Sentences about what cannot be known of this case.
+        answers: What a person said of the labels; None where nobody was asked.
     """
 
     plan: Plan
@@ -54,6 +56,7 @@ class Case:
     data: Splits
     card: Mapping[str, object]
     notes: tuple[str, ...] = ()
+    answers: Answers | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -153,15 +156,47 @@ def prepare(
     if checkpoint is not None and "preprocessing" not in (card or {}) and try_out is None:
         fitting = suited(model, data, settings.part(DataSettings))
         data, notes = fitting.data, notes + fitting.notes
+    found = case_of(settings.but(primary=primary), verb, model, data, name=name, card=card, try_out=try_out)
+    unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
+    return replace(found, notes=notes + found.notes + ((unknown,) if unknown else ()))
+
+
+def case_of(
+    settings: Settings,
+    verb: Verb,
+    model: nn.Module,
+    data: Splits,
+    *,
+    name: str,
+    card: Mapping[str, object] | None = None,
+    try_out: TryOut | None = None,
+) -> Case:
+    """Check a network and data that are at hand against each other, and decide every setting.
+
+    Args:
+        settings: What was asked for.
+        verb: The command that runs.
+        model: The network with its weights, on its device.
+        data: The images.
+        name: What the network is called.
+        card: The card of the weights; None: they have none.
+        try_out: As in `prepare`.
+
+    Returns:
+        The prepared case. Nothing has been written.
+
+    Raises:
+        InputError: A layer is unknown, or network or data cannot serve the constraints, remedies or answers.
+    """
     to_train = verb == "train"
     usual = try_out_training if to_train else try_out_network
-    layers, on_layers = layers_of(settings, name, model, data, try_out or usual, to_train=to_train)
+    layers, notes = layers_of(settings, name, model, data, try_out or usual, to_train=to_train)
     check_constraints(settings, layers, data)
+    answers = read_answers(settings.labels, data) if settings.labels is not None else None
     check_remedies(settings, model, data)
+    primary = data.primary if settings.primary == "auto" else settings.primary
     plan = _decided(settings, verb, name, data, layers, primary)
-    unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
-    notes += on_layers + ((unknown,) if unknown else ())
-    return Case(plan, model, data, _card(plan, data, card, verb), notes)
+    return Case(plan, model, data, _card(plan, data, card, verb), notes, answers)
 
 
 def _network(settings: Settings, name: str, data: Splits, checkpoint: Checkpoint | None) -> nn.Module:
@@ -194,7 +229,7 @@ def _decided(
     growth = settings.expand_pixels
     decided = {
         **decided_by_verb(settings, verb),
-        **prescribed(settings, layers, data),
+        **prescribed(settings, verb, layers, data),
         "model": name,
         "weights": settings.weights or RANDOM,
         "out": settings.out or new_folder(verb),

@@ -16,6 +16,7 @@ from torchdoctor.treatment.recipe import FROM_SCRATCH, Recipe
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
 from torchdoctor.types import Evidence, InputError, NormPolicy, Precision, Resize
 
+BUDGET_TIMES = 3.0  # how often the control's own training an automatic choice and its proof may take in all
 RANDOM = "random"  # the weights of a network that is trained from nothing
 MEASURED: Literal["measured"] = "measured"  # the learning rate that short trainings choose
 Verb = Literal["train", "diagnose", "treat", "checkup", "demo", "robustness"]
@@ -33,7 +34,8 @@ class TrainingSettings(SettingsGroup):
         "auto",
         "The highest learning rate; it is reached after the first tenth of the steps and then falls to 0. "
         "measured: the best of four for the control on the validation images, for all arms (treat, checkup).",
-        left_out=f"train: {FROM_SCRATCH.learning_rate:g}; treat, checkup: {Recipe.learning_rate:g}",
+        left_out=f"train: {FROM_SCRATCH.learning_rate:g}; treat, checkup: measured, or "
+        f"{Recipe.learning_rate:g} where the training is too short to try others",
     )
     optimizer: Literal["sgd", "adamw"] = setting(Recipe.optimizer, "The optimiser.")
     weight_decay: Amount = setting(Recipe.weight_decay, "Weight decay of matrices and convolution kernels.")
@@ -59,18 +61,36 @@ class DiagnosisRunSettings(SettingsGroup):
     )
 
 
-class SearchSettings(SettingsGroup):
-    """A search for the best remedy on the validation split."""
+class AnswerSettings(SettingsGroup):
+    """What a person said of the labels."""
 
-    auto: bool = setting(False, "Let the validation split choose remedy, layers and weight.")
-    budget: str | None = setting(
-        None, "What --auto may spend: minutes such as 20, or steps such as 2000steps.", left_out="no limit"
+    labels: str | None = setting(
+        None,
+        "A labels.csv of an earlier run on the same data, with right categories in its column answer (or "
+        "keep, or unusable): the arm relabelled trains with them.",
+        left_out="no label is changed",
     )
-    select: Literal["iid", "swapped", "mean", "auto"] = setting(
+
+
+class SearchSettings(SettingsGroup):
+    """The choice of a remedy on the validation split."""
+
+    auto: bool = setting(
+        False,
+        "Choose among all remedies and constraints, whatever the causes of errors, and compare the choice "
+        "with the arms that --arms names.",
+        left_out="without --arms and --constraints, choose among the cures of the causes that are found",
+    )
+    budget: str | None = setting(
+        None,
+        "What the choice may spend on trials: minutes such as 20, or steps such as 2000steps.",
+        left_out=f"as much as keeps all training within {BUDGET_TIMES:g} times that of the control",
+    )
+    select: Literal["iid", "balanced", "swapped", "mean", "auto"] = setting(
         "auto",
-        "What --auto compares: validation accuracy (iid), that on objects before other backgrounds "
-        "(swapped), or the mean of both.",
-        left_out="mean where masks exist, else iid",
+        "What the choice compares: validation accuracy (iid), that with all categories weighing the same "
+        "(balanced), that on objects before other backgrounds (swapped), or the mean of iid and swapped.",
+        left_out="balanced where a category has few training images, mean where masks exist, else iid",
     )
 
 
@@ -93,6 +113,7 @@ class Settings(
     DiagnosisSettings,
     DiagnosisRunSettings,
     TreatmentSettings,
+    AnswerSettings,
     ProofSettings,
     SearchSettings,
     RunSettings,
@@ -117,7 +138,8 @@ class Plan(Settings):
     """What a run does: every setting decided, for a network, a data set and a command.
 
     `delta` "auto" (by layer), `draws` "auto", and "all" for `limit`, `classes` and `masks_per_category` are
-    decisions of their own; `weights` "random" means that none were loaded.
+    decisions of their own; `weights` "random" means that none were loaded. `arms` "auto" are chosen by the
+    validation split, and `learning_rate` "auto" or "measured" is measured on it, while the command runs.
     """
 
     model: str
@@ -132,21 +154,31 @@ class Plan(Settings):
     crop_share: float
     primary: str
     epochs: int
-    learning_rate: float | Literal["measured"]
+    learning_rate: float | Literal["auto", "measured"]
     layers: tuple[str, ...]
     evidence: Evidence
-    arms: tuple[str, ...]
     constraints: tuple[str, ...]
     expand_pixels: int
-    select: Literal["iid", "swapped", "mean"]
+    select: Literal["iid", "balanced", "swapped", "mean"]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the validation split chooses what is compared with the control."""
+        return self.auto or self.arms == "auto"
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """The arms that are known beforehand; none where a choice decides and no arm was asked for."""
+        return () if self.arms == "auto" else self.arms
 
     @property
     def recipe(self) -> Recipe:
         """How the network is trained; with the usual learning rate until it is measured."""
+        rate = self.learning_rate
         return Recipe(
             epochs=self.epochs,
             optimizer=self.optimizer,
-            learning_rate=Recipe.learning_rate if self.learning_rate == MEASURED else self.learning_rate,
+            learning_rate=Recipe.learning_rate if isinstance(rate, str) else rate,
             weight_decay=self.weight_decay,
             norm=self.norm,
             precision=self.precision,
@@ -158,7 +190,7 @@ GROUPS: Mapping[str, tuple[type[SettingsGroup], ...]] = {
     "Data": (DataSettings,),
     "Training": (TrainingSettings,),
     "Diagnosis": (DiagnosisSettings, DiagnosisRunSettings),
-    "Treatment": (TreatmentSettings,),
+    "Treatment": (TreatmentSettings, AnswerSettings),
     "Proof": (ProofSettings,),
     "Search": (SearchSettings,),
     "Run": (RunSettings,),
@@ -166,7 +198,7 @@ GROUPS: Mapping[str, tuple[type[SettingsGroup], ...]] = {
 """The groups of settings by the title that they have in help texts and in the reference."""
 
 _ALWAYS = (ModelSettings, DataSettings, RunSettings)
-_FURTHER = (TrainingSettings, DiagnosisSettings, DiagnosisRunSettings, TreatmentSettings)
+_FURTHER = (TrainingSettings, DiagnosisSettings, DiagnosisRunSettings, TreatmentSettings, AnswerSettings)
 USED_BY: Mapping[Verb, tuple[type[SettingsGroup], ...]] = {
     "train": (*_ALWAYS, TrainingSettings),
     "diagnose": (*_ALWAYS, DiagnosisSettings),
@@ -186,8 +218,9 @@ def check_verb(settings: Settings, verb: Verb) -> None:
         verb: The command.
 
     Raises:
-        InputError: A treatment of no epochs, the budget of a search where none was asked for, or a learning
-            rate that is to be measured where nothing trained is there to begin from.
+        InputError: A treatment of no epochs, the budget of a choice where the arms are named, labels that no
+            arm would use, or a learning rate that is to be measured where nothing trained is there to begin
+            from.
     """
     if verb == "train" and settings.learning_rate == MEASURED:
         raise InputError(
@@ -196,10 +229,19 @@ def check_verb(settings: Settings, verb: Verb) -> None:
         )
     if verb in Settings.FURTHER and settings.epochs == 0:
         raise InputError("--epochs 0: nothing would be treated; expected 1 or more")
-    if verb == "checkup" and not settings.auto:
+    if settings.labels is not None and settings.arms != "auto" and "relabelled" not in settings.arms:
+        raise InputError(
+            f"--labels {settings.labels!r} is used by the arm relabelled, which --arms does not name: name "
+            "it too, or leave --arms out"
+        )
+    named = settings.arms != "auto" or settings.constraints != "auto"
+    if verb == "checkup" and named and not settings.auto:
         for flag, value in (("--budget", settings.budget), ("--select", settings.select)):
             if value not in (None, "auto"):
-                raise InputError(f"{flag} {value!r} is of a search: give --auto as well")
+                raise InputError(
+                    f"{flag} {value!r} is of a choice, and --arms or --constraints name what is trained: "
+                    "leave those out, or give --auto as well"
+                )
 
 
 def decided_by_verb(settings: Settings, verb: Verb) -> dict[str, Any]:
@@ -210,14 +252,14 @@ def decided_by_verb(settings: Settings, verb: Verb) -> dict[str, Any]:
         verb: The command.
 
     Returns:
-        Epochs, learning rate and evidence: further training is shorter and gentler than training from random
-        weights, and a treatment diagnoses by the evidence that it penalises.
+        Epochs, learning rate and evidence: further training is shorter than training from random weights, at
+        a rate that is measured, and a treatment diagnoses by the evidence that it penalises.
     """
     recipe = FROM_SCRATCH if verb == "train" else Recipe()
     alone = verb in ("diagnose", "robustness")
     decided = {
         "epochs": recipe.epochs,
-        "learning_rate": recipe.learning_rate,
+        "learning_rate": "auto" if verb in Settings.FURTHER else recipe.learning_rate,
         "evidence": EVIDENCE_ALONE if alone else EVIDENCE_OF_TREATMENT,
     }
     return {name: value for name, value in decided.items() if getattr(settings, name) == "auto"}

@@ -15,6 +15,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import Gain
+from torchdoctor.treatment.next_steps import NextStep, sentences
 
 
 def number_text(value: float | None, digits: int = 1, sign: bool = False) -> str:
@@ -60,10 +61,19 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         text = ", ".join(f"{name} {number}" for name, number in causes.items())
         console.print(f"causes of validation errors: {text}", highlight=False, soft_wrap=True)
     _print_suspects(console, outcome.record.get("suspects"))
+    _print_steps(console, outcome.record.get("next_steps"))
     if outcome.loading_code:
         plain = " in plain PyTorch" if "from torchdoctor" not in outcome.loading_code else ""
         console.print(f"\nLoad it{plain}:", markup=False)
         console.print(outcome.loading_code, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_steps(console: Console, steps: Any) -> None:
+    """Print what to do next."""
+    if steps:
+        console.print("\nWhat to do next:", markup=False)
+        for line in sentences([NextStep(**step) for step in steps]):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_suspects(console: Console, suspects: Any) -> None:

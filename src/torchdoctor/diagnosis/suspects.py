@@ -31,6 +31,7 @@ LISTED = 0.5  # probability from which a label is listed: it is more probably wr
 SIMILAR = 2  # images of each category that are shown beside a suspect
 AT_ONCE = 512  # suspects that are compared with a category's images at once
 BY_HEART = 99.0  # percent of labels that the network gives back, from which it tells nothing about them
+LEARNED = 50.0  # percent of labels that the network gives back, below which it tells nothing about them
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def find_suspects(
         progress: Called with ("suspects", heads fitted, heads in all).
 
     Returns:
-        The suspects, those whose labels are most surely wrong first; none where wrong labels are not proven.
+        The suspects, those whose labels are most surely wrong first; none where wrong labels are not proven,
+        or where the network classifies fewer than half of the images as labelled.
 
     Raises:
         InputError: Fewer than two categories have enough images, the network gives NaN, `folds` is below 2,
@@ -104,6 +106,12 @@ def find_suspects(
         raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
     model = unwrap(model)
     seen = look(model, images, layers, folds, classes)
+    if seen.accuracy < LEARNED:
+        remark = (
+            f"Labels were not judged: the network classifies only {seen.accuracy:.1f} % of these images as "
+            f"labelled, and below {LEARNED:g} % it has learned too little to tell."
+        )
+        return Suspects((), len(seen.ids), 0.0, seen.accuracy, (remark,))
     features = standardised(seen.features)
     heads = crossed_log_probabilities(
         features, seen.labels, len(seen.names),

@@ -25,6 +25,7 @@ from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS, drawn_figu
 from torchdoctor.report.suspect_cards import ShownSuspect, suspect_cards
 from torchdoctor.report.tables import category_rows, confusion_rows, key_numbers
 from torchdoctor.report.verdict_text import explanation, headline
+from torchdoctor.treatment.next_steps import NextStep
 
 MOST_EXAMPLES = 36
 
@@ -54,6 +55,7 @@ class ReportContents:
         arm: The name of the network that is compared with the base network.
         images: The number of images by split.
         remarks: What of the data was left out or read in some way, in sentences.
+        next_steps: What to do next, the most useful first.
     """
 
     title: str
@@ -75,6 +77,7 @@ class ReportContents:
     arm: str = "treated"
     images: Mapping[str, int] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    next_steps: Sequence[NextStep] = ()
 
 
 def render_report(contents: ReportContents) -> str:
@@ -100,7 +103,7 @@ def _fields(contents: ReportContents) -> dict[str, Any]:
     """Return the template's values that are fields of the contents."""
     names = (
         "title", "diagnosis", "comparison", "prescription", "environment", "command", "loading_code", "notes",
-        "causes", "suspects", "robustness", "trials", "arm", "images", "remarks",
+        "causes", "suspects", "robustness", "trials", "arm", "images", "remarks", "next_steps",
     )  # fmt: skip
     return {name: getattr(contents, name) for name in names}
 

@@ -47,7 +47,8 @@ def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     """Return the remedy of each arm.
 
     Args:
-        arms: Names of arms, or functions of the user, which are named after themselves.
+        arms: Names of arms, or functions of the user, which are named after themselves. A `Cure` may take
+            the place of the built-in one of its name.
 
     Returns:
         The remedies by name; None for `treated`. The control comes first even where it is not named.
@@ -59,7 +60,8 @@ def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     for arm in arms:
         name = arm if isinstance(arm, str) else name_of(arm)
         if not isinstance(arm, str):
-            if name in remedies or name in REMEDIES or name in ("treated", "base"):
+            own = name in REMEDIES and isinstance(arm, Cure)  # such as a built-in that now has its labels
+            if name in remedies or (name in REMEDIES and not own) or name in ("treated", "base"):
                 raise InputError(f"arm {name!r}: the name is taken; give your function another")
             remedies[name] = arm
         elif name == "treated":

@@ -37,6 +37,8 @@ class Cure:
         needs: What it cannot do without: `masks` of objects, `labels` from a person, a `linear head` with a
             bias, `batch-norm` layers with running statistics, or `drifted kernels` that a diagnosis found.
         passes: What a step costs, in steps of the control.
+        solves_on_validation: Whether it fits more than a number or two to the validation images, so that
+            they say nothing of how good it is.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Cure:
     causes: tuple[Cause, ...] = ()
     needs: frozenset[Need] = frozenset()
     passes: float = 1.0
+    solves_on_validation: bool = False
 
     def __call__(self, model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
         """Return the course of an arm.
@@ -80,6 +83,9 @@ class Cure:
         found: dict[Need, Callable[[], bool]] = {
             "linear head": lambda: linear_head(model, images) is not None,
             "batch-norm": lambda: any(map(keeps_statistics, model.modules())),
+            "labels": lambda: (
+                False
+            ),  # where a person gave labels, the remedy that holds them has no such need
         }
         if diagnosis is not None:
             found["masks"] = lambda: has_masks(images)
@@ -91,6 +97,7 @@ class Cure:
 
 MISSING: dict[Need, str] = {
     "masks": "object masks and the training data has none: give data with masks or boxes",
+    "labels": "labels from a person: fill in the column answer of a run's labels.csv, and give --labels FILE",
     "linear head": (
         "a network whose logits come straight from a linear layer with a bias, and those of this network do "
         "not: choose another remedy"

@@ -73,6 +73,23 @@ def short_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     return min(STEPS, max(recipe.epochs * steps_per_epoch // 4, LEAST_STEPS))
 
 
+def affordable_steps(recipe: Recipe, steps_per_epoch: int, seeds: int) -> int:
+    """Return how many steps the short training at each rate has where nobody asked for it.
+
+    Args:
+        recipe: How the arms are trained.
+        steps_per_epoch: How many batches an epoch has.
+        seeds: How often every arm is trained.
+
+    Returns:
+        As many as `short_steps` says, but all rates together take at most what the control takes; 0 where
+        that leaves fewer than 8, which would say nothing.
+    """
+    all_of_control = seeds * recipe.epochs * steps_per_epoch
+    steps = min(short_steps(recipe, steps_per_epoch), all_of_control // len(TIMES))
+    return steps if steps >= LEAST_STEPS else 0
+
+
 def measured_rate(
     model: nn.Module,
     images: TrainingImages,

@@ -15,6 +15,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import TrainingImages
 from torchdoctor.treatment.balancing import balance, balanced_head
 from torchdoctor.treatment.cure import Cure, Need
+from torchdoctor.treatment.labels_by_hand import drop_suspects, unanswered
 from torchdoctor.treatment.masked_remedies import background_swap, input_gradients
 from torchdoctor.treatment.norm_statistics import damaged_layers, renewed_statistics
 from torchdoctor.treatment.recipe import PLAIN, Course
@@ -47,17 +48,19 @@ def control(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed
     return PLAIN
 
 
+LABELS: frozenset[Need] = frozenset({"labels"})
 MASKS: frozenset[Need] = frozenset({"masks"})
 HEAD: frozenset[Need] = frozenset({"linear head"})
 NORM: frozenset[Need] = frozenset({"batch-norm"})
 DRIFTED: frozenset[Need] = frozenset({"batch-norm", "drifted kernels"})
 RARE: tuple[Cause, ...] = ("rare category",)
+WRONG_LABELS: tuple[Cause, ...] = ("label looks wrong",)
 OVER_FITTED: tuple[Cause, ...] = ("over-fitted",)
 
 _BUILT_IN: tuple[Cure, ...] = (
     Cure("control", control, causes=("under-fitted",)),
     Cure("swap", background_swap, causes=("background",), needs=MASKS),
-    Cure("dfr", last_layer, causes=("background",), needs=HEAD),
+    Cure("dfr", last_layer, causes=("background",), needs=HEAD, solves_on_validation=True),
     Cure("smoothing", label_smoothing, causes=OVER_FITTED),
     Cure("averaging", weight_averaging, causes=OVER_FITTED),
     Cure("rrr", input_gradients, causes=("background",), needs=MASKS, passes=3.0),
@@ -70,8 +73,11 @@ _BUILT_IN: tuple[Cure, ...] = (
     Cure("sam", late_sam, causes=OVER_FITTED, passes=2.0 - SHARP_FROM),
     Cure("ema", moving_average, causes=OVER_FITTED),
     Cure("regularise", regularise, causes=OVER_FITTED),
+    Cure("relabelled", unanswered, causes=(*WRONG_LABELS, "close categories"), needs=LABELS),
+    Cure("drop-suspects", drop_suspects, causes=WRONG_LABELS),
 )
 REMEDIES: Mapping[str, Cure] = {cure.name: cure for cure in _BUILT_IN}
+GENERAL = ("averaging", "ema", "smoothing")  # what is tried where no cause of errors has a cure
 
 
 def meant_for(cause: str) -> tuple[str, ...]:

@@ -9,20 +9,24 @@ from typing import Literal
 
 from torch import nn
 
+from torchdoctor.diagnosis.causes_result import Cause
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Batch, Images, TrainingImages
+from torchdoctor.network.prediction import predict_logits
 from torchdoctor.randomness import key
 from torchdoctor.treatment.constraints import Constraint, constraints_named
-from torchdoctor.treatment.cure import Remedy
+from torchdoctor.treatment.cure import Cure, Remedy
+from torchdoctor.treatment.heads import balanced_accuracy
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Course, Recipe
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.remedies import GENERAL, REMEDIES
 from torchdoctor.treatment.training import accuracy
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 from torchdoctor.types import InputError
 
-Select = Literal["iid", "swapped", "mean"]
+Select = Literal["iid", "balanced", "swapped", "mean"]
 CONTROL = "control"
+LEAST_SHARE = 0.05  # of all errors, that a cause is expected to have where its cures are tried
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,40 @@ class Rung:
 def _ranked(score: float) -> float:
     """Return a score that can be sorted: what is not a number is the worst."""
     return -math.inf if math.isnan(score) else score
+
+
+def candidates_for(
+    expected: Mapping[Cause, float], available: Mapping[str, Cure], layers: Sequence[str], *, has_masks: bool
+) -> tuple[Candidate, ...]:
+    """Propose the cures that are meant for the causes of a network's errors, and nothing else.
+
+    The first cure of every cause comes first, then the second of every cause, and so on; of causes, those
+    with the most errors come first. Where no cause has a cure beside further training, remedies are proposed
+    that help many networks a little.
+
+    Args:
+        expected: The expected number of errors by cause (see `Causes.expected`).
+        available: The cures that the network and the data have what it takes for, by name.
+        layers: The names of the diagnosed layers, from the first to the last in the network.
+        has_masks: Whether training images have object masks; for the cause `background` the space-wise
+            constraint is then proposed too.
+
+    Returns:
+        The candidates, the most promising first.
+    """
+    errors = sum(expected.values())
+    weighty = [cause for cause, number in expected.items() if number >= LEAST_SHARE * errors]
+    queues: list[list[Candidate]] = []
+    for cause in sorted(weighty, key=lambda cause: -expected[cause]):
+        queue = [
+            Candidate(name) for name, cure in available.items() if cause in cure.causes and name != CONTROL
+        ]
+        if cause == "background" and has_masks:
+            queue.append(Candidate(f"space-{layers[-1]}-tau1", (f"space layers={layers[-1]}",), 1.0))
+        queues.append(queue)
+    in_turn = [queue[turn] for turn in range(len(available)) for queue in queues if turn < len(queue)]
+    general = [Candidate(name) for name in GENERAL if name in available]
+    return tuple({candidate.name: candidate for candidate in in_turn or general}.values())
 
 
 def candidates(layers: Sequence[str], has_masks: bool, ends_linear: bool = True) -> tuple[Candidate, ...]:
@@ -249,12 +287,16 @@ def score_of(
         model: The network.
         validation: The validation images.
         swapped: The same images with swapped backgrounds; empty without masks.
-        select: Which accuracy is the score: on the plain images (`iid`), `swapped`, or the `mean` of both.
+        select: Which accuracy is the score: on the plain images (`iid`), on them with every category weighing
+            the same (`balanced`), `swapped`, or the `mean` of `iid` and `swapped`.
 
     Returns:
-        The accuracies `iid` and `swapped` and the `score`, in percent; NaN without swapped images.
+        The accuracies `iid`, `balanced` and `swapped` and the `score`, in percent; NaN without swapped
+        images.
     """
-    iid = accuracy(model, validation)
+    _, labels, logits = predict_logits(model, validation)
+    iid = 100.0 * float((logits.argmax(1) == labels).double().mean())
+    balanced = 100 * balanced_accuracy(logits.double().numpy(), labels.numpy())
     other = accuracy(model, list(swapped)) if swapped else math.nan
-    score = {"iid": iid, "swapped": other, "mean": (iid + other) / 2}[select]
-    return {"iid": iid, "swapped": other, "score": score}
+    score = {"iid": iid, "balanced": balanced, "swapped": other, "mean": (iid + other) / 2}[select]
+    return {"iid": iid, "balanced": balanced, "swapped": other, "score": score}

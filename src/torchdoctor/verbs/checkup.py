@@ -8,6 +8,8 @@ from pathlib import Path
 from torchdoctor.case.outcome import Outcome, arm_of
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
+from torchdoctor.diagnosis.causes_result import FILE as CAUSES
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard
@@ -23,10 +25,12 @@ from torchdoctor.verbs.begin import (
 )
 from torchdoctor.verbs.causes import causes_stage
 from torchdoctor.verbs.compare import compare_stage, read_checkup, with_weights_to_use
+from torchdoctor.verbs.judge import choose_weights, judge_of
 from torchdoctor.verbs.learning_rate import with_rate
 from torchdoctor.verbs.model_folder import model_stage
+from torchdoctor.verbs.next_steps import read_steps, steps_record, steps_stage
 from torchdoctor.verbs.report import report_stage
-from torchdoctor.verbs.search import choose_stage, choose_weights, judge_of, plan_with_choice
+from torchdoctor.verbs.search import choose_stage, plan_with_choice
 from torchdoctor.verbs.suspects import suspects_stage
 from torchdoctor.verbs.treat import diagnosis_of, reused_diagnosis, treat_stage
 
@@ -43,16 +47,16 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     Returns:
         The outcome, with the path of the report.
     """
-    judge = judge_of(case) if case.plan.auto else None
+    judge = judge_of(case) if case.plan.chooses else None
+    diagnosis = diagnosis_of(case, folder, reused, watch)
+    found = (folder / CAUSES).is_file()
+    causes = Causes.load(folder) if found else causes_stage(case, folder, diagnosis, watch.progress)
+    suspects = suspects_stage(case, folder, watch.progress)
     if judge is not None:
-        reused = diagnosis_of(case, folder, reused, watch)
         case = with_rate(case, folder, watch)
-        choice = choose_stage(case, folder, reused, judge, watch)
+        choice = choose_stage(case, folder, (diagnosis, causes), judge, watch)
         case = replace(case, plan=plan_with_choice(case.plan, choice))
-    diagnosis, treatment = treat_stage(case, folder, reused, watch)
-    if not (folder / "causes.json").is_file():
-        causes_stage(case, folder, diagnosis, watch.progress)
-    suspects_stage(case, folder, watch.progress)
+    diagnosis, treatment = treat_stage(case, folder, diagnosis, watch)
     if (folder / "compare.json").is_file():
         outcome = read_checkup(case, folder)
     else:
@@ -61,6 +65,8 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
         choice_of_weights = choose_weights(folder, judge, treatment, arm_of(case))
         outcome = with_weights_to_use(case, folder, outcome, choice_of_weights)
     outcome = model_stage(case, folder, outcome)
+    steps = steps_stage(case, folder, diagnosis, causes, suspects, outcome)
+    outcome = replace(outcome, record={**outcome.record, **steps_record(steps)})
     report = folder / "report.html"
     report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
@@ -89,7 +95,9 @@ def run_checkup(
     reused = reused_diagnosis(case)
     folder = case.folder
     if resume and is_done(folder):
-        return with_facts(read_checkup(case, open_run(folder)), case)
+        outcome = read_checkup(case, open_run(folder))
+        steps = steps_record(read_steps(folder))
+        return with_facts(replace(outcome, record={**outcome.record, **steps}), case)
     with open_locked_run(case, "checkup", resume, progress, say) as (place, watch):
         for tests in case.data.tests.values():
             tests.check()

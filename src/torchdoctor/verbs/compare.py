@@ -19,8 +19,8 @@ from torchdoctor.runs.folder import RunFolder
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopen_run
+from torchdoctor.verbs.judge import TRIALS
 from torchdoctor.verbs.model_folder import model_stage, with_model
-from torchdoctor.verbs.search import TRIALS
 
 
 def compare_stage(

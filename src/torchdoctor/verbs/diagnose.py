@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,9 +22,11 @@ from torchdoctor.evidence.per_image import diagnosis_cost
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.runs.parts import PartsFolder
+from torchdoctor.treatment.next_steps import NextStep
 from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import Say, is_done, refuse_without_out, silent_text, with_facts
 from torchdoctor.verbs.causes import causes_stage, figures_stage
+from torchdoctor.verbs.next_steps import read_steps, steps_record, steps_stage
 from torchdoctor.verbs.suspects import suspects_record, suspects_stage
 
 
@@ -167,7 +170,7 @@ def run_diagnose(
         diagnosis = Diagnosis.load(open_run(folder) / "diagnosis")
         check_weights(case, diagnosis, f"run {str(folder)!r}")
         suspects = Suspects.load(folder) if (folder / SUSPECTS).is_file() else None
-        return _diagnosed(case, folder, diagnosis, Causes.load(folder), suspects)
+        return _diagnosed(case, folder, diagnosis, Causes.load(folder), suspects, read_steps(folder))
     for remark in case.remarks:
         say(remark)
     say(cost_of(case))
@@ -178,11 +181,17 @@ def run_diagnose(
         causes = causes_stage(case, run.path, diagnosis, progress)
         suspects = suspects_stage(case, run.path, progress)
         figures_stage(case, run.path / "figures", diagnosis)
-        return _diagnosed(case, run.path, diagnosis, causes, suspects)
+        steps = steps_stage(case, run.path, diagnosis, causes, suspects)
+        return _diagnosed(case, run.path, diagnosis, causes, suspects, steps)
 
 
 def _diagnosed(
-    case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes, suspects: Suspects | None
+    case: Case,
+    folder: Path,
+    diagnosis: Diagnosis,
+    causes: Causes,
+    suspects: Suspects | None,
+    steps: Sequence[NextStep],
 ) -> Outcome:
     """Return what a diagnosis ends with; runs of earlier versions have no suspects."""
     code = INCONCLUSIVE if diagnosis.inconclusive else DONE
@@ -192,5 +201,6 @@ def _diagnosed(
         "causes": causes.counts,
         **({"suspects": suspects_record(folder, suspects)} if suspects else {}),
         "figures": str(folder / "figures"),
+        **steps_record(steps),
     }
     return with_facts(Outcome(code, record, diagnosis), case)

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchdoctor.case.network_trial import TryOut, trial_images, try_out_network, try_out_training
 from torchdoctor.case.preparation import SWAPPED, Case, prepare
-from torchdoctor.case.settings import MEASURED, Settings, Verb
+from torchdoctor.case.settings import Settings, Verb
 from torchdoctor.case.splits import swapped_count
 from torchdoctor.case.timing import (
     StepTime,
@@ -29,11 +29,12 @@ from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_tensorboard
 from torchdoctor.treatment.arms import remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS
-from torchdoctor.treatment.learning_rate import TIMES, short_steps
+from torchdoctor.treatment.learning_rate import TIMES
 from torchdoctor.treatment.masked_images import drawn_per_batch
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.verbs.demo import demo_settings
 from torchdoctor.verbs.diagnose import cost_of, passes_of
+from torchdoctor.verbs.learning_rate import steps_of_rates
 from torchdoctor.verbs.search import listed_arms, search_forecast
 from torchdoctor.verbs.treat import reused_diagnosis
 
@@ -209,16 +210,16 @@ def _treatment_seconds(
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Estimate the arms, the search for one, and the comparison; return seconds by stage, and the search."""
     arms, seconds = _arms(case), dict[str, float]()
-    if case.plan.learning_rate == MEASURED:
+    tried = steps_of_rates(case)
+    if tried:
         images = len(case.data.validation) * len(TIMES)
-        tried = short_steps(case.plan.recipe, case.data.train.steps_per_epoch)
         seconds["learning rate"] = len(TIMES) * tried * step.seconds + step.forward * images
     search: dict[str, object] = {}
     built = built_constraints(case, constraints_of(case))
     shares = tail_shares(
         case, list(dict.fromkeys([*case.layers, *(n for each in built for n in each.layers)]))
     )
-    if case.plan.auto:
+    if case.plan.chooses:
         search = search_forecast(case, step.seconds, lambda texts: constraint_price(case, texts, shares))
         seconds["search"] = float(str(search.pop("seconds")))
         arms = tuple(dict.fromkeys(["control", CHOSEN, *listed_arms(case.plan)]))
@@ -246,7 +247,7 @@ def _steps_per_epoch(case: Case, verb: Verb) -> int:
 
 def _arms(case: Case) -> Sequence[str]:
     """Return the names of the arms of a treatment, the control among them."""
-    return tuple(remedies_named(case.plan.arms))
+    return tuple(remedies_named(case.plan.arm_names or ("treated",)))
 
 
 def _diagnosis_seconds(case: Case, verb: Verb, step: StepTime, passes: float) -> float:

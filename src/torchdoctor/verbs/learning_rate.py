@@ -10,7 +10,8 @@ from torchdoctor.case.preparation import Case
 from torchdoctor.case.settings import MEASURED
 from torchdoctor.files.reading import Number, Record, read_record
 from torchdoctor.files.writing import write_json
-from torchdoctor.treatment.learning_rate import measured_rate
+from torchdoctor.treatment.learning_rate import affordable_steps, measured_rate, short_steps
+from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.types import Interrupted
 from torchdoctor.verbs.begin import Watch
 
@@ -32,6 +33,24 @@ class RatesRecord(Record):
     steps: int = 0
 
 
+def steps_of_rates(case: Case) -> int:
+    """Return how many steps the short training at each learning rate has.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        The number; 0 where no rates are tried, because one was given, the training is too short, or there are
+        no validation images.
+    """
+    plan, per_epoch = case.plan, case.data.train.steps_per_epoch
+    if plan.learning_rate == MEASURED:
+        return short_steps(plan.recipe, per_epoch)
+    if plan.learning_rate != "auto" or not len(case.data.validation):
+        return 0
+    return affordable_steps(plan.recipe, per_epoch, plan.seeds)
+
+
 def with_rate(case: Case, folder: Path, watch: Watch) -> Case:
     """Return the case with the learning rate that its short trainings chose, and record it in the run.
 
@@ -47,7 +66,14 @@ def with_rate(case: Case, folder: Path, watch: Watch) -> Case:
         Interrupted: The watch asked to stop; the rates tried so far are saved.
         ModelDoctorError: The network cannot be trained at any of the rates.
     """
-    if case.plan.learning_rate != MEASURED:
+    steps = steps_of_rates(case)
+    if not steps:
+        if case.plan.learning_rate == "auto":
+            watch.say(
+                f"learning rate {Recipe.learning_rate:g} for all arms: there are too few steps, or no "
+                "validation images, to try others out"
+            )
+            return replace(case, plan=case.plan.but(learning_rate=Recipe.learning_rate))
         return case
     file = folder / FILE
     record = read_record(file, RatesRecord) if file.is_file() else RatesRecord(tried=())
@@ -61,8 +87,8 @@ def with_rate(case: Case, folder: Path, watch: Watch) -> Case:
                 raise Interrupted("the choice of the learning rate was stopped; the rates tried are saved")
 
         found = measured_rate(
-            case.model, case.data.train, case.data.validation, case.plan.recipe, seed=case.plan.seed,
-            known=known, note=note, progress=watch.progress,
+            case.model, case.data.train, case.data.validation, case.plan.recipe, steps=steps,
+            seed=case.plan.seed, known=known, note=note, progress=watch.progress,
         )  # fmt: skip
         write_json(file, {"chosen": found.chosen, "steps": found.steps, "tried": _listed(found.accuracies)})
         watch.say(found.sentence)

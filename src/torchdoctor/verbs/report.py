@@ -25,7 +25,8 @@ from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopen_run
 from torchdoctor.verbs.causes import explained_errors
 from torchdoctor.verbs.examples import collect_examples
-from torchdoctor.verbs.search import TRIALS
+from torchdoctor.verbs.judge import TRIALS
+from torchdoctor.verbs.next_steps import read_steps
 from torchdoctor.verbs.suspects import shown_suspects
 
 
@@ -72,6 +73,7 @@ def report_stage(
         suspects=suspects,
         shown_suspects=shown_suspects(case, suspects) if suspects else (),
         robustness=Robustness.load(folder) if curves.is_file() else None,
+        next_steps=read_steps(folder),
         trials=read_json(trials) if trials.is_file() else None,
         arm=arm_of(case, comparison),
         images={name: len(loader) for name, loader in case.data.loaders.items()},

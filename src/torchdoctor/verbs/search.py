@@ -1,4 +1,4 @@
-"""Let the validation split choose a remedy within a budget, and say in the end whose weights to use."""
+"""Let the validation split choose a cure within a budget."""
 
 from __future__ import annotations
 
@@ -8,65 +8,40 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import nn
-
 from torchdoctor.case.preparation import Case
-from torchdoctor.case.settings import Settings
-from torchdoctor.case.splits import swapped_images
+from torchdoctor.case.settings import BUDGET_TIMES, Settings
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
-from torchdoctor.images.batches import Batch
-from torchdoctor.network.copying import copy_of
-from torchdoctor.network.state import load_state
-from torchdoctor.treatment.arms import LEAST_MASKS, default_arms
+from torchdoctor.treatment.arms import LEAST_MASKS
+from torchdoctor.treatment.cure import Remedy
 from torchdoctor.treatment.heads import linear_head
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.treatment.search import Candidate, Select, candidates, halve, remedy_of, score_of
+from torchdoctor.treatment.search import (
+    CONTROL,
+    Candidate,
+    candidates,
+    candidates_for,
+    halve,
+    remedy_of,
+)
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.treat import trial_of
-from torchdoctor.types import InputError
 from torchdoctor.verbs.begin import Watch
-from torchdoctor.verbs.search_budget import budget_steps, fitting_rungs, is_in_steps, prices_of, search_plan
+from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for
+from torchdoctor.verbs.judge import SCORED_BY, TRIALS, Judge, judge_of
+from torchdoctor.verbs.search_budget import (
+    budget_steps,
+    fitting_rungs,
+    is_in_steps,
+    prices_of,
+    search_plan,
+    usual_steps,
+)
 from torchdoctor.verbs.treat import ArmFolder
 
 Chosen = TypeVar("Chosen", bound=Settings)
-TRIALS = "trials.json"
-SCORED_BY: Mapping[Select, str] = {
-    "iid": "validation accuracy",
-    "swapped": "validation accuracy with backgrounds swapped",
-    "mean": "the mean of validation accuracy and that with backgrounds swapped",
-}
-
-
-@dataclass(frozen=True)
-class Judge:
-    """How weights are scored.
-
-    Attributes:
-        case: The prepared case, with the validation images.
-        swapped: Validation images before the backgrounds of other categories; empty without masks.
-        select: What is compared: accuracy on validation images (`iid`), on those with swapped backgrounds
-            (`swapped`), or the mean of both (`mean`).
-    """
-
-    case: Case
-    swapped: tuple[Batch, ...]
-    select: Select
-
-    def score(self, state: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Score weights.
-
-        Args:
-            state: A state of the case's network.
-
-        Returns:
-            {iid, swapped, score} in percent; `swapped` is NaN without masks.
-        """
-        own: nn.Module = copy_of(self.case.model)
-        load_state(own, state)
-        return score_of(own, self.case.data.validation, self.swapped, self.select)
 
 
 @dataclass(frozen=True)
@@ -82,33 +57,12 @@ class Choice:
     constrained: Candidate | None = None
 
 
-def judge_of(case: Case) -> Judge:
-    """Return how the weights of candidates are scored.
-
-    Args:
-        case: The prepared case.
-
-    Returns:
-        The judge that the settings ask for.
-
-    Raises:
-        InputError: The budget cannot be read, or masks are needed and missing.
-    """
-    budget_steps(case.plan.budget, lambda: 1.0)  # refuses a wrong budget now, not after the diagnosis
-    swapped = swapped_images(case.data.validation, case.plan.seed)
-    select = case.plan.select
-    if select != "iid" and not swapped:
-        raise InputError(
-            f"--select {select!r} swaps the backgrounds of validation images by their masks, and there are "
-            "none: use --select iid, or data whose validation images have masks"
-        )
-    return Judge(case, swapped, select)
-
-
 def search_forecast(
     case: Case, control_seconds: float, price: Callable[[Sequence[str]], float]
 ) -> dict[str, object]:
-    """Say what a search would try and about how long it would take, without training anything.
+    """Say what a choice would try and about how long it would take, without training anything.
+
+    Which causes the errors have is not known yet: where they decide, the time is that of the whole budget.
 
     Args:
         case: The prepared case.
@@ -122,6 +76,15 @@ def search_forecast(
         InputError: If the budget cannot be read or is too small, or masks are needed that are not there.
     """
     judge = judge_of(case)
+    if not case.plan.auto:
+        steps = usual_steps(case, 1.0)
+        if case.plan.budget is not None:
+            steps = budget_steps(case.plan.budget, lambda: control_seconds) or 0.0
+        return {
+            "candidates": "the cures of the causes that are found",
+            "scored by": SCORED_BY[judge.select],
+            "seconds": control_seconds * max(steps, 0.0),
+        }
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
     prices = prices_of(pool, price)
     in_minutes = case.plan.budget is not None and not is_in_steps(case.plan.budget)
@@ -135,35 +98,40 @@ def search_forecast(
     }
 
 
-def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, watch: Watch) -> Choice:
+def choose_stage(
+    case: Case, folder: Path, known: tuple[Diagnosis, Causes], judge: Judge, watch: Watch
+) -> Choice:
     """Try candidates on the validation split, round by round, and record the scores in `trials.json`.
 
     Args:
         case: The prepared case.
         folder: The run's folder; rounds that an earlier process finished are read from it.
-        diagnosis: The diagnosis of the case's network.
+        known: The diagnosis of the case's network, and the causes of its errors.
         judge: How weights are scored.
         watch: Who watches the run.
 
     Returns:
-        The best candidates.
+        The best candidates; without trials (too few steps, or no validation images) the first.
 
     Raises:
         InputError: The budget does not suffice for the smallest search.
     """
+    diagnosis, causes = known
     record: dict[str, Any] = (
         read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
     )
-    pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
+    pool = _pool(case, folder, diagnosis, causes)
+    judge = judge.among(candidate.name for candidate in pool)
     first = case.data.train.first_batch(0)
-    rungs = record.get("ladder") or search_plan(case, pool, first)
-    record["ladder"] = rungs
+    rungs = record["ladder"] if "ladder" in record else search_plan(case, pool, first)
+    record |= {"ladder": rungs, "causes": causes.expected, "candidates": [one.name for one in pool]}
+    watch.say(_announced(case, causes, pool, rungs))
 
     def run(number: int, epochs: int, tried: Sequence[Candidate]) -> Mapping[str, float]:
         if number < len(record["rungs"]):
             earlier = record["rungs"][number]["scores"]
             return {name: scored["score"] for name, scored in earlier.items()}
-        treatment = _try(case, folder / "trials" / f"rung{number}", diagnosis, epochs, number, tried, watch)
+        treatment = _try(judge, folder / "trials" / f"rung{number}", diagnosis, epochs, number, tried, watch)
         scores = {arm.name: judge.score(arm.state) for arm in treatment.arms}
         record["rungs"].append({"epochs": epochs, "scores": scores})
         write_json(folder / TRIALS, record)
@@ -173,17 +141,46 @@ def choose_stage(case: Case, folder: Path, diagnosis: Diagnosis, judge: Judge, w
     finished = halve(pool, [(count, epochs) for count, epochs in rungs], run)
     shutil.rmtree(folder / "trials", ignore_errors=True)
     by_name = {candidate.name: candidate for candidate in pool}
+    if not finished:
+        record |= {"chosen": asdict(pool[0]), "constrained": None}
+        write_json(folder / TRIALS, record)
+        return Choice(pool[0])
     # From the last rung, which trained longest, to the first.
     ranked = [by_name[name] for rung in reversed(finished) for name in rung.ranking]
     constrained = next((candidate for candidate in ranked if candidate.constraints), None)
     record["chosen"] = asdict(ranked[0])
     record["constrained"] = asdict(constrained) if constrained is not None else None
+    record["beats_control"] = finished[-1].scores[ranked[0].name] > finished[-1].scores[CONTROL]
     write_json(folder / TRIALS, record)
     return Choice(ranked[0], constrained)
 
 
+def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tuple[Candidate, ...]:
+    """Return what is tried: everything where that was asked for, else the cures of the causes."""
+    if case.plan.auto:
+        return candidates(case.layers, case.data.has_masks, _ends_linear(case))
+    available = available_cures(case, folder, diagnosis)
+    masked = int(case.data.train.table.has_mask.sum())
+    return candidates_for(causes.expected, available, case.layers, has_masks=masked >= LEAST_MASKS)
+
+
+def _announced(
+    case: Case, causes: Causes, pool: Sequence[Candidate], rungs: Sequence[tuple[int, int]]
+) -> str:
+    """Say what is tried, why, and what it costs."""
+    found = ", ".join(f"{cause} {number:.0f}" for cause, number in causes.expected.items() if number >= 0.5)
+    names = ", ".join(one.name for one in pool)
+    trials = "; ".join(
+        f"{count} for {epochs} epoch{'s' if epochs > 1 else ''} each" for count, epochs in rungs
+    )
+    how = f"tried beside the control: {trials}" if rungs else f"without trials, so {pool[0].name} is taken"
+    least = BUDGET_TIMES if case.plan.budget is None and not case.plan.auto else 0
+    limit = f"; all training takes at most {least:g} times the control's own" if least else ""
+    return f"choosing a cure (expected errors by cause: {found or 'none'}): {names}; {how}{limit}"
+
+
 def _try(
-    case: Case,
+    judge: Judge,
     folder: Path,
     diagnosis: Diagnosis,
     epochs: int,
@@ -192,17 +189,20 @@ def _try(
     watch: Watch,
 ) -> Treatment:
     """Train a rung's candidates and the control for some epochs, with a seed of the rung's own."""
-    settings = case.plan
+    case, settings = judge.case, judge.case.plan
     recipe = replace(settings.recipe, epochs=epochs)
     shared = {
         "draws": settings.draws_per_step,
         "every": settings.penalty_every,
         "expand_pixels": settings.expand_pixels,
     }
-    remedies = [
-        remedy_of(candidate, case.layers, recipe, **shared) if candidate.constraints else candidate.name
-        for candidate in tried
-    ]
+    cures = cures_of(case, folder.parent.parent)
+    remedies: list[str | Remedy] = []
+    for candidate in tried:
+        if candidate.constraints:
+            remedies.append(remedy_of(candidate, case.layers, recipe, **shared))
+        else:
+            remedies += remedies_for([candidate.name], cures)
     trial = trial_of(
         case.model,
         case.data.train,
@@ -214,6 +214,7 @@ def _try(
     )
     return trial.run(
         seeds=1,
+        validation=judge.shown,
         store=ArmFolder(folder, case.card, watch),
         progress=lambda stage, done, total: watch.progress(f"trial {stage}", done, total),
     )
@@ -225,17 +226,17 @@ def _ends_linear(case: Case) -> bool:
 
 
 def listed_arms(settings: Settings) -> tuple[str, ...]:
-    """Return the arms that were asked for by name; a search compares its choice with them as well.
+    """Return the arms that were asked for; a choice is compared with them as well.
 
     Args:
         settings: What was asked for, or a plan.
 
     Returns:
-        The arms' names; none where `arms` was left at its default.
+        The arms' names; where `arms` was left at its default, the labels that a person gave, or none.
     """
-    if settings.arms == "auto" or settings.arms in (default_arms(0), default_arms(LEAST_MASKS)):
-        return ()
-    return settings.arms
+    if settings.arms != "auto":
+        return settings.arms
+    return ("relabelled",) if settings.labels is not None else ()
 
 
 def plan_with_choice(settings: Chosen, choice: Choice) -> Chosen:
@@ -258,39 +259,3 @@ def plan_with_choice(settings: Chosen, choice: Choice) -> Chosen:
     if treatment is not None and "treated" in arms:
         settings = settings.but(constraints=treatment.constraints, tau=treatment.tau)
     return settings
-
-
-def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:
-    """Let the validation split choose whose weights to use, and add the choice to `trials.json`.
-
-    Args:
-        folder: The run's folder.
-        judge: How weights are scored.
-        treatment: The trained arms.
-        arm: The arm that is compared with the control.
-
-    Returns:
-        {use, arm, select, validation_scores, means, reason}. `use` is the arm if it beats both control and
-        base, else the better of these two. Scores are in percent, a score for each seed; `means` are their
-        means, by which `use` is chosen.
-    """
-    state = {name: value.detach().cpu() for name, value in judge.case.model.state_dict().items()}
-    scores = {"base": [judge.score(state)["score"]]}
-    for trained in treatment.arms:
-        if trained.name in ("control", arm):
-            scores.setdefault(trained.name, []).append(judge.score(trained.state)["score"])
-    means = {name: sum(values) / len(values) for name, values in scores.items()}
-    fallback = "control" if means["control"] > means["base"] else "base"
-    use = arm if means[arm] > means["control"] and means[arm] > means["base"] else fallback
-    numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
-    choice = {
-        "use": use,
-        "arm": arm,
-        "select": judge.select,
-        "validation_scores": scores,
-        "means": means,
-        "reason": f"by {SCORED_BY[judge.select]}: {numbers}",
-    }
-    record = read_json(folder / TRIALS)
-    write_json(folder / TRIALS, {**record, "handed_back": choice})
-    return choice

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torchdoctor.case.preparation import Case
+from torchdoctor.case.settings import BUDGET_TIMES
 from torchdoctor.case.timing import seconds_per_step
 from torchdoctor.images.batches import Batch
+from torchdoctor.treatment.learning_rate import TIMES
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.search import Candidate, ladder
 from torchdoctor.types import InputError
+from torchdoctor.verbs.learning_rate import steps_of_rates
 
 
 def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> float | None:
@@ -22,7 +25,7 @@ def budget_steps(budget: str | None, seconds_per_step: Callable[[], float]) -> f
         seconds_per_step: Measures the seconds of a step of the control; called for minutes only.
 
     Returns:
-        Steps of the control; None for no limit.
+        Steps of the control; None where the budget is not given.
 
     Raises:
         InputError: The text is neither, or not above 0.
@@ -75,7 +78,7 @@ def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tup
 
 
 def fitting_rungs(case: Case, prices: Sequence[float], control_seconds: float) -> list[tuple[int, int]]:
-    """Choose how many candidates are trained for how long, at given prices.
+    """Choose how many candidates are trained for how long, at given prices; none where there is no choice.
 
     Args:
         case: The prepared case.
@@ -86,10 +89,47 @@ def fitting_rungs(case: Case, prices: Sequence[float], control_seconds: float) -
         For each rung the number of candidates and the epochs that each is trained.
 
     Raises:
-        InputError: The budget cannot be read, or is too small for two candidates.
+        InputError: The budget cannot be read, or the budget that was given is too small for two candidates.
     """
     steps = budget_steps(case.plan.budget, lambda: control_seconds)
-    return ladder(prices, case.plan.recipe.epochs, case.data.train.steps_per_epoch, steps)
+    epochs, per_epoch = case.plan.recipe.epochs, case.data.train.steps_per_epoch
+    if len(prices) < 2 or not len(case.data.validation):
+        return []
+    if steps is not None:
+        return ladder(prices, epochs, per_epoch, steps)
+    try:
+        return ladder(prices, epochs, per_epoch, usual_steps(case, max(prices)))
+    except InputError:  # a short training leaves no room for trials
+        return []
+
+
+def usual_steps(case: Case, price: float) -> float:
+    """Return what trials may cost where no budget is given.
+
+    Learning rates, trials, and the final training of the control and of what was chosen take at most
+    `BUDGET_TIMES` times what the control takes in all its seeds.
+
+    Args:
+        case: The prepared case.
+        price: What a step of the dearest candidate costs, in steps of the control.
+
+    Returns:
+        Steps of the control; it can be below 0.
+    """
+    control = control_steps(case)
+    return (BUDGET_TIMES - 1 - price) * control - len(TIMES) * steps_of_rates(case)
+
+
+def control_steps(case: Case) -> int:
+    """Return how many steps the control takes in all its seeds.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        The number.
+    """
+    return case.plan.seeds * case.plan.recipe.epochs * case.data.train.steps_per_epoch
 
 
 def prices_of(pool: Sequence[Candidate], price: Callable[[Sequence[str]], float]) -> list[float]:

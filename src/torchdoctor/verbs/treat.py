@@ -35,6 +35,7 @@ from torchdoctor.verbs.begin import (
     silent_text,
     with_facts,
 )
+from torchdoctor.verbs.cures import cures_of, remedies_for, validation_images
 from torchdoctor.verbs.diagnose import cost_of, diagnose_stage
 from torchdoctor.verbs.learning_rate import with_rate
 
@@ -187,7 +188,7 @@ def treat_stage(
         case.model,
         case.data.train,
         diagnosis,
-        arms=settings.arms,
+        arms=remedies_for(settings.arm_names, cures_of(case, folder)),
         constraints=settings.constraints,
         layers=case.layers[-1:],
         draws=settings.draws_per_step,
@@ -197,7 +198,7 @@ def treat_stage(
     )
     treatment = trial.run(
         seeds=settings.seeds,
-        validation=case.data.validation,
+        validation=validation_images(case, settings.arm_names)[0],
         store=ArmFolder(folder / "treatment", case.card, watch),
         progress=watch.progress,
     )

@@ -1,0 +1,115 @@
+"""Read what a person answered about the labels of training images."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torchdoctor.data.load import Splits
+from torchdoctor.data.table import ImageTable
+from torchdoctor.diagnosis.suspects_result import LIST, ListedLabel, read_labels
+from torchdoctor.files.reading import sha256_of
+from torchdoctor.types import InputError
+
+KEEP, UNUSABLE = "keep", "unusable"  # answers that name no category
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a person said of the labels of some training images.
+
+    Attributes:
+        labels: The right category of those whose label is wrong, as its number, by the image's id.
+        kept: The ids of those whose label is right.
+        unusable: The ids of those that show none of the categories.
+        source: The sha256 of the file.
+    """
+
+    labels: Mapping[int, int] = field(default_factory=dict)
+    kept: frozenset[int] = frozenset()
+    unusable: frozenset[int] = frozenset()
+    source: str = ""
+
+    @property
+    def given(self) -> int:
+        """The number of images that a person looked at."""
+        return len(self.labels) + len(self.kept) + len(self.unusable)
+
+
+def read_answers(file: str, data: Splits) -> Answers:
+    """Read a `labels.csv` whose column `answer` a person filled in.
+
+    An answer is the name of a category, `keep` where the label is right, or `unusable` where the image shows
+    none of the categories. Lines without an answer, and lines of other splits than the training split, are
+    left aside.
+
+    Args:
+        file: The file.
+        data: The images.
+
+    Returns:
+        The answers.
+
+    Raises:
+        InputError: The file cannot be read, an answer or an image is unknown, an image has two answers, or
+            there is no answer.
+    """
+    table = data.train.table
+    known = {str(name): int(identity) for name, identity in zip(table.names, table.ids, strict=True)}
+    given = dict(zip(table.ids.tolist(), table.labels.tolist(), strict=True))
+    labels, kept, unusable = dict[int, int](), set[int](), set[int]()
+    for line in read_labels(file):
+        if not line.answer or line.split not in ("", "train"):
+            continue
+        image = _image(line, known, table, file)
+        if image in labels or image in kept or image in unusable:
+            raise InputError(f"--labels {file!r}: image {line.image!r} has two answers: leave one of them")
+        category = _category(line, data.classes, file)
+        if category == UNUSABLE:
+            unusable.add(image)
+        elif category == KEEP or category == given[image]:
+            kept.add(image)
+        else:
+            labels[image] = int(category)
+    answers = Answers(labels, frozenset(kept), frozenset(unusable), sha256_of(Path(file)))
+    if not answers.given:
+        raise InputError(
+            f"--labels {file!r} has no answer about a training image: write the right category, {KEEP!r} or "
+            f"{UNUSABLE!r} into the column `answer` of the lines that you looked at"
+        )
+    if not labels and not unusable:
+        raise InputError(
+            f"--labels {file!r}: all {len(kept)} answers say that the label is right, so there is nothing to "
+            f"train anew; {LIST} of a run lists labels that look wrong"
+        )
+    return answers
+
+
+def _image(line: ListedLabel, known: Mapping[str, int], table: ImageTable, file: str) -> int:
+    """Return the id of the image of a line, which is named by its name or by its id."""
+    if line.image in known:
+        return known[line.image]
+    if line.image.isdecimal() and int(line.image) in set(table.ids.tolist()):
+        return int(line.image)
+    near = difflib.get_close_matches(line.image, list(known), n=1)
+    raise InputError(
+        f"--labels {file!r}: {line.image!r} is not among the {len(known)} training images"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+        + ". Give the list of a run on the same data"
+    )
+
+
+def _category(line: ListedLabel, classes: tuple[str, ...], file: str) -> int | str:
+    """Return what an answer says: the number of a category, KEEP or UNUSABLE."""
+    if line.answer in classes:
+        return classes.index(line.answer)
+    if line.answer.lower() in (KEEP, UNUSABLE):
+        return line.answer.lower()
+    near = difflib.get_close_matches(line.answer, [*classes, KEEP, UNUSABLE], n=1)
+    raise InputError(
+        f"--labels {file!r}: {line.answer!r} of image {line.image!r} is no category"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+        + f". Expected the name of a category, {KEEP!r} or {UNUSABLE!r}"
+    )

@@ -1,0 +1,293 @@
+"""Say what to do next about a network's errors: cures, labels, images or masks, the most useful first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from torchdoctor.diagnosis.causes_result import Cause, Causes, ErrorCause
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.suspects_result import LIST, Suspects
+from torchdoctor.display.cards import listed
+from torchdoctor.treatment.effects import effect_of
+
+LEAST_ERRORS = 0.5  # expected errors of a cause, below which nothing is proposed for it
+NAMED = 3  # categories, or pairs of them, that a step names
+OWN_MISTAKES: tuple[Cause, ...] = ("preparation", "category order")  # said first: all else rests on them
+FOR_MASKS = 20  # masks per category that were enough for backgrounds
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """An action that would lessen a network's errors.
+
+    Attributes:
+        action: What to do, in one sentence.
+        cause: The cause of the errors that it is for; `all`: it is for all errors.
+        errors: The expected number of errors of that cause among the images that were looked at.
+        share: Their share of all errors, in 0..1.
+        effect: What the action brought where the cause was planted, or what it repairs of these errors, in
+            one sentence; empty where nothing was measured.
+        command: What to run; empty where nothing can be run yet.
+    """
+
+    action: str
+    cause: Cause | Literal["all"]
+    errors: float
+    share: float
+    effect: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a network when steps are proposed.
+
+    Attributes:
+        causes: The causes of its errors.
+        diagnosis: Its diagnosis.
+        suspects: Training images whose labels look wrong; None: nobody looked.
+        has_masks: Whether training images have object masks.
+        command: The command that runs a checkup of this network; empty where there is none.
+        treated: Whether a checkup has already tried the cures of the causes.
+    """
+
+    causes: Causes
+    diagnosis: Diagnosis
+    suspects: Suspects | None = None
+    has_masks: bool = False
+    command: str = ""
+    treated: bool = False
+
+    def of(self, cause: Cause) -> list[ErrorCause]:
+        """Return the errors of a cause.
+
+        Args:
+            cause: The cause.
+
+        Returns:
+            Those of which it is said; where it is said of none, those for which it is most probable.
+        """
+        said = [error for error in self.causes.errors if error.cause == cause]
+        probable = sorted(self.causes.errors, key=lambda error: -error.probabilities.get(cause, 0.0))
+        return said or [error for error in probable if error.probabilities.get(cause, 0.0) > 0]
+
+    def count(self, category: str) -> int:
+        """Return how many training images a category has.
+
+        Args:
+            category: Its name.
+
+        Returns:
+            The number.
+        """
+        return int(self.diagnosis.confusion.sum(1)[list(self.diagnosis.classes).index(category)])
+
+
+def next_steps(known: Known) -> tuple[NextStep, ...]:
+    """Propose what to do about the errors of a network.
+
+    Args:
+        known: What is known of it.
+
+    Returns:
+        The steps: mistakes in the preparation of the images first, then those for the most errors.
+    """
+    causes = known.causes
+    total = len(causes.errors)
+    steps = []
+    for cause, errors in causes.expected.items():
+        if cause not in STEPS or errors < LEAST_ERRORS:
+            continue
+        proposed = STEPS[cause](known)
+        if proposed is not None:
+            action, effect, command = proposed
+            steps.append(NextStep(action, cause, errors, errors / max(total, 1), effect, command))
+    return tuple(sorted(steps, key=lambda step: (step.cause not in OWN_MISTAKES, -step.errors)))
+
+
+Step = tuple[str, str, str]  # action, effect, command
+CHECKED = "The cures for it have been tried in this run; see its comparison."
+
+
+def _preparation(known: Known) -> Step:
+    number = len(known.of("preparation"))
+    return (
+        "Prepare the images as in the training of these weights: in another usual way (mean and standard "
+        "deviation, order of colours, range of values) they come right.",
+        f"{number} of these errors come right when only the preparation is changed.",
+        "",
+    )
+
+
+def _order(known: Known) -> Step:
+    pairs = Counter((error.label, error.prediction) for error in known.of("category order"))
+    named = listed([f"{one} taken for {other}" for (one, other), _ in pairs.most_common(NAMED)])
+    return (
+        f"Compare the order of the categories with that of the weights ({named}): the categories of the data "
+        "have to come in the order of the training.",
+        f"All {sum(pairs.values())} of these errors come right in the right order.",
+        "",
+    )
+
+
+def _detail(known: Known) -> Step:
+    return (
+        "Give the network larger images, and train it further on them (--image-size, half as much again).",
+        f"{len(known.of('too little detail'))} of these errors come right with 1.5 times the pixels.",
+        "",
+    )
+
+
+def _unlike(known: Known) -> Step:
+    return (
+        f"Look at these {len(known.of('unlike the training images'))} images: remove broken ones, and "
+        "collect training images like the others.",
+        "",
+        "",
+    )
+
+
+def _rare(known: Known) -> Step:
+    rare = [
+        name for name, _ in Counter(error.label for error in known.of("rare category")).most_common(NAMED)
+    ]
+    usual = int(np.median(known.diagnosis.confusion.sum(1)))
+    counts = listed([f"{name} has {known.count(name)} training images" for name in rare])
+    collect = f"Collect images of {listed(rare)} ({counts}; the median category has {usual})"
+    if known.treated:
+        return f"{collect}.", CHECKED, ""
+    return (
+        f"{collect}, and meanwhile let a checkup balance the categories.",
+        effect_of("rare category"),
+        known.command,
+    )
+
+
+def _kernels(known: Known) -> Step | None:
+    if known.treated:
+        return None
+    return (
+        "Train the network a little further: kernels no longer do what they did in training, after pruning, "
+        "quantisation, or an edit of the weights.",
+        effect_of("wrong kernels"),
+        known.command,
+    )
+
+
+def _labels(known: Known) -> Step:
+    suspects = known.suspects.suspects if known.suspects is not None else ()
+    if not suspects:
+        return (
+            "Look at the labels of these images: the answers of the network speak against them. No training "
+            "label is listed, because that any is wrong is not proven.",
+            "",
+            "",
+        )
+    assert known.suspects is not None
+    expected = 100 * known.suspects.expected()
+    return (
+        f"Write the right category into the column answer of {LIST} for these {len(suspects)} training "
+        f"images ({expected:.0f} % of them are expected to be wrong), and let a checkup train with them.",
+        effect_of("label looks wrong"),
+        f"{known.command} --labels {LIST}" if known.command else "",
+    )
+
+
+def _ambiguous(known: Known) -> Step:
+    return (
+        "Accept two answers for such images: people would disagree about these "
+        f"{len(known.of('ambiguous'))}. Where one answer is needed, let several people decide the labels, "
+        "and give more pixels.",
+        "",
+        "",
+    )
+
+
+def _close(known: Known) -> Step:
+    pairs = Counter(tuple(sorted((error.label, error.prediction))) for error in known.of("close categories"))
+    named = listed([f"{one} and {other}" for (one, other), _ in pairs.most_common(NAMED)])
+    return (
+        f"Merge {named}, or say in the labelling rules what tells them apart and look at their labels again: "
+        "the network takes them for each other in training too.",
+        f"Merged, {sum(pairs.values())} of the {len(known.causes.errors)} errors are none.",
+        "",
+    )
+
+
+def _under_fitted(known: Known) -> Step | None:
+    if known.treated:
+        return "Train longer: give the next checkup more --epochs.", CHECKED, known.command
+    return (
+        "Train longer, at a learning rate that is measured: the network has not learned its training images.",
+        effect_of("under-fitted"),
+        known.command,
+    )
+
+
+def _background(known: Known) -> Step | None:
+    if known.has_masks and known.treated:
+        return None
+    if known.has_masks:
+        return (
+            "Let a checkup train with objects before other backgrounds: the network goes by the background.",
+            effect_of("background"),
+            known.command,
+        )
+    wanted = min(FOR_MASKS, max((len(low) for low in known.diagnosis.sifting.low), default=0))
+    return (
+        f"Draw masks, or boxes, around the objects of {wanted or FOR_MASKS} images of each category (the "
+        "diagnosis lists the most useful), and run a checkup on them: the network goes by the background.",
+        effect_of("background"),
+        "",
+    )
+
+
+def _over_fitted(known: Known) -> Step:
+    if known.treated:
+        return "Collect more training images.", CHECKED, ""
+    return (
+        "Collect more training images; meanwhile let a checkup train with more augmentation and decay.",
+        effect_of("over-fitted"),
+        known.command,
+    )
+
+
+STEPS: Mapping[Cause, Callable[[Known], Step | None]] = {
+    "preparation": _preparation,
+    "category order": _order,
+    "too little detail": _detail,
+    "unlike the training images": _unlike,
+    "rare category": _rare,
+    "wrong kernels": _kernels,
+    "label looks wrong": _labels,
+    "ambiguous": _ambiguous,
+    "close categories": _close,
+    "under-fitted": _under_fitted,
+    "background": _background,
+    "over-fitted": _over_fitted,
+}
+"""What is proposed for each cause, None where nothing is left to do; `unknown` has no step."""
+
+
+def sentences(steps: Sequence[NextStep]) -> list[str]:
+    """Return the steps as a numbered list.
+
+    Args:
+        steps: The steps.
+
+    Returns:
+        A line for each: what to do, for how many errors, what it brings, and the command.
+    """
+    lines = []
+    for number, step in enumerate(steps, 1):
+        errors = f"For about {step.errors:.0f} errors ({100 * step.share:.0f} %): {step.cause}."
+        if step.cause == "all":
+            errors = ""
+        parts = [f"{number}. {step.action}", errors, step.effect, step.command and f"Run: {step.command}"]
+        lines.append(" ".join(part for part in parts if part))
+    return lines

@@ -1,0 +1,110 @@
+"""The cures of a run: those that network, data and a person's answers allow, and which images judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torchdoctor.case.preparation import Case
+from torchdoctor.data.loader import Loader
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.suspects_result import FILE as SUSPECTS
+from torchdoctor.diagnosis.suspects_result import Suspects
+from torchdoctor.treatment.arms import LEAST_MASKS
+from torchdoctor.treatment.cure import Cure
+from torchdoctor.treatment.labels_by_hand import relabelled, without
+from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.types import InputError
+
+DEAREST = 1.5  # price of a cure's step that is still tried where no budget is given
+
+
+def cures_of(case: Case, folder: Path) -> dict[str, Cure]:
+    """Return all cures, with the lists of this run in those that need lists.
+
+    Args:
+        case: The prepared case; the answers of a person are in it.
+        folder: The run's folder; the suspects are read from it.
+
+    Returns:
+        The cures by name.
+    """
+    cures = dict(REMEDIES)
+    answers = case.answers
+    if (folder / SUSPECTS).is_file():
+        right = set() if answers is None else {*answers.kept, *answers.labels}
+        listed = {one.id for one in Suspects.load(folder).suspects}
+        cures["drop-suspects"] = without(listed - right)
+    if answers is not None:
+        cures["relabelled"] = relabelled(answers.labels, left_out=answers.unusable)
+    return cures
+
+
+def available_cures(case: Case, folder: Path, diagnosis: Diagnosis) -> dict[str, Cure]:
+    """Return the cures that this run has what it takes for.
+
+    Args:
+        case: The prepared case.
+        folder: The run's folder.
+        diagnosis: The diagnosis of the case's network.
+
+    Returns:
+        The cures by name. Where no budget is given, those whose steps are dear are left out; where no label
+        looks wrong, the one that leaves such images out; with fewer than 20 masks, those that need masks.
+    """
+    found = dict[str, Cure]()
+    masked = int(case.data.train.table.has_mask.sum())
+    for name, cure in cures_of(case, folder).items():
+        dear = case.plan.budget is None and cure.passes > DEAREST
+        few_masks = "masks" in cure.needs and masked < LEAST_MASKS
+        if not dear and not few_masks and not _leaves_all(name, folder) and _serves(case, cure, diagnosis):
+            found[name] = cure
+    return found
+
+
+def _leaves_all(name: str, folder: Path) -> bool:
+    """Tell whether a cure would leave suspects out where there are none."""
+    if name != "drop-suspects":
+        return False
+    return not (folder / SUSPECTS).is_file() or not Suspects.load(folder).suspects
+
+
+def _serves(case: Case, cure: Cure, diagnosis: Diagnosis) -> bool:
+    """Tell whether the network and the data have what a cure needs beside masks."""
+    shown = case.data.train.select(case.data.train.table.ids[:2])
+    try:
+        replace(cure, needs=cure.needs - {"masks"}).check(case.model, shown, diagnosis)
+    except InputError:
+        return False
+    return True
+
+
+def validation_images(case: Case, arms: Iterable[str]) -> tuple[Loader, Loader]:
+    """Return the validation images that remedies may look at, and those that judge them.
+
+    Args:
+        case: The prepared case.
+        arms: The names of the arms that are trained.
+
+    Returns:
+        All of them twice; where a remedy solves layers on what it is given, every other image, and the rest.
+    """
+    images = case.data.validation
+    if not any(name in REMEDIES and REMEDIES[name].solves_on_validation for name in arms):
+        return images, images
+    ids = images.table.ids
+    return images.select(ids[::2]), images.select(ids[1::2])
+
+
+def remedies_for(arms: Iterable[str], cures: Mapping[str, Cure]) -> list[str | Cure]:
+    """Return arms as `treat` takes them.
+
+    Args:
+        arms: Their names.
+        cures: The cures of the run (see `cures_of`).
+
+    Returns:
+        The names; the cure itself where the run has put a list into it.
+    """
+    return [cures[name] if name in cures and cures[name] is not REMEDIES.get(name) else name for name in arms]

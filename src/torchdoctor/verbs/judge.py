@@ -1,0 +1,141 @@
+"""Score weights on the validation split, and say in the end whose to use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchdoctor.case.preparation import Case
+from torchdoctor.case.splits import swapped_images
+from torchdoctor.data.loader import Loader
+from torchdoctor.files.reading import read_json
+from torchdoctor.files.writing import write_json
+from torchdoctor.images.batches import Batch
+from torchdoctor.network.copying import copy_of
+from torchdoctor.network.state import load_state
+from torchdoctor.treatment.result import Treatment
+from torchdoctor.treatment.search import Select, score_of
+from torchdoctor.types import InputError
+from torchdoctor.verbs.cures import validation_images
+from torchdoctor.verbs.search_budget import budget_steps
+
+TRIALS = "trials.json"
+SCORED_BY: Mapping[Select, str] = {
+    "iid": "validation accuracy",
+    "balanced": "validation accuracy with every category weighing the same",
+    "swapped": "validation accuracy with backgrounds swapped",
+    "mean": "the mean of validation accuracy and that with backgrounds swapped",
+}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How weights are scored.
+
+    Attributes:
+        case: The prepared case.
+        shown: The validation images that remedies may look at.
+        images: The validation images that judge them.
+        swapped: The same before the backgrounds of other categories; empty without masks.
+        select: What is compared: accuracy on validation images (`iid`), with every category weighing the same
+            (`balanced`), with swapped backgrounds (`swapped`), or the mean of iid and swapped (`mean`).
+    """
+
+    case: Case
+    shown: Loader
+    images: Loader
+    swapped: tuple[Batch, ...]
+    select: Select
+
+    def score(self, state: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Score weights.
+
+        Args:
+            state: A state of the case's network.
+
+        Returns:
+            {iid, balanced, swapped, score} in percent; `swapped` is NaN without masks.
+        """
+        own: nn.Module = copy_of(self.case.model)
+        load_state(own, state)
+        return score_of(own, self.images, self.swapped, self.select)
+
+    def among(self, arms: Iterable[str]) -> Judge:
+        """Return the judge of some arms, which looks at no image that one of them may solve layers on.
+
+        Args:
+            arms: The names of the arms.
+
+        Returns:
+            The judge.
+        """
+        shown, images = validation_images(self.case, arms)
+        if images is self.case.data.validation:
+            return self
+        return replace(self, shown=shown, images=images, swapped=swapped_images(images, self.case.plan.seed))
+
+
+def judge_of(case: Case) -> Judge:
+    """Return how the weights of candidates are scored.
+
+    Args:
+        case: The prepared case.
+
+    Returns:
+        The judge that the settings ask for.
+
+    Raises:
+        InputError: The budget cannot be read, or masks are needed and missing.
+    """
+    budget_steps(case.plan.budget, lambda: 1.0)  # refuses a wrong budget now, not after the diagnosis
+    images = case.data.validation
+    swapped = swapped_images(images, case.plan.seed)
+    select = case.plan.select
+    if select in ("swapped", "mean") and not swapped:
+        raise InputError(
+            f"--select {select!r} swaps the backgrounds of validation images by their masks, and there are "
+            "none: use --select iid, or data whose validation images have masks"
+        )
+    return Judge(case, images, images, swapped, select)
+
+
+def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:
+    """Let the validation split choose whose weights to use, and add the choice to `trials.json`.
+
+    Args:
+        folder: The run's folder.
+        judge: How weights are scored.
+        treatment: The trained arms.
+        arm: The arm that is compared with the control.
+
+    Returns:
+        {use, arm, select, validation_scores, means, reason}. `use` is the arm if it beats both control and
+        base, else the better of these two. Scores are in percent, a score for each seed; `means` are their
+        means, by which `use` is chosen.
+    """
+    judge = judge.among(treatment.names())
+    state = {name: value.detach().cpu() for name, value in judge.case.model.state_dict().items()}
+    scores = {"base": [judge.score(state)["score"]]}
+    for trained in treatment.arms:
+        if trained.name in ("control", arm):
+            scores.setdefault(trained.name, []).append(judge.score(trained.state)["score"])
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    fallback = "control" if means["control"] > means["base"] else "base"
+    use = arm if means[arm] > means["control"] and means[arm] > means["base"] else fallback
+    numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
+    choice = {
+        "use": use,
+        "arm": arm,
+        "select": judge.select,
+        "validation_scores": scores,
+        "means": means,
+        "reason": f"by {SCORED_BY[judge.select]}: {numbers}",
+    }
+    record = read_json(folder / TRIALS)
+    write_json(folder / TRIALS, {**record, "handed_back": choice})
+    return choice
