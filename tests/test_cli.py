@@ -17,6 +17,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import sha256_of
 from torchdoctor.models.loading import load_model
 from torchdoctor.runs.folder import RunFolder, open_run
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.types import InputError
 from torchdoctor.verbs.demo import demo_settings
 
@@ -52,6 +53,11 @@ def test_a_checkup_leaves_a_whole_run(command, trained, photos, tmp_path):
     )
     found = json.loads(out)
     assert code == found["exit_code"] and code in (0, 3, 4), err
+    cure = found["arm"]
+    assert (
+        cure in REMEDIES and cure in json.loads((tmp_path / "run" / "trials.json").read_text())["candidates"]
+    )
+    assert found["next_steps"][0]["cause"] == "all" and found["handed_back"]["arm"] == cure
     run = open_run(tmp_path / "run")
     for name in (
         "config.yaml",
@@ -63,11 +69,11 @@ def test_a_checkup_leaves_a_whole_run(command, trained, photos, tmp_path):
     ):
         assert (run / name).is_file(), name
     saved = json.loads((run / "compare.json").read_text())
-    assert len(saved["arms"]["treated"]["test"]["accuracy"]) == 2
+    assert len(saved["arms"][cure]["test"]["accuracy"]) == 2
     assert len(saved["arms"]["base"]["test"]["accuracy"]) == 1
-    assert set(saved["against_control"]["test"]["treated"]["gain"]) >= {"mean", "low", "high", "p_value"}
-    assert saved["against_control"]["test"]["treated"]["verdict"] == saved["verdict"]
-    for arm in ("control", "treated"):
+    assert set(saved["against_control"]["test"][cure]["gain"]) >= {"mean", "low", "high", "p_value"}
+    assert saved["against_control"]["test"][cure]["verdict"] == saved["verdict"]
+    for arm in ("control", cure):
         for seed in (0, 1):
             state = load_file(run / "treatment" / arm / f"seed{seed}" / "model.safetensors")
             load_model("small_resnet", 2).load_state_dict(state)
@@ -143,8 +149,10 @@ def test_a_dry_run_of_a_search_says_what_it_tries(command, trained, photos, tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--budget", "60steps"), "--budget '60steps' is of a search: give --auto as well"),
-        (("--select", "iid"), "--select 'iid' is of a search: give --auto as well"),
+        (("--arms", "dfr", "--budget", "60steps"), "--budget '60steps' is of a choice, and --arms or"),
+        (("--constraints", "channel", "--select", "iid"), "--select 'iid' is of a choice, and --arms or"),
+        (("--arms", "dfr", "--labels", "l.csv"), "--labels 'l.csv' is used by the arm relabelled"),
+        (("--arms", "relabelled"), "arm 'relabelled' needs labels from a person"),
         (("--epochs", 0), "--epochs 0: nothing would be treated"),
     ],
 )
@@ -400,6 +408,7 @@ def test_text_is_no_checkpoint_and_yaml_numbers_are_read(command, photos, tmp_pa
 def test_the_demo_lets_the_user_decide():
     base, further = demo_settings(settings_from({"learning_rate": 0.02, "limit": 9}))
     assert (base.epochs, base.limit) == (14, 9) and further.learning_rate == 0.02
-    assert further.constraints == ("space",)
+    assert (further.epochs, further.arms, further.constraints) == (6, "auto", "auto")
+    assert demo_settings(settings_from({"epochs": 3}))[1].epochs == 3
     _, other = demo_settings(settings_from({"model": "torchvision:resnet18"}))
-    assert other.layers == other.constraints == "auto"
+    assert other.layers == other.epochs == "auto"

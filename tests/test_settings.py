@@ -24,7 +24,6 @@ from torchdoctor.settings import SettingsGroup, flag_of, setting
 from torchdoctor.treatment.arms import chosen_constraints
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints
 from torchdoctor.treatment.search import candidates
-from torchdoctor.verbs.demo import PRESCRIPTION
 
 RUNNER = typer.testing.CliRunner()
 WIDE = {"COLUMNS": "200"}
@@ -196,7 +195,7 @@ def test_python_and_the_command_line_have_the_same_defaults():
             assert parameter is None or parameter.default is None or name == "draws", name
     assert inspect.signature(td.load_data).parameters["settings"].default == td.DataSettings()
     further, plain = decided_by_verb(Settings(), "treat"), td.Recipe()
-    assert (further["epochs"], further["learning_rate"]) == (plain.epochs, plain.learning_rate)
+    assert (further["epochs"], further["learning_rate"]) == (plain.epochs, "auto")  # measured, else plain's
     for name in ("optimizer", "weight_decay", "norm", "precision"):
         assert Settings.model_fields[name].default == getattr(plain, name)
     assert inspect.signature(td.treat).parameters["draws"].default == Settings().draws_per_step
@@ -236,7 +235,6 @@ def test_nobody_is_given_what_was_measured_as_harmful():
         for one in candidates(["a"], masks)
         for text in one.constraints
     )
-    assert PRESCRIPTION["scale"] == "share"  # the demo's, which was chosen and measured with it
 
 
 def test_a_diagnosis_alone_is_the_papers_and_one_before_a_treatment_is_the_penalties():
@@ -255,7 +253,7 @@ def test_a_plan_has_nothing_left_to_decide():
         for name, field in Plan.model_fields.items()
         if field.default in ("auto", None) and name not in decided
     }
-    assert later - set(SOURCE) == {"delta", "draws", "device", "budget", "diagnosis"}
+    assert later - set(SOURCE) == {"delta", "draws", "device", "budget", "diagnosis", "labels"}
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path):

@@ -68,14 +68,18 @@ def annotated(tmp_path, trained):
 def test_with_masks_the_swap_stands_beside_the_constraints(annotated, photos):
     settings = Settings(**annotated)
 
-    def treating(**given):
-        return prepare(settings.but(**given), "checkup").plan
+    def treating(verb="treat", **given):
+        return prepare(settings.but(**given), verb).plan
 
     found = treating()
-    assert found.arms == ("control", "swap", "treated")
+    assert found.arms == ("control", "swap", "treated") and not found.chooses
+    assert treating("checkup").arms == "auto" and treating("checkup").chooses
+    told = treating("checkup", constraints=("space",))
+    assert told.arms == ("control", "swap", "treated") and not told.chooses
+    assert treating("checkup", arms=("dfr",), auto=True).chooses
     last = found.layers[-1]
     assert found.constraints == (f"channel layers={last}", f"space layers={last}") and found.scale == "none"
-    assert listed_arms(treating(auto=True)) == listed_arms(treating()) == ()
+    assert listed_arms(treating("checkup", auto=True)) == listed_arms(treating("checkup")) == ()
     assert treating(arms=("dfr",)).arms == ("dfr",)
     bare = treating(data=f"folder:{photos}")
     assert (bare.arms, bare.constraints) == (("control", "treated"), (f"channel layers={last}",))

@@ -7,7 +7,7 @@
 Every network is trained on drawn images (`scenes`) with one fault; its twin without the fault says what the
 fault costs (`clean`). Then the stages of `torchdoctor checkup` run, with nothing chosen by hand: diagnosis,
 causes, suspects, learning rate, trials on the validation images, which have the fault too, and the final
-training of the control and of what was chosen, over three seeds. All arms have the same number of passes.
+training of the control and of what was chosen, over several seeds. All arms have the same number of passes.
 Test images are drawn for this program alone, with right labels, all categories alike and backgrounds that say
 nothing; they are looked at once.
 
@@ -22,7 +22,7 @@ A line has the accuracy in percent of the twin (`clean`), of the network (`fault
 measured learning rate (`control`) and at 0.01 (`fixed_rate`), and of the chosen arm (`chosen`), means over
 the seeds of the further training; `balanced` weighs all categories alike, which differs from plain accuracy
 only by the counts of the test images. `--arms` trains the named arms too. `--quick` has smaller images,
-fewer of them and two seeds of further training; it takes less than three minutes with two processes. `gain`
+fewer of them and shorter training; it takes less than three minutes with two processes. `gain`
 and its interval are over networks (Student's t).
 """
 
@@ -95,13 +95,13 @@ Line = dict[str, Any]
 class Size:
     """How large an experiment is: pixels, numbers of images, epochs, and seeds of the further training."""
 
-    pixels: int = 64
+    pixels: int = 48
     images: int = 2000
     checked: int = 800
     tested: int = 2000
     base_epochs: int = 16
     epochs: int = 4
-    seeds: int = 3
+    seeds: int = 2
 
 
 FULL, QUICK = (

@@ -157,6 +157,7 @@ class Plan(Settings):
     learning_rate: float | Literal["auto", "measured"]
     layers: tuple[str, ...]
     evidence: Evidence
+    arms: tuple[str, ...] | Literal["auto"]
     constraints: tuple[str, ...]
     expand_pixels: int
     select: Literal["iid", "balanced", "swapped", "mean"]

@@ -107,11 +107,7 @@ def find_suspects(
     model = unwrap(model)
     seen = look(model, images, layers, folds, classes)
     if seen.accuracy < LEARNED:
-        remark = (
-            f"Labels were not judged: the network classifies only {seen.accuracy:.1f} % of these images as "
-            f"labelled, and below {LEARNED:g} % it has learned too little to tell."
-        )
-        return Suspects((), len(seen.ids), 0.0, seen.accuracy, (remark,))
+        return Suspects((), len(seen.ids), 0.0, seen.accuracy, _remarks(seen, folds))
     features = standardised(seen.features)
     heads = crossed_log_probabilities(
         features, seen.labels, len(seen.names),
@@ -236,6 +232,11 @@ def _remarks(seen: Seen, folds: int) -> tuple[str, ...]:
     if seen.few:
         named = ", ".join(seen.few[:4]) + (f" and {len(seen.few) - 4} more" if len(seen.few) > 4 else "")
         remarks.append(f"Not looked at, with fewer than {folds} images each: {named}.")
+    if seen.accuracy < LEARNED:
+        remarks.append(
+            f"Labels were not judged: the network gives back only {seen.accuracy:.1f} % of them, and below "
+            f"{LEARNED:g} % it has learned too little to tell which are wrong."
+        )
     if seen.accuracy >= BY_HEART:
         remarks.append(
             f"The network gives back {seen.accuracy:.1f} % of its training labels: wrong labels that it has "

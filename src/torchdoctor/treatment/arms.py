@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.treatment.constraints import Constraint, constraints_named, default_constraints
 from torchdoctor.treatment.cure import Cure, Remedy
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.remedies import FROM_LISTS, REMEDIES
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError
 
@@ -47,8 +47,8 @@ def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     """Return the remedy of each arm.
 
     Args:
-        arms: Names of arms, or functions of the user, which are named after themselves. A `Cure` may take
-            the place of the built-in one of its name.
+        arms: Names of arms, or functions of the user, which are named after themselves. A `Cure` with a list
+            of labels or images may take the place of the built-in one of its name, which has none.
 
     Returns:
         The remedies by name; None for `treated`. The control comes first even where it is not named.
@@ -60,8 +60,8 @@ def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     for arm in arms:
         name = arm if isinstance(arm, str) else name_of(arm)
         if not isinstance(arm, str):
-            own = name in REMEDIES and isinstance(arm, Cure)  # such as a built-in that now has its labels
-            if name in remedies or (name in REMEDIES and not own) or name in ("treated", "base"):
+            listed = isinstance(arm, Cure) and name in FROM_LISTS
+            if name in remedies or (name in REMEDIES and not listed) or name in ("treated", "base"):
                 raise InputError(f"arm {name!r}: the name is taken; give your function another")
             remedies[name] = arm
         elif name == "treated":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 from torch import nn
 
@@ -60,7 +61,7 @@ def drop_suspects(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis
     return _leaving_out(frozenset(one.id for one in find_suspects(model, images, seed=seed).suspects), images)
 
 
-def unanswered(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+def unanswered(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> NoReturn:
     """Train with the labels that a person has corrected.
 
     Args:

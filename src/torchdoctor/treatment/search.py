@@ -74,7 +74,7 @@ def _ranked(score: float) -> float:
 
 
 def candidates_for(
-    expected: Mapping[Cause, float], available: Mapping[str, Cure], layers: Sequence[str], *, has_masks: bool
+    expected: Mapping[Cause, float], available: Mapping[str, Cure], layers: Sequence[str], *, constrain: bool
 ) -> tuple[Candidate, ...]:
     """Propose the cures that are meant for the causes of a network's errors, and nothing else.
 
@@ -86,8 +86,8 @@ def candidates_for(
         expected: The expected number of errors by cause (see `Causes.expected`).
         available: The cures that the network and the data have what it takes for, by name.
         layers: The names of the diagnosed layers, from the first to the last in the network.
-        has_masks: Whether training images have object masks; for the cause `background` the space-wise
-            constraint is then proposed too.
+        constrain: Whether the space-wise constraint is proposed too for the cause `background`; it needs
+            masks.
 
     Returns:
         The candidates, the most promising first.
@@ -99,7 +99,7 @@ def candidates_for(
         queue = [
             Candidate(name) for name, cure in available.items() if cause in cure.causes and name != CONTROL
         ]
-        if cause == "background" and has_masks:
+        if cause == "background" and constrain:
             queue.append(Candidate(f"space-{layers[-1]}-tau1", (f"space layers={layers[-1]}",), 1.0))
         queues.append(queue)
     in_turn = [queue[turn] for turn in range(len(available)) for queue in queues if turn < len(queue)]

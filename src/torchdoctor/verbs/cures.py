@@ -17,8 +17,6 @@ from torchdoctor.treatment.labels_by_hand import relabelled, without
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.types import InputError
 
-DEAREST = 1.5  # price of a cure's step that is still tried where no budget is given
-
 
 def cures_of(case: Case, folder: Path) -> dict[str, Cure]:
     """Return all cures, with the lists of this run in those that need lists.
@@ -50,13 +48,14 @@ def available_cures(case: Case, folder: Path, diagnosis: Diagnosis) -> dict[str,
         diagnosis: The diagnosis of the case's network.
 
     Returns:
-        The cures by name. Where no budget is given, those whose steps are dear are left out; where no label
-        looks wrong, the one that leaves such images out; with fewer than 20 masks, those that need masks.
+        The cures by name. Where no budget is given, those whose steps cost more than the control's are left
+        out; where no label looks wrong, the one that leaves such images out; with fewer than 20 masks, those
+        that need masks.
     """
     found = dict[str, Cure]()
     masked = int(case.data.train.table.has_mask.sum())
     for name, cure in cures_of(case, folder).items():
-        dear = case.plan.budget is None and cure.passes > DEAREST
+        dear = case.plan.budget is None and cure.passes > 1
         few_masks = "masks" in cure.needs and masked < LEAST_MASKS
         if not dear and not few_masks and not _leaves_all(name, folder) and _serves(case, cure, diagnosis):
             found[name] = cure

@@ -161,7 +161,8 @@ def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tup
         return candidates(case.layers, case.data.has_masks, _ends_linear(case))
     available = available_cures(case, folder, diagnosis)
     masked = int(case.data.train.table.has_mask.sum())
-    return candidates_for(causes.expected, available, case.layers, has_masks=masked >= LEAST_MASKS)
+    constrain = masked >= LEAST_MASKS and case.plan.budget is not None  # its steps cost more than others
+    return candidates_for(causes.expected, available, case.layers, constrain=constrain)
 
 
 def _announced(

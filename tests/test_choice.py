@@ -1,0 +1,236 @@
+"""From the causes of errors to a cure: what is proposed, tried, paid for, and said to do next."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fake_results import fake_diagnosis
+from torchdoctor.case.answers import read_answers
+from torchdoctor.case.preparation import prepare
+from torchdoctor.case.settings import BUDGET_TIMES, Settings
+from torchdoctor.data.load import load_data
+from torchdoctor.diagnosis.causes_result import MEANINGS, Causes, ErrorCause
+from torchdoctor.diagnosis.suspects_result import COLUMNS, Suspect, Suspects
+from torchdoctor.treatment.cure import Cure
+from torchdoctor.treatment.learning_rate import TIMES, affordable_steps, short_steps
+from torchdoctor.treatment.next_steps import OWN_MISTAKES, STEPS, Known, next_steps, sentences
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.remedies import GENERAL, REMEDIES, meant_for
+from torchdoctor.treatment.search import candidates_for
+from torchdoctor.types import InputError
+from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for, validation_images
+from torchdoctor.verbs.search import listed_arms
+from torchdoctor.verbs.search_budget import control_steps, fitting_rungs, prices_of
+
+ALL = {name: cure for name, cure in REMEDIES.items() if name != "relabelled"}
+
+
+def proposed(expected, available=None, **given):
+    pool = candidates_for(expected, available or ALL, ["a", "b"], constrain=given.get("constrain", True))
+    return [candidate.name for candidate in pool]
+
+
+def test_only_cures_of_weighty_causes_are_proposed_those_of_most_errors_first():
+    assert proposed({"rare category": 9.0, "unknown": 50.0}) == list(meant_for("rare category"))
+    names = proposed({"over-fitted": 20.0, "rare category": 30.0, "background": 1.0})
+    assert names[:2] == [meant_for("rare category")[0], meant_for("over-fitted")[0]]
+    assert "swap" not in names and not any(name.startswith("space") for name in names)
+    assert proposed({"background": 5.0})[0] == "swap" and "space-b-tau1" in proposed({"background": 5.0})
+    assert "space-b-tau1" not in proposed({"background": 5.0}, constrain=False)
+    both = proposed({"over-fitted": 20.0, "rare category": 30.0})
+    assert sorted(both) == sorted({*meant_for("rare category"), *meant_for("over-fitted")})
+
+
+def test_without_a_cure_for_any_cause_general_remedies_are_proposed_and_never_the_control():
+    assert proposed({"unknown": 10.0}) == proposed({}) == list(GENERAL)
+    assert proposed({"under-fitted": 10.0}) == list(GENERAL)  # its cure is the control
+    assert "control" not in proposed(dict.fromkeys(MEANINGS, 1.0))
+
+
+def test_a_cure_that_the_data_cannot_serve_is_not_proposed():
+    without_masks = {name: cure for name, cure in ALL.items() if "masks" not in cure.needs}
+    assert proposed({"background": 5.0}, without_masks, constrain=False) == ["dfr"]
+
+
+def a_case(photos, trained, **given):
+    settings = Settings(
+        weights=str(trained / "model.safetensors"), data=f"folder:{photos}", epochs=2, seeds=2, batch_size=8,
+        **given,
+    )  # fmt: skip
+    return prepare(settings, "checkup")
+
+
+def test_learning_rates_trials_and_arms_stay_within_the_promised_budget(photos, trained):
+    case = a_case(photos, trained)
+    long = replace(case, plan=case.plan.but(epochs=30))
+    for prices in ([1.0] * 6, [1.0] * 3, [1.0, 1.0]):
+        rungs = fitting_rungs(long, prices, 1.0)
+        assert rungs and rungs[0][0] >= 2
+        per_epoch, control = case.data.train.steps_per_epoch, control_steps(long)
+        dearest = sorted(prices, reverse=True)
+        trials = sum((1 + sum(dearest[:count])) * epochs for count, epochs in rungs) * per_epoch
+        rates = len(TIMES) * affordable_steps(long.plan.recipe, per_epoch, long.plan.seeds)
+        assert rates > 0
+        assert rates + trials + (1 + max(prices)) * control <= BUDGET_TIMES * control
+    short = replace(case, plan=case.plan.but(epochs=1))
+    assert fitting_rungs(short, [1.0, 1.0], 1.0) == []  # it leaves no room for trials
+    asked = replace(case, plan=case.plan.but(budget="10steps"))
+    with pytest.raises(InputError, match="the budget of 10 steps does not reach"):
+        fitting_rungs(asked, [1.0, 1.0], 1.0)
+    assert fitting_rungs(long, [1.0], 1.0) == []  # one cure needs no trial
+
+
+def test_rates_are_tried_only_where_there_are_steps_enough():
+    assert affordable_steps(Recipe(epochs=10), 31, 3) == short_steps(Recipe(epochs=10), 31) == 48
+    assert affordable_steps(Recipe(epochs=1), 6, 3) == 0  # 18 steps of the control for 4 rates
+    assert affordable_steps(Recipe(epochs=1), 16, 2) == 8
+
+
+def test_what_solves_layers_on_validation_images_is_judged_on_others(photos, trained):
+    case = a_case(photos, trained)
+    shown, judged = validation_images(case, ["swap", "balance"])
+    assert shown is judged is case.data.validation
+    shown, judged = validation_images(case, ["dfr"])
+    first, second = set(shown.table.ids.tolist()), set(judged.table.ids.tolist())
+    assert not first & second and first | second == set(case.data.validation.table.ids.tolist())
+
+
+def suspects_of(ids, chance=0.9):
+    return Suspects(tuple(Suspect(one, "blue", "red", chance) for one in ids), 48, 0.1, 90.0)
+
+
+def test_a_run_fills_the_lists_of_its_cures(photos, trained, tmp_path):
+    case = a_case(photos, trained)
+    ids = case.data.train.table.ids[:3].tolist()
+    diagnosis = fake_diagnosis(("blue", "red"))
+    assert "sam" not in available_cures(case, tmp_path, diagnosis)
+    asked = replace(case, plan=case.plan.but(budget="99steps"))
+    assert "sam" in available_cures(asked, tmp_path, diagnosis)
+    assert not {"drop-suspects", "relabelled", "swap", "rrr"} & set(
+        available_cures(case, tmp_path, diagnosis)
+    )
+    suspects_of(ids).save(tmp_path)
+    assert "drop-suspects" in available_cures(case, tmp_path, diagnosis)
+    cures = cures_of(case, tmp_path)
+    course = cures["drop-suspects"](case.model, case.data.train, diagnosis, 0)
+    assert course.facts == ({"left_out": 3},)
+    assert remedies_for(["control", "drop-suspects"], cures) == ["control", cures["drop-suspects"]]
+    suspects_of([]).save(tmp_path)
+    assert "drop-suspects" not in available_cures(case, tmp_path, diagnosis)
+
+
+def filled(file, rows):
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    return str(file)
+
+
+def test_answers_are_read_by_name_or_id_and_every_mistake_is_named(photos, tmp_path):
+    data = load_data(f"folder:{photos}")
+    names, ids = [str(name) for name in data.train.table.names], data.train.table.ids.tolist()
+    labels = data.train.table.labels.tolist()
+    blue = [row for row, label in enumerate(labels) if label == 0]
+    one, two, three, four = blue[:4]
+    rows = [
+        (names[one], "train", "blue", "red", 0.9, "red"),
+        (str(ids[two]), "train", "blue", "red", 0.8, " keep "),
+        (names[three], "train", "blue", "red", 0.7, "UNUSABLE"),
+        (names[four], "train", "blue", "red", 0.6, ""),
+        ("elsewhere.png", "test", "blue", "red", 0.6, "red"),
+    ]
+    found = read_answers(filled(tmp_path / "l.csv", rows), data)
+    assert dict(found.labels) == {ids[one]: 1} and found.kept == {ids[two]} and found.unusable == {ids[three]}
+    assert found.given == 3
+    for bad, message in (
+        ([(names[one], "train", "blue", "red", 0.9, "rde")], "'rde' of image .* did you mean 'red'"),
+        ([(names[one] + "x", "train", "blue", "red", 0.9, "red")], "not among the .* images; did you mean"),
+        ([rows[0], (str(ids[one]), "train", "blue", "red", 0.9, "blue")], "has two answers"),
+        ([rows[3]], "has no answer about a training image"),
+        ([rows[1], (names[one], "train", "blue", "red", 0.9, "blue")], "all 2 answers say that"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            read_answers(filled(tmp_path / "l.csv", bad), data)
+
+
+def test_a_checkup_compares_the_answers_of_a_person_with_the_same_budget_without(
+    command, photos, trained, tmp_path
+):
+    data = load_data(f"folder:{photos}")
+    names, labels = data.train.table.names, data.train.table.labels
+    rows = [(str(names[row]), "train", "blue", "red", 0.9, "red") for row in np.flatnonzero(labels == 0)[:2]]
+    file = filled(tmp_path / "answers.csv", rows)
+    code, out, err = command(
+        "checkup", "--weights", trained / "model.safetensors", "--data", f"folder:{photos}", "--out", "run",
+        "--labels", file, "--epochs", 1, "--seeds", 1, "--batch-size", 16, "--json",
+    )  # fmt: skip
+    assert code in (0, 3, 4), err
+    assert "relabelled" in json.loads(out)["arms"]
+    history = json.loads((tmp_path / "run/treatment/relabelled/seed0/history.json").read_text())
+    assert history["facts"] == [{"relabelled": 2, "left_out": 0}]
+    assert json.loads((tmp_path / "run/inputs.json").read_text())["labels"]
+    assert listed_arms(Settings(labels="l.csv")) == ("relabelled",)
+
+
+def an_error(number, cause, label="cat", prediction="dog", chance=0.9):
+    return ErrorCause(number, label, prediction, 0.9, cause, {cause: chance, "unknown": 1 - chance}, {})
+
+
+def known(*errors, **given):
+    return Known(Causes(tuple(errors), 100, 90.0), fake_diagnosis(), **given)
+
+
+def test_every_cause_but_unknown_has_a_step_with_a_number():
+    assert set(STEPS) == set(MEANINGS) - {"unknown"}
+    for cause in STEPS:
+        (step,) = next_steps(known(an_error(1, cause), command="torchdoctor checkup"))
+        assert step.cause == cause and step.errors == pytest.approx(0.9) and step.share == pytest.approx(0.9)
+        assert step.action.endswith(".") and len(step.action) > 40
+        assert f"For about 1 errors (90 %): {cause}." in sentences([step])[0]
+    assert next_steps(known(an_error(1, "unknown"))) == ()
+    assert next_steps(known(an_error(1, "rare category", chance=0.3))) == ()
+
+
+def test_steps_come_in_the_order_of_their_errors_but_ones_own_mistakes_first():
+    errors = [an_error(one, "over-fitted") for one in range(5)] + [
+        an_error(5 + one, "ambiguous") for one in range(3)
+    ]
+    found = next_steps(known(*errors, an_error(9, "preparation")))
+    assert [step.cause for step in found] == ["preparation", "over-fitted", "ambiguous"]
+    assert found[0].cause in OWN_MISTAKES
+
+
+def test_steps_name_categories_counts_lists_and_commands():
+    suspects = suspects_of([1, 2, 3], 0.8)
+    errors = [an_error(1, "rare category"), an_error(2, "label looks wrong"), an_error(3, "close categories")]
+    rare, labels, close = next_steps(known(*errors, suspects=suspects, command="torchdoctor checkup"))
+    count = int(fake_diagnosis().confusion[3].sum())
+    assert f"cat has {count} training images" in rare.action and rare.command == "torchdoctor checkup"
+    assert "these 3 training images (80 % of them" in labels.action
+    assert labels.command == "torchdoctor checkup --labels labels.csv"
+    assert "Merge cat and dog" in close.action
+    again = next_steps(known(*errors, suspects=suspects, command="torchdoctor checkup", treated=True))
+    assert [step.cause for step in again] == [step.cause for step in (rare, labels, close)]
+    assert again[0].command == "" and "tried in this run" in again[0].effect
+
+
+def test_backgrounds_need_masks_before_anything_can_be_run():
+    error = an_error(1, "background")
+    (drawn,) = next_steps(known(error, command="torchdoctor checkup"))
+    assert "Draw masks" in drawn.action and drawn.command == ""
+    (swap,) = next_steps(known(error, command="torchdoctor checkup", has_masks=True))
+    assert swap.command == "torchdoctor checkup"
+    assert next_steps(known(error, has_masks=True, treated=True)) == ()
+
+
+def test_prices_follow_the_cures():
+    pool = candidates_for({"over-fitted": 1.0}, ALL, ["a"], constrain=False)
+    prices = dict(zip([one.name for one in pool], prices_of(pool, lambda texts: 9.0), strict=True))
+    assert prices["sam"] == REMEDIES["sam"].passes == 1.5 and prices["decay"] == 1.0
+    assert isinstance(REMEDIES["sam"], Cure)
