@@ -15,6 +15,7 @@ from types import TracebackType
 
 import yaml
 
+from torchdoctor.diagnosis.suspects_result import LIST
 from torchdoctor.files.reading import Record, read_record, sha256_of
 from torchdoctor.files.writing import plain, write_json
 from torchdoctor.runs.lock import LOCK, FolderLock, refuse_locked
@@ -22,6 +23,7 @@ from torchdoctor.types import InputError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+FILLED_IN = (LIST,)  # files that people write answers into
 ENVIRONMENT = "environment.json"
 
 # Settings that a resumed run may change: they change no number.
@@ -289,6 +291,8 @@ def seal(path: Path) -> None:
 def open_run(path: Path) -> Path:
     """Check that a folder holds a finished run, and that no file of it is missing or changed.
 
+    A list that people fill in may have changed.
+
     Args:
         path: The folder.
 
@@ -311,7 +315,7 @@ def open_run(path: Path) -> Path:
         )
     for name, wanted in manifest.files.items():
         file = path / name
-        if not file.is_file() or sha256_of(file) != wanted:
+        if not file.is_file() or (sha256_of(file) != wanted and name not in FILLED_IN):
             raise InputError(
                 f"run {str(path)!r}: {name} is missing or not what the run wrote (sha256 differs)"
             )
