@@ -241,9 +241,48 @@ def test_what_a_remedy_found_is_saved_with_its_arm(patient, tmp_path):  # noqa: 
     assert read.facts == arm.facts and read.passes == 12 and same(read.state, arm.state)
 
 
+def doubled(model, images, diagnosis, seed):
+    def afterwards(model, images, validation):
+        with torch.no_grad():
+            model.fc.weight *= 2
+
+    return Course(afterwards=afterwards, facts=({"doubled": True},))
+
+
+def moved(model, images, diagnosis, seed):
+    with torch.no_grad():
+        model.fc.weight += 0.1
+    return Course(afterwards=lambda model, images, validation: None)
+
+
+EDITS = ["balance", "balanced-head", "dfr", "batchnorm", doubled, moved]
+
+
+def test_an_arm_that_only_edits_afterwards_takes_the_controls_training_and_ends_the_same(
+    patient, monkeypatch  # noqa: F811
+):  # fmt: skip
+    model, batches, diagnosis = patient
+    given = {"arms": EDITS, "recipe": RECIPE, "seeds": 2}
+    steps = []
+    monkeypatch.setattr(
+        "torchdoctor.treatment.treat.fit", lambda *a, **k: steps.append(k["stage"]) or fit(*a, **k)
+    )
+    quick = td.treat(model, batches, diagnosis, **given)
+    assert steps == ["control, seed 0", "moved, seed 0", "control, seed 1", "moved, seed 1"]
+    monkeypatch.setattr(Course, "only_edits", False)
+    whole = td.treat(model, batches, diagnosis, **given)
+    assert len(steps) == 4 + 2 * 7
+    for name in quick.names():
+        for seed in (0, 1):
+            one, other = quick.arm(name, seed), whole.arm(name, seed)
+            assert same(one.state, other.state) and one.history == other.history, name
+            assert (one.steps, one.passes, one.facts) == (other.steps, other.passes, other.facts)
+
+
 def test_every_built_in_remedy_says_what_it_is_for():
     for name, cure in REMEDIES.items():
-        assert cure.name == name and cure.causes and cure.passes >= 1
+        assert cure.name == name and cure.causes and (cure.passes >= 1 or name in EDITS)
+        assert (cure.passes == 0) == (name in EDITS)
         assert cure.summary.endswith(".") and len(cure.summary) < 120, cure.summary
     assert meant_for("rare category") == ("balance", "balanced-head")
     assert meant_for("under-fitted") == ("control",)

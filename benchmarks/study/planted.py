@@ -108,7 +108,7 @@ class Size:
 
 FULL, QUICK = (
     Size(),
-    Size(pixels=32, images=960, checked=320, tested=800, base_epochs=15, epochs=3, seeds=2),
+    Size(pixels=32, images=960, checked=320, tested=800, base_epochs=15, epochs=4, seeds=2),
 )
 
 

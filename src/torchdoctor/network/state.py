@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,3 +28,19 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, strict: bool = 
     versions = getattr(state, "_metadata", None) or getattr(model.state_dict(), "_metadata", None)
     whole._metadata = versions  # type: ignore[attr-defined]
     model.load_state_dict(whole, strict=strict)
+
+
+def same_state(first: nn.Module, second: nn.Module) -> bool:
+    """Tell whether two networks hold the same numbers.
+
+    Args:
+        first: A network.
+        second: Another.
+
+    Returns:
+        True where all their tensors have the same names and are equal, NaN counting as equal to NaN.
+    """
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(
+        torch.equal(torch.nan_to_num(value), torch.nan_to_num(other[name])) for name, value in one.items()
+    )

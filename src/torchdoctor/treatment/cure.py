@@ -36,7 +36,8 @@ class Cure:
         causes: The causes of errors that it is meant for; none: it is not meant for any of them.
         needs: What it cannot do without: `masks` of objects, `labels` from a person, a `linear head` with a
             bias, `batch-norm` layers with running statistics, or `drifted kernels` that a diagnosis found.
-        passes: What a step costs, in steps of the control.
+        passes: What a step costs, in steps of the control; 0 where the training is the control's, which is
+            not done twice.
         solves_on_validation: Whether it fits more than a number or two to the validation images, so that
             they say nothing of how good it is.
     """

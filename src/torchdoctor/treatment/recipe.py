@@ -170,6 +170,11 @@ class Course:
     afterwards: Afterwards | None = None
     facts: Sequence[Mapping[str, object]] = ()
 
+    @property
+    def only_edits(self) -> bool:
+        """Whether the training is that of the control, and only edited afterwards."""
+        return self.afterwards is not None and replace(self, afterwards=None, facts=()) == PLAIN
+
     def recipe_from(self, shared: Recipe) -> Recipe:
         """Return the recipe that the arm is trained by.
 

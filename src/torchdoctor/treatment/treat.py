@@ -14,6 +14,7 @@ from torchdoctor.images.batches import Batch, Images, ShuffledBatches, TrainingI
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.outputs import unwrap
+from torchdoctor.network.state import load_state, same_state
 from torchdoctor.randomness import key
 from torchdoctor.treatment.arms import chosen_constraints, default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import Constraint
@@ -23,7 +24,7 @@ from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Checkpoints, Course, Recipe
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
-from torchdoctor.treatment.training import finish, fit
+from torchdoctor.treatment.training import Trained, finish, fit
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 from torchdoctor.types import (
     BudgetKind,
@@ -276,7 +277,10 @@ class Trial:
         names = list(self.remedies)
         for name in names if self.budget_kind == "steps" else [names[1], names[0], *names[2:]]:
             finished = store.finished(name, number) if store is not None else None
-            done[name] = finished or self._arm(name, recipe, number, stream, validation, store, progress)
+            control = done.get("control")
+            done[name] = finished or self._arm(
+                name, recipe, number, stream, control, (validation, store, progress)
+            )
             if len(done) == 1 and self.budget_kind == "time":
                 recipe = replace(recipe, seconds=done[name].seconds)
             if len(done) == 1 and self.budget_kind == "passes":
@@ -289,25 +293,35 @@ class Trial:
         recipe: Recipe,
         number: int,
         stream: int,
-        validation: Images | None,
-        store: ArmStore | None,
-        progress: Progress,
+        control: Arm | None,
+        surroundings: tuple[Images | None, ArmStore | None, Progress],
     ) -> Arm:
-        """Train a copy under a remedy; all arms of a repetition draw from the same random stream."""
+        """Train a copy under a remedy; all arms of a repetition draw from the same random stream.
+
+        A remedy that only edits the network afterwards is not trained again: its training is the control's.
+        """
+        validation, store, progress = surroundings
         model = copy_of(self.model)
         course = self.remedies[name](model, self.images, self.diagnosis, stream)
-        trained = fit(
-            model,
-            lambda epoch: self.images.epoch(epoch, stream),
-            recipe,
-            steps_per_epoch=self.images.steps_per_epoch,
-            seed=stream,
-            course=course,
-            validation=validation,
-            checkpoints=store.checkpoints(name, number) if store is not None else None,
-            progress=progress,
-            stage=f"{name}, seed {number}",
-        )
+        if control is not None and course.only_edits and same_state(model, self.model):
+            load_state(model, control.state)
+            trained = Trained(
+                control.history, control.steps, control.seconds, control.skipped, control.passes,
+                tuple(course.facts),
+            )  # fmt: skip
+        else:
+            trained = fit(
+                model,
+                lambda epoch: self.images.epoch(epoch, stream),
+                recipe,
+                steps_per_epoch=self.images.steps_per_epoch,
+                seed=stream,
+                course=course,
+                validation=validation,
+                checkpoints=store.checkpoints(name, number) if store is not None else None,
+                progress=progress,
+                stage=f"{name}, seed {number}",
+            )
         trained = finish(model, trained, course, self.images, validation, stream)
         state = {entry: value.detach().cpu().clone() for entry, value in model.state_dict().items()}
         arm = Arm(

@@ -17,6 +17,7 @@ from torchdoctor.files.writing import write_json
 from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.treatment.cure import Remedy
 from torchdoctor.treatment.heads import linear_head
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.search import (
     CONTROL,
@@ -121,11 +122,13 @@ def choose_stage(
         read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
     )
     pool = _pool(case, folder, diagnosis, causes)
+    first_choice = pool[0]
+    pool = tuple(sorted(pool, key=_costs))  # what costs nothing to try is never left out
     judge = judge.among(candidate.name for candidate in pool)
     first = case.data.train.first_batch(0)
     rungs = record["ladder"] if "ladder" in record else search_plan(case, pool, first)
     record |= {"ladder": rungs, "causes": causes.expected, "candidates": [one.name for one in pool]}
-    watch.say(_announced(case, causes, pool, rungs))
+    watch.say(_announced(case, causes, pool, rungs, first_choice))
 
     def run(number: int, epochs: int, tried: Sequence[Candidate]) -> Mapping[str, float]:
         if number < len(record["rungs"]):
@@ -142,9 +145,9 @@ def choose_stage(
     shutil.rmtree(folder / "trials", ignore_errors=True)
     by_name = {candidate.name: candidate for candidate in pool}
     if not finished:
-        record |= {"chosen": asdict(pool[0]), "constrained": None}
+        record |= {"chosen": asdict(first_choice), "constrained": None}
         write_json(folder / TRIALS, record)
-        return Choice(pool[0])
+        return Choice(first_choice)
     # From the last rung, which trained longest, to the first.
     ranked = [by_name[name] for rung in reversed(finished) for name in rung.ranking]
     constrained = next((candidate for candidate in ranked if candidate.constraints), None)
@@ -165,8 +168,18 @@ def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tup
     return candidates_for(causes.expected, available, case.layers, constrain=constrain)
 
 
+def _costs(candidate: Candidate) -> bool:
+    """Tell whether a candidate needs a training of its own."""
+    cure = REMEDIES.get(candidate.name)
+    return cure is None or cure.passes > 0
+
+
 def _announced(
-    case: Case, causes: Causes, pool: Sequence[Candidate], rungs: Sequence[tuple[int, int]]
+    case: Case,
+    causes: Causes,
+    pool: Sequence[Candidate],
+    rungs: Sequence[tuple[int, int]],
+    first: Candidate,
 ) -> str:
     """Say what is tried, why, and what it costs."""
     found = ", ".join(f"{cause} {number:.0f}" for cause, number in causes.expected.items() if number >= 0.5)
@@ -174,7 +187,7 @@ def _announced(
     trials = "; ".join(
         f"{count} for {epochs} epoch{'s' if epochs > 1 else ''} each" for count, epochs in rungs
     )
-    how = f"tried beside the control: {trials}" if rungs else f"without trials, so {pool[0].name} is taken"
+    how = f"tried beside the control: {trials}" if rungs else f"without trials, so {first.name} is taken"
     least = BUDGET_TIMES if case.plan.budget is None and not case.plan.auto else 0
     limit = f"; all training takes at most {least:g} times the control's own" if least else ""
     return f"choosing a cure (expected errors by cause: {found or 'none'}): {names}; {how}{limit}"
