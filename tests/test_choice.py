@@ -98,6 +98,8 @@ def test_what_solves_layers_on_validation_images_is_judged_on_others(photos, tra
     shown, judged = validation_images(case, ["dfr"])
     first, second = set(shown.table.ids.tolist()), set(judged.table.ids.tolist())
     assert not first & second and first | second == set(case.data.validation.table.ids.tolist())
+    for half in (shown, judged):  # also where the categories come in turn
+        assert set(half.table.labels.tolist()) == {0, 1}
 
 
 def suspects_of(ids, chance=0.9):

@@ -33,7 +33,8 @@ class TrainingSettings(SettingsGroup):
     learning_rate: Amount | Literal["auto", "measured"] = setting(
         "auto",
         "The highest learning rate; it is reached after the first tenth of the steps and then falls to 0. "
-        "measured: the best of four for the control on the validation images, for all arms (treat, checkup).",
+        "measured: the highest of four that is about as good as the best for the control on the validation "
+        "images, for all arms (treat, checkup).",
         left_out=f"train: {FROM_SCRATCH.learning_rate:g}; treat, checkup: measured, or "
         f"{Recipe.learning_rate:g} where the training is too short to try others",
     )

@@ -29,7 +29,7 @@ class RateTest:
     """What short trainings at several learning rates have shown.
 
     Attributes:
-        chosen: The rate whose network was the best on the validation images.
+        chosen: The highest rate whose network was about as good as the best on the validation images.
         accuracies: The validation accuracy in percent by rate; NaN where the training broke off.
         steps: How many steps the test took in all.
     """
@@ -43,8 +43,9 @@ class RateTest:
         """The result in one sentence."""
         tried = ", ".join(f"{rate:g}: {value:.1f} %" for rate, value in self.accuracies.items())
         return (
-            f"learning rate {self.chosen:g} for all arms, the best of {len(self.accuracies)} for the control "
-            f"on the validation images ({tried}); tried in {self.steps} steps"
+            f"learning rate {self.chosen:g} for all arms, the highest of {len(self.accuracies)} about "
+            f"as good as the best for the control on the validation images ({tried}); tried in {self.steps} "
+            "steps"
         )
 
 
@@ -104,8 +105,9 @@ def measured_rate(
 ) -> RateTest:
     """Choose the learning rate of all arms: the control is trained for a few steps at each of several rates.
 
-    Every short training is whole: its rate rises and falls to 0 within its steps. The best accuracy on the
-    validation images decides; of equal ones the smallest rate.
+    Every short training is whole: its rate rises and falls to 0 within its steps. The highest rate is taken
+    whose accuracy on the validation images is not below the best by more than a standard error. A short
+    training makes high rates look worse than a long one does, so the tie goes to them.
 
     Args:
         model: The network; it is left as it was.
@@ -144,7 +146,10 @@ def measured_rate(
             f"none of the learning rates {', '.join(f'{rate:g}' for rate in rates)} trains the network: its "
             "loss is not finite; look at the images, or give a rate with --learning-rate"
         )
-    chosen = max(sound, key=lambda rate: (accuracies[rate], -rate))
+    number = sum(len(batch.labels) for batch in validation)
+    best = max(accuracies[rate] for rate in sound)
+    error = math.sqrt(best * (100 - best) / number)
+    chosen = max(rate for rate in sound if accuracies[rate] >= best - error)
     return RateTest(chosen, accuracies, steps * len(rates))
 
 

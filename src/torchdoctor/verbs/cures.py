@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from torchdoctor.case.preparation import Case
 from torchdoctor.data.loader import Loader
 from torchdoctor.diagnosis.result import Diagnosis
@@ -87,12 +89,14 @@ def validation_images(case: Case, arms: Iterable[str]) -> tuple[Loader, Loader]:
         arms: The names of the arms that are trained.
 
     Returns:
-        All of them twice; where a remedy solves layers on what it is given, every other image, and the rest.
+        All of them twice; where a remedy solves layers on what it is given, every other image of each
+        category, and the rest.
     """
     images = case.data.validation
     if not any(name in REMEDIES and REMEDIES[name].solves_on_validation for name in arms):
         return images, images
-    ids = images.table.ids
+    by_category = np.argsort(images.table.labels, kind="stable")  # so that both halves have every category
+    ids = images.table.ids[by_category]
     return images.select(ids[::2]), images.select(ids[1::2])
 
 
