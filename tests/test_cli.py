@@ -103,7 +103,7 @@ def test_the_verbs_one_by_one_give_the_checkups_numbers(command, trained, photos
     assert command("report", "t")[0] == 0 and (tmp_path / "t" / "report.html").is_file()
     assert command("report", "t")[0] == 2
     assert command("report", "d", "--out", "d.html")[0] == 0 and (tmp_path / "d.html").is_file()
-    command("checkup", *common, "--out", "c", *QUICK)
+    command("checkup", *common, "--arms", "treated", "--out", "c", *QUICK)
     one, other = (
         json.loads((tmp_path / name / "compare.json").read_text())["against_control"] for name in ("t", "c")
     )
@@ -300,7 +300,8 @@ def test_a_demo_can_be_planned(command, tmp_path):
     code, out, err = command("demo", "--limit", 20, "--dry-run", "--json")
     assert code == 0, err
     plan = json.loads(out)
-    assert plan["checkup"]["layers"] == ["layer2"] and plan["train"]["epochs"] == 14
+    assert plan["train"]["epochs"] == 14 and plan["checkup"]["epochs"] == 6
+    assert plan["checkup"]["search"]["candidates"] == "the cures of the causes that are found"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -311,7 +312,9 @@ def test_a_small_demo_runs_to_its_report(command, tmp_path):
     assert "Comparison" in out and "shifted *" in out and "load_state_dict" in out
     run = open_run(tmp_path / "run")
     assert (run / "report.html").is_file() and (run / "base" / "model.safetensors").is_file()
-    assert (run / "treatment" / "treated" / "seed0" / "model.safetensors").is_file()
+    arm = json.loads((run / "compare.json").read_text())["arm"]
+    assert arm in REMEDIES and (run / "treatment" / arm / "seed0" / "model.safetensors").is_file()
+    assert "What to do next:" in out and json.loads((run / "next_steps.json").read_text())["steps"]
 
 
 def test_version_and_help(command):

@@ -29,7 +29,7 @@ def test_a_network_of_the_paper_is_trained_examined_and_used(name, photos, tmp_p
     weights = str(tmp_path / "base" / "model.safetensors")
     about = {
         **common, "weights": weights, "out": str(tmp_path / "run"), "draws": 1, "seeds": 2,
-        "confidence": 0.0,
+        "confidence": 0.0, "arms": ("treated",),
     }  # fmt: skip
     outcome = run_checkup(settings_from(about))
     assert outcome.exit_code in (0, 3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -183,6 +184,22 @@ def test_a_checkup_goes_on_and_uses_the_test_split_once(trained, photos, tmp_pat
     weights = "treatment/treated/seed0/model.safetensors"
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
     shutil.rmtree(cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["after/learning_rate.json", "after/trials.json", "after/causes.json"])
+def test_a_choice_goes_on_where_it_was_killed(place, trained, photos, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    asked = {"seeds": 2, "epochs": 8, "arms": "auto"}
+    run_checkup(settings(trained, photos, whole, **asked))
+    trials = json.loads((whole / "trials.json").read_text())
+    assert trials["rungs"] and len(trials["candidates"]) > 1
+    action = lambda resume=False: run_checkup(settings(trained, photos, cut, **asked), resume=resume)  # noqa: E731
+    assert killed_at(place, action) == KILLED
+    action(resume=True)
+    assert json.loads((cut / "trials.json").read_text()) == trials
+    for file in sorted((whole / "treatment").rglob("model.safetensors")):
+        assert (cut / file.relative_to(whole)).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.slow
