@@ -194,9 +194,11 @@ def test_every_cause_but_unknown_has_a_step_with_a_number():
         (step,) = next_steps(known(an_error(1, cause), command="torchdoctor checkup"))
         assert step.cause == cause and step.errors == pytest.approx(0.9) and step.share == pytest.approx(0.9)
         assert step.action.endswith(".") and len(step.action) > 40
-        assert f"For about 1 errors (90 %): {cause}." in sentences([step])[0]
+        assert f"For about 1 error (90 %): {cause}." in sentences([step])[0]
     assert next_steps(known(an_error(1, "unknown"))) == ()
     assert next_steps(known(an_error(1, "rare category", chance=0.3))) == ()
+    many = [an_error(number, "over-fitted") for number in range(2, 40)]
+    assert [step.cause for step in next_steps(known(an_error(1, "ambiguous"), *many))] == ["over-fitted"]
 
 
 def test_steps_come_in_the_order_of_their_errors_but_ones_own_mistakes_first():

@@ -16,6 +16,7 @@ from torchdoctor.display.cards import listed
 from torchdoctor.treatment.effects import effect_of
 
 LEAST_ERRORS = 0.5  # expected errors of a cause, below which nothing is proposed for it
+LEAST_SHARE = 0.05  # of all errors, likewise
 NAMED = 3  # categories, or pairs of them, that a step names
 OWN_MISTAKES: tuple[Cause, ...] = ("preparation", "category order")  # said first: all else rests on them
 FOR_MASKS = 20  # masks per category that were enough for backgrounds
@@ -41,6 +42,12 @@ class NextStep:
     share: float
     effect: str = ""
     command: str = ""
+
+    @property
+    def for_errors(self) -> str:
+        """For how many errors the action is, in words."""
+        number = f"{self.errors:.0f}"
+        return f"about {number} error{'' if number == '1' else 's'} ({100 * self.share:.0f} %)"
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def next_steps(known: Known) -> tuple[NextStep, ...]:
     total = len(causes.errors)
     steps = []
     for cause, errors in causes.expected.items():
-        if cause not in STEPS or errors < LEAST_ERRORS:
+        if cause not in STEPS or errors < max(LEAST_ERRORS, LEAST_SHARE * total):
             continue
         proposed = STEPS[cause](known)
         if proposed is not None:
@@ -145,8 +152,8 @@ def _detail(known: Known) -> Step:
 
 def _unlike(known: Known) -> Step:
     return (
-        f"Look at these {len(known.of('unlike the training images'))} images: remove broken ones, and "
-        "collect training images like the others.",
+        f"Look at these {len(known.of('unlike the training images'))} images (causes.json names "
+        "them): remove broken ones, and collect training images like the others.",
         "",
         "",
     )
@@ -285,9 +292,7 @@ def sentences(steps: Sequence[NextStep]) -> list[str]:
     """
     lines = []
     for number, step in enumerate(steps, 1):
-        errors = f"For about {step.errors:.0f} errors ({100 * step.share:.0f} %): {step.cause}."
-        if step.cause == "all":
-            errors = ""
+        errors = "" if step.cause == "all" else f"For {step.for_errors}: {step.cause}."
         parts = [f"{number}. {step.action}", errors, step.effect, step.command and f"Run: {step.command}"]
         lines.append(" ".join(part for part in parts if part))
     return lines

@@ -1,0 +1,79 @@
+"""The program that plants faults and measures cures: what it plants, what it prints, and what rests on it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.study import planted
+from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
+from torchdoctor.treatment.effects import EFFECTS, effect_of
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "planted.jsonl"
+SMALL = planted.Size(pixels=16, images=240, checked=80, tested=80, base_epochs=1, epochs=1, seeds=1)
+
+
+def test_the_effects_that_reports_name_are_those_of_the_results():
+    measured = planted.effects(planted.read(RESULTS))
+    assert measured == EFFECTS and len(EFFECTS) >= 5
+    for cause, effect in EFFECTS.items():
+        assert effect.low <= effect.gain <= effect.high and effect.networks >= 3, cause
+        assert f"{effect.gain:+.1f} points" in effect_of(cause)
+    assert effect_of("unknown") == ""
+
+
+def counts(fault, seed=3, images=2000):
+    plain = planted.loader(seed, 0, images, 1 / 8, SMALL)
+    faulty = planted.with_fault(plain, fault, seed)
+    return plain.table.labels, faulty.table.labels, np.bincount(faulty.table.labels, minlength=8)
+
+
+def test_what_is_planted_is_what_the_program_says():
+    for fault, share in (("wrong labels", planted.NOISE), ("pairwise labels", planted.PAIRWISE)):
+        right, given, _ = counts(fault)
+        wrong = right != given
+        assert abs(wrong.mean() - share) < 0.04
+        if fault == "pairwise labels":
+            assert set((given - right)[wrong] % 8) == {1}
+    _, _, rare = counts("rare category")
+    assert sorted(rare)[0] == 12 and sorted(rare)[1] > 200
+    _, _, tail = counts("long tail")
+    assert max(tail) / min(tail) == pytest.approx(planted.TAIL, rel=0.2)
+    for fault in ("background", "scrambled", "under-fitted"):
+        right, given, _ = counts(fault)
+        assert (right == given).all()
+
+
+def test_a_simulated_person_answers_for_a_twentieth_and_errs_one_time_in_ten():
+    plain = planted.loader(3, 0, 4000, 1 / 8, SMALL)
+    truth = plain.table.labels
+    listed = Suspects(tuple(Suspect(one, "a", "b", 0.9) for one in range(1000)), 4000, 0.1, 80.0)
+    faulty = planted.with_fault(plain, "wrong labels", 3)
+    found = planted.simulated_answers(listed, faulty, truth, 3)
+    assert found.given == 200
+    said = {**found.labels, **{one: int(faulty.table.labels[one]) for one in found.kept}}
+    mistaken = np.mean([said[one] != truth[one] for one in said])
+    assert 0.04 < mistaken < 0.17
+
+
+@pytest.mark.slow
+def test_a_line_has_what_its_readers_look_for(tmp_path):
+    line = planted.measure("residual", "long tail", 3, SMALL)
+    assert {"fault", "clean", "faulty", "control", "chosen", "chosen_arm", "balanced"} <= set(line)
+    assert set(line["balanced"]) == {"control", "chosen"} and line["arms"]["control"] == line["control"]
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
+    assert "long tail" in planted.table(planted.read(tmp_path / "lines.jsonl"))
+
+
+def test_the_program_runs_as_a_file_and_as_a_module():
+    for words in (["benchmarks/study/planted.py"], ["-m", "benchmarks.study.planted"]):
+        ended = subprocess.run(
+            [sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert "--quick" in ended.stdout and "--seeds" in ended.stdout
