@@ -232,6 +232,7 @@ def test_lists_and_categories():
     assert split.first.repaired == (11,) and split.first.broken == (12,)
     assert split.accuracy["base"] == (25.0,)
     assert split.worst_category == pytest.approx({"base": 0, "control": 100 / 3, "treated": 0})
+    assert split.balanced_accuracy == pytest.approx({"base": 25, "control": 50, "treated": 250 / 6})
     assert split.first.gain_per_category[:2] == pytest.approx((50.0, -200 / 3))
     assert math.isnan(split.first.gain_per_category[2])
 

@@ -158,6 +158,7 @@ GLOSSARY: dict[str, str] = {
     "i.i.d.": "Test images of the same kind as the training images, backgrounds included.",
     "accuracy": "The share of images that are classified correctly, in percent.",
     "worst category": "The lowest accuracy of any category.",
+    "balanced accuracy": "The mean accuracy of the categories, each weighing the same.",
     "calibration error": (
         "How far confidence and accuracy are apart, in percent, averaged over groups of images of "
         "similar confidence; 0 is perfect."

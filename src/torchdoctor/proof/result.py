@@ -236,6 +236,7 @@ def _arm_record(split: SplitComparison, arm: str) -> dict[str, object]:
         "accuracy": split.accuracy[arm],
         "per_category": split.per_category[arm],
         "worst_category": split.worst_category[arm],
+        "balanced_accuracy": split.balanced_accuracy[arm],
         "background_share": split.background_share.get(arm),
         "calibration_error": split.calibration_error.get(arm),
     }

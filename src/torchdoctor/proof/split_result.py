@@ -108,6 +108,11 @@ class SplitComparison:
         """The lowest accuracy of any category, by arm; NaN where no category has an image."""
         return {arm: lowest(values) for arm, values in self.per_category.items()}
 
+    @property
+    def balanced_accuracy(self) -> dict[str, float]:
+        """The mean accuracy of the categories in percent, each weighing the same, by arm."""
+        return {arm: mean_of(values) for arm, values in self.per_category.items()}
+
 
 def lowest(values: Sequence[float]) -> float:
     """Return the lowest of the numbers that are known.

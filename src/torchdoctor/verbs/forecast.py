@@ -226,6 +226,8 @@ def _treatment_seconds(
     price = 1.0 + (constraint_price(case, constraints_of(case), shares) - 1.0) / case.plan.penalty_every
     for arm in arms:
         factor = REMEDIES[arm].passes if arm in REMEDIES else price
+        if arm == CHOSEN and not case.plan.auto:
+            factor = 1.0  # without --auto and --budget only cures are tried whose steps cost no more
         seconds[arm] = factor * step.seconds * steps * case.plan.seeds
     if verb == "checkup":
         images = sum(len(split) for split in case.data.tests.values()) + swapped_count(case)

@@ -126,7 +126,8 @@ def choose_stage(
     pool = tuple(sorted(pool, key=_costs))  # what costs nothing to try is never left out
     judge = judge.among(candidate.name for candidate in pool)
     first = case.data.train.first_batch(0)
-    rungs = record["ladder"] if "ladder" in record else search_plan(case, pool, first)
+    planned = record["ladder"] if "ladder" in record else search_plan(case, pool, first)
+    rungs = [(int(count), int(epochs)) for count, epochs in planned]
     record |= {"ladder": rungs, "causes": causes.expected, "candidates": [one.name for one in pool]}
     watch.say(_announced(case, causes, pool, rungs, first_choice))
 
@@ -141,7 +142,7 @@ def choose_stage(
         shutil.rmtree(folder / "trials" / f"rung{number}", ignore_errors=True)
         return {name: scored["score"] for name, scored in scores.items()}
 
-    finished = halve(pool, [(count, epochs) for count, epochs in rungs], run)
+    finished = halve(pool, rungs, run)
     shutil.rmtree(folder / "trials", ignore_errors=True)
     by_name = {candidate.name: candidate for candidate in pool}
     if not finished:
