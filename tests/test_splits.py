@@ -97,6 +97,7 @@ def test_with_masks_the_swap_stands_beside_the_constraints(annotated, photos):
 def test_a_checkup_that_swapped_backgrounds_decide(annotated, command, tmp_path):
     code, out, err = command(
         "checkup", "--weights", annotated["weights"], "--data", annotated["data"], "--primary", "swapped",
+        "--arms", "swap,treated",
         "--epochs", "1", "--seeds", "1", "--batch-size", "8", "--confidence", "0", "--out", "run", "--json",
     )  # fmt: skip
     assert code in (0, 3, 4), err
