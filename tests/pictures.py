@@ -46,9 +46,9 @@ def same(one, other) -> bool:
     return all(torch.equal(getattr(one, part), getattr(other, part)) for part in parts)
 
 
-def write_split(folder: Path, counts: dict[str, int], masked: bool = False) -> None:
+def write_split(folder: Path, counts: dict[str, int], masked: bool = False, exist_ok: bool = False) -> None:
     for category, count in counts.items():
-        (folder / category).mkdir(parents=True)
+        (folder / category).mkdir(parents=True, exist_ok=exist_ok)
         for number in range(count):
             image, mask = scene(number)
             image.save(folder / category / f"{number}.png")

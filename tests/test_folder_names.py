@@ -77,13 +77,47 @@ def test_a_flat_folder_of_masks_is_refused(tmp_path):
     [("Training", "Testing", "test"), ("seg_train", "seg_test", "test"), ("trainval", "testing", "test"),
      ("TRAIN", "Valid", "valid"), ("train", "dev", "dev"), ("train", "eval", "test"),
      ("train", "Test", "test"),
-     ("training_set", "test_set", "test_set"), ("train_images", "Val-Set", "val")],
+     ("training_set", "test_set", "test_set"), ("train_images", "Val-Set", "val"),
+     ("train2017", "val2017", "val"), ("train", "test1", "test"), ("TrainData", "TestData", "test"),
+     ("train_dir", "test2017", "test"), ("train", "PublicTest", "test_public"),
+     ("train", "private_test", "test_private"), ("data_train", "final_test", "test_final"),
+     ("train", "validate", "validation"), ("alphabet_train", "alphabet_test", "test"),
+     ("train_small", "test_small", "test_small"), ("trainA", "testA", "test"), ("Train ", "1_Test", "test")],
 )  # fmt: skip
 def test_splits_under_their_usual_names(train, other, name, tmp_path):
     write_split(tmp_path / train, {"cat": 10, "dog": 10})
     write_split(tmp_path / other, {"cat": 3, "dog": 3})
     tables = load_tables(f"folder:{tmp_path}")
     assert tables.classes == ("cat", "dog") and tables.primary == name and len(tables.tests[name]) == 6
+
+
+def test_a_test_split_of_an_unknown_name_is_not_passed_over(tmp_path):
+    write_split(tmp_path / "train", {"cat": 4, "dog": 4})
+    write_split(tmp_path / "unseen", {"cat": 2, "dog": 2})
+    with pytest.raises(InputError, match=r"the folder unseen holds the categories of train.*call it test or"):
+        load_tables(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [(["cat/train", "cat/test"], "found cat/test and cat/train, .*as in train/cat and test/cat: move"),
+     (["cat/Training Images", "cat/Validation Images"], "splits inside a category"),
+     (["all/train/cat", "all/test/cat"], "splits all/test and all/train .*give that folder: .*/all$"),
+     (["trainA", "testA"], "the folders trainA and testA, named like splits"),
+     (["train", "test"], "the folders train and test, named like splits")],
+)  # fmt: skip
+def test_splits_where_categories_are_expected_are_refused(folders, said, tmp_path):
+    for category in ("cat", "dog"):
+        for folder in folders:
+            write_split(tmp_path, {folder.replace("cat", category): 4}, exist_ok=True)
+    with pytest.raises(InputError, match=said):
+        load_tables(f"folder:{tmp_path}")
+
+
+def test_categories_that_all_hold_the_same_folders_are_said(tmp_path):
+    for fold in ("fold1", "fold2"):
+        write_split(tmp_path / fold, {"cat": 4, "dog": 4})
+    assert "the folders cat, dog inside each of fold1, fold2" in load_tables(f"folder:{tmp_path}").notes[0]
 
 
 def test_one_split_under_two_names_is_refused(tmp_path):

@@ -24,8 +24,10 @@ from torchdoctor.data.readers.naming import (
     mask_folders,
     masks_of,
     photographs,
+    subfolders,
 )
-from torchdoctor.data.splitting import VALIDATION_NAMES, divide, is_split_name, is_test_name, split_role
+from torchdoctor.data.readers.split_folders import check_no_splits, other_folders, split_folders
+from torchdoctor.data.splitting import divide, split_role
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
@@ -103,63 +105,18 @@ def read_folder(location: str, seed: int, validation_share: float, follow_links:
     check_links(root, follow_links)
     found = split_folders(root, origin)
     if not found:
+        doubts = check_no_splits(root, origin)
         table, notes = _read_split(root, category_names(root), origin)
-        return replace(divide({"train": table}, origin, seed, validation_share), notes=notes)
+        return replace(divide({"train": table}, origin, seed, validation_share), notes=doubts + notes)
     if "train" not in found:
         raise InputError(f"{origin}: found {', '.join(sorted(found))} without train; {LAYOUT}")
     classes = category_names(found["train"])
     splits: dict[str, ImageTable] = {}
-    notes = tuple(
-        f"the folder {entry.name}, which is no split"
-        for entry in sorted(root.iterdir())
-        if entry.is_dir() and not is_litter(entry.name) and split_role(entry.name) is None
-        and MASK_FOLDER.match(entry.name) is None
-    )  # fmt: skip
+    notes = other_folders(root, found, origin)
     for name, folder in found.items():
         splits[name], more = _read_split(folder, classes, origin)
         notes += tuple(f"{name}: {note}" for note in more)
     return replace(divide(splits, origin, seed, validation_share), notes=notes)
-
-
-def split_folders(root: Path, origin: str) -> dict[str, Path]:
-    """Find the folders of the splits in a folder.
-
-    Args:
-        root: The folder.
-        origin: The `--data` value of the data set.
-
-    Returns:
-        The folders by the name of the split, sorted by their own names; none where no folder that is named
-        like a split holds categories.
-
-    Raises:
-        InputError: Two folders are the same split.
-    """
-    named = {
-        entry: role for entry in sorted(root.iterdir())
-        if entry.is_dir() and (role := split_role(entry.name)) is not None
-    }  # fmt: skip
-    if not any(is_split_name(role) and _subfolders(entry) for entry, role in named.items()):
-        return {}
-    tested = any(role != "eval" and is_test_name(role) for role in named.values())
-    found: dict[str, Path] = {}
-    for entry, role in named.items():
-        name = ("test_eval" if tested else "test") if role == "eval" else role
-        if name in found or (name in VALIDATION_NAMES and set(found) & set(VALIDATION_NAMES)):
-            other = found.get(name) or next(found[one] for one in VALIDATION_NAMES if one in found)
-            raise InputError(
-                f"{origin}: {other.name} and {entry.name} are the same split; keep one of them or call "
-                "a further test split test_NAME"
-            )
-        inner = _subfolders(entry)
-        doubled = len(inner) == 1 and split_role(inner[0].name) == role
-        found[name] = inner[0] if doubled else entry
-    return found
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """List the folders in a folder, without those that tools left."""
-    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_litter(entry.name)]
 
 
 def category_names(folder: Path) -> tuple[str, ...]:
@@ -174,7 +131,7 @@ def category_names(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: There are none, or a folder holds masks in a layout that cannot be used.
     """
-    names = [entry.name for entry in _subfolders(folder)]
+    names = [entry.name for entry in subfolders(folder)]
     masks = mask_folders(folder, names)
     names = [name for name in names if name not in masks]
     if not names:
@@ -213,7 +170,7 @@ def _read_split(split: Path, classes: tuple[str, ...], origin: str) -> tuple[Ima
     files = tuple(file for images in chosen.values() for file in images)
     if not files:
         raise InputError(f"{split}: no images ({', '.join(ENDINGS)}); {LAYOUT}")
-    beside = mask_folders(split, [entry.name for entry in _subfolders(split)])
+    beside = mask_folders(split, [entry.name for entry in subfolders(split)])
     masks = masks_of(files, [_mask_places(split, file, beside) for file in files])
     table = ImageTable(
         classes=classes,
@@ -233,7 +190,7 @@ def _mask_places(split: Path, file: Path, beside: Mapping[str, str | None]) -> l
     category, rest = inner.parts[0], inner.parts[1:]
     places = [split / name / inner for name, owner in beside.items() if owner is None]
     places += [split.joinpath(name, *rest) for name, owner in beside.items() if owner == category]
-    around = _subfolders(split.parent) if split_role(split.name) is not None else []
+    around = subfolders(split.parent) if split_role(split.name) is not None else []
     for entry in around:
         if MASK_FOLDER.match(entry.name) is not None:
             places += [entry / split.name / inner, entry / inner]

@@ -66,6 +66,18 @@ def files_below(folder: Path) -> list[Path]:
     return found
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder, without those that tools left.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The folders, sorted by name.
+    """
+    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_litter(entry.name)]
+
+
 def photographs(files: Iterable[Path], root: Path) -> list[Path]:
     """Return the files that are images of a data set: not masks, and not of other endings.
 
