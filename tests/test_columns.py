@@ -96,6 +96,27 @@ def test_columns_of_splits_in_upper_case_and_columns_that_are_not_used(tmp_path)
     assert load_tables(spec).notes == ()
 
 
+@pytest.mark.parametrize("column", ["subset", "Set", "partition", "split"])
+def test_a_column_of_another_name_tells_the_splits(column, tmp_path):
+    spec = write_table(tmp_path, f"path,label,{column}")
+    file = tmp_path / "t.csv"
+    head, *lines = file.read_text().splitlines()
+
+    def write(first, second):
+        rows = [f"{line.rpartition(',')[0]},{second if n > 5 else first}" for n, line in enumerate(lines)]
+        file.write_text("\n".join([head, *rows]))
+
+    write("Train", "TEST")
+    tables = load_tables(spec)
+    assert len(tables.tests["test"]) == 2 and not tables.test_divided_off and tables.notes == ()
+    write("train", "later")
+    with pytest.raises(InputError, match=r"t\.csv, line 8: \w+ 'later'; expected train"):
+        load_tables(spec)
+    if column != "split":
+        write("1", "2")
+        assert load_tables(spec).notes == (f"the columns {column!r}, which have no meaning here",)
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     with pytest.raises(InputError, match="give each column a name of its own"):
         load_tables(write_table(tmp_path, "path,label,label"))

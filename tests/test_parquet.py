@@ -122,6 +122,64 @@ def test_parquet_errors(tmp_path):
         load_tables(f"parquet:{tmp_path / 'd'}")
 
 
+@pytest.mark.parametrize(
+    ("other", "split"),
+    [("Test-0", "test"), ("testing-0", "test"), ("eval-0", "test"), ("holdout-0", "test"), ("TEST", "test"),
+     ("validation_0", "validation"), ("test_0", "test_0"), ("test/0000", "test")],
+)  # fmt: skip
+def test_parquet_files_under_the_usual_names_of_splits(other, split, tmp_path):
+    train = "train/0000" if "/" in other else "train-0"
+    write_parquet(tmp_path / f"{train}.parquet", [0, 1] * 4)
+    write_parquet(tmp_path / f"{other}.parquet", [0, 1])
+    tables = load_tables(f"parquet:{tmp_path}")
+    assert list(tables.tests) == [split] and len(tables.tests[split]) == 2 and tables.notes == ()
+
+
+def test_parquet_files_that_may_be_the_test_split_are_not_passed_over(tmp_path):
+    write_parquet(tmp_path / "train-00000-of-00003.parquet", [0, 1] * 4)
+    assert load_tables(f"parquet:{tmp_path}").notes == (
+        "the rest of the split train: 1 of its 3 files are here",
+    )
+    write_parquet(tmp_path / "unseen.parquet", [0, 1])
+    with pytest.raises(InputError, match=r"found unseen\.parquet beside the training images.*call it test-0"):
+        load_tables(f"parquet:{tmp_path}")
+    write_parquet(tmp_path / "test.parquet", [0, 1])
+    assert (
+        "1 .parquet files whose names tell no split: unseen.parquet"
+        in load_tables(f"parquet:{tmp_path}").notes
+    )
+    (tmp_path / "test.parquet").rename(tmp_path / "more.parquet")
+    (tmp_path / "train-00000-of-00003.parquet").unlink()
+    with pytest.raises(InputError, match=r"found \['more\.parquet', 'unseen\.parquet'\]; expected train-"):
+        load_tables(f"parquet:{tmp_path}")
+
+
+@pytest.mark.parametrize("column", ["split", "Subset", "set"])
+def test_a_column_tells_the_splits_of_a_parquet_file(column, tmp_path):
+    file = tmp_path / "all.parquet"
+    write_parquet(file, [0, 1] * 6, **{column: pa.array(["Train"] * 8 + ["test"] * 4)})
+    tables = load_tables(f"parquet:{file}")
+    assert tables.tests["test"].ids.tolist() == [8, 9, 10, 11] and not tables.test_divided_off
+    assert np.array_equal(tables.tests["test"].read(0)[0], scene(8)[0])
+    write_parquet(file, [0, 1] * 6, **{column: pa.array(["train"] * 8 + ["later"] * 4)})
+    with pytest.raises(InputError, match="row 8: the column of splits has 'later'; expected train"):
+        load_tables(f"parquet:{file}")
+    write_parquet(file, [0, 1] * 6, **{column: pa.array(["a", "b"] * 6)})
+    assert "whose cells name no split" in load_tables(f"parquet:{file}").notes[0]
+
+
+def test_names_given_twice_and_images_by_path_alone_are_refused(tmp_path):
+    file = tmp_path / "all.parquet"
+    write_parquet(file, [0, 1] * 4, ["cat", "cat"])
+    with pytest.raises(InputError, match="'cat' twice; give each one name"):
+        load_tables(f"parquet:{file}")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": None, "path": "1.png"}] * 2, kind)
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), file)
+    with pytest.raises(InputError, match="stored by their paths alone"):
+        load_tables(f"parquet:{file}")
+
+
 def real(name: str) -> str:
     root = os.environ.get("TORCHDOCTOR_DATA")
     if not root or not Path(root, name).is_dir():

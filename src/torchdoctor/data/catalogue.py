@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torchdoctor.data.readers.mini_imagenet import read_mini_imagenet
 from torchdoctor.data.readers.parquet import read_parquet
-from torchdoctor.data.readers.parquet_rows import split_files
+from torchdoctor.data.readers.parquet_files import holds_splits
 from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import Tables
@@ -110,6 +110,6 @@ def read_named(name: str, location: str, seed: int, settings: DataSettings) -> T
             f"data '{name}@{location}': {name!r} is unknown; expected one of {', '.join(DATASETS)}{hint}"
         )
     root = Path(location).expanduser()
-    if root.is_file() or split_files(root):
+    if root.is_file() or holds_splits(root):
         return read_parquet(location, seed, settings)
     return DATASETS[name].read(location, seed, settings.validation_share, settings.download)

@@ -140,14 +140,20 @@ def divide(splits: Mapping[str, ImageTable], origin: str, seed: int, validation_
         The data set. Its primary test split is `test`, or the first test split without that.
 
     Raises:
-        InputError: There are fewer than two categories, or a split is empty.
+        InputError: There are fewer than two categories, two validation splits, or a split is empty.
     """
     train = splits["train"]
     if len(train.classes) < 2:
         content = f"the single category {train.classes[0]!r}" if train.classes else "no image and no category"
         raise InputError(f"{origin}: found {content}, expected at least two categories")
     tests = {name: table for name, table in splits.items() if is_test_name(name)}
-    held_out = next((name for name in VALIDATION_NAMES if name in splits), None)
+    validations = [name for name in VALIDATION_NAMES if name in splits]
+    if len(validations) > 1:
+        raise InputError(
+            f"{origin}: {' and '.join(validations)} are the same split; keep one of them, or call one "
+            "test_NAME"
+        )
+    held_out = validations[0] if validations else None
     divided_off = False
     if tests and held_out is not None:
         validation = replace(splits[held_out], ids=splits[held_out].ids + len(train))

@@ -1,9 +1,10 @@
-"""Find the columns of a table that hold images and labels."""
+"""Find the columns of a table that hold images, labels and splits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from torchdoctor.data.splitting import split_names
 from torchdoctor.types import InputError
 
 PATHS = (
@@ -13,6 +14,7 @@ IMAGES = ("image", "img", "jpg", "png", "photo")
 LABELS = (
     "label", "labels", "fine_label", "class", "class_name", "category", "target", "y",
 )  # fmt: skip
+SPLITS = ("split", "subset", "set", "partition")
 SHOWN = 30  # of many columns, how many an error names
 
 
@@ -51,3 +53,45 @@ def find_column(names: Sequence[str], asked: str | None, usual: Sequence[str], f
         f"{place}: column {usual[0]!r} is missing; {listed}, expected {usual[0]!r} or one of "
         f"{', '.join(usual[1:])}; {flag} names another"
     )
+
+
+def splits_of_column(
+    values: Sequence[object], column: str, place_of: Callable[[int], str]
+) -> list[str] | None:
+    """Return the split that each row names.
+
+    Args:
+        values: The cells of the column, one for each row.
+        column: The name of the column.
+        place_of: Returns where a row stands by its position, for error messages.
+
+    Returns:
+        The names of the splits; a row without one belongs to `train`. None where the column is not called
+        `split` and no cell names a split.
+
+    Raises:
+        InputError: A cell names no split.
+    """
+    texts = ["" if value is None else str(value).strip() for value in values]
+    known = split_names(sorted(set(texts)))
+    wrong = next((row for row, text in enumerate(texts) if text and text not in known), None)
+    if wrong is not None:
+        if column.lower() != SPLITS[0] and not known:
+            return None
+        raise InputError(
+            f"{place_of(wrong)}: {column} {texts[wrong]!r}; expected train, val or validation, test or "
+            "test_NAME"
+        )
+    return [known.get(text, "train") for text in texts]
+
+
+def split_column(names: Sequence[str]) -> str | None:
+    """Choose the column that may name the split of each row.
+
+    Args:
+        names: The columns that there are.
+
+    Returns:
+        The first of the usual names that is there, in upper or lower case; None without one.
+    """
+    return next((name for usual in SPLITS for name in names if name.lower() == usual), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.labels import categories_of, label_text
-from torchdoctor.data.readers.parquet_rows import agreed_names, read_rows, split_files
+from torchdoctor.data.readers.columns import splits_of_column
+from torchdoctor.data.readers.parquet_files import split_files
+from torchdoctor.data.readers.parquet_rows import agreed_names, read_rows
 from torchdoctor.data.settings import BoxFormat, DataSettings
 from torchdoctor.data.splitting import divide
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
-LAYOUT = "expected train-*.parquet with test-*.parquet or validation-*.parquet, or one .parquet file"
+Part = tuple[str, Int[np.ndarray, " row"]]  # the table that a split is in, and its rows
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,7 @@ def read_parquet(location: str, seed: int, settings: DataSettings) -> Tables:
         InputError: A file or column is missing or cannot be used; the message says what was expected.
     """
     path, origin = Path(location).expanduser(), f"parquet:{location}"
-    files = {"train": [path]} if path.is_file() else split_files(path)
-    if "train" not in files:
-        raise InputError(f"{origin}: found {sorted(files) or 'no .parquet files'}; {LAYOUT}")
+    files, notes = ({"train": [path]}, ()) if path.is_file() else split_files(path, origin)
     rows = {
         name: read_rows(paths, settings.image_column, settings.label_column) for name, paths in files.items()
     }
@@ -114,18 +114,57 @@ def read_parquet(location: str, seed: int, settings: DataSettings) -> Tables:
     form = settings.box_format
     boxes = {name: _boxes_in_use(table, places[name], form) for name, table in rows.items()}
     _check_boxes(rows, boxes, places, form)
-    names = agreed_names(rows, origin)
-    if names is None:
-        texts = {name: _label_texts(table, places[name]) for name, table in rows.items()}
-        classes, numbers = categories_of({name: Counter(labels) for name, labels in texts.items()}, origin)
-        labels = {name: np.array([numbers[text] for text in texts[name]], dtype=np.int64) for name in rows}
-    else:
-        classes = names
-        labels = {name: _named_labels(table, classes, places[name]) for name, table in rows.items()}
-    splits = {
-        name: parquet_table(table, classes, labels[name], boxes[name], form) for name, table in rows.items()
+    whole = {
+        name: parquet_table(table, (), np.zeros(table.num_rows, np.int64), boxes[name], form)
+        for name, table in rows.items()
     }
-    return divide(splits, origin, seed, settings.validation_share)
+    parts, more = _parts(rows, places, origin)
+    classes, labels = _labels(rows, parts, places, origin)
+    splits = {
+        split: replace(whole[name], classes=classes, labels=labels[name]).select(chosen)
+        for split, (name, chosen) in parts.items()
+    }
+    divided = divide(splits, origin, seed, settings.validation_share)
+    return replace(divided, notes=notes + more)
+
+
+def _parts(
+    rows: Mapping[str, Any], places: Mapping[str, str], origin: str
+) -> tuple[dict[str, Part], tuple[str, ...]]:
+    """Return the rows of each split: those of its files, or those that a column of the one table tells."""
+    whole = {name: (name, np.arange(table.num_rows)) for name, table in rows.items()}
+    columns = {name: table.column("split") for name, table in rows.items() if "split" in table.column_names}
+    if list(rows) != ["train"]:
+        told = any(len(column.unique()) > 1 for column in columns.values())
+        return whole, ("the column of splits: the names of the files tell them",) if told else ()
+    if not columns:
+        return whole, ()
+    cells = splits_of_column(
+        columns["train"].to_pylist(), "the column of splits has", lambda row: f"{places['train']}, row {row}"
+    )
+    if cells is None:
+        return whole, ("the column split, subset, set or partition, whose cells name no split",)
+    if len(set(cells)) == 1:
+        return whole, ()
+    if "train" not in cells:
+        raise InputError(f"{origin}: found the splits {sorted(set(cells))} without train")
+    of_row = np.array(cells)
+    return {name: ("train", np.flatnonzero(of_row == name)) for name in sorted(set(cells))}, ()
+
+
+def _labels(
+    rows: Mapping[str, Any], parts: Mapping[str, Part], places: Mapping[str, str], origin: str
+) -> tuple[tuple[str, ...], dict[str, Int[np.ndarray, " image"]]]:
+    """Return the categories, and the labels of the rows of each table."""
+    names = agreed_names(rows, origin)
+    if names is not None:
+        return names, {name: _named_labels(table, names, places[name]) for name, table in rows.items()}
+    texts = {name: _label_texts(table, places[name]) for name, table in rows.items()}
+    written = {
+        split: Counter(texts[name][row] for row in chosen.tolist()) for split, (name, chosen) in parts.items()
+    }
+    classes, numbers = categories_of(written, origin)
+    return classes, {name: np.array([numbers[text] for text in texts[name]], dtype=np.int64) for name in rows}
 
 
 def _check_boxes(

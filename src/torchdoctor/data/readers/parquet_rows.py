@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from torchdoctor.data.readers.columns import IMAGES, LABELS, find_column
-from torchdoctor.data.splitting import is_split_name
+from torchdoctor.data.readers.columns import IMAGES, LABELS, find_column, split_column
 from torchdoctor.types import InputError
 
 OPTIONAL = ("mask", "bbox")
 CATEGORIES = b"categories"  # the key of the schema's metadata under which the names of categories are kept
-
-
-def split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of each split.
-
-    Args:
-        folder: The folder; without files of splits, its subfolder `data` is searched.
-
-    Returns:
-        The files by the name of the split, which is the part of the file's name before the first `-`, in
-        the order of their names. A single file of any other name is `train`.
-    """
-    files: dict[str, list[Path]] = {}
-    for place in (folder, folder / "data"):
-        for path in sorted(place.glob("*.parquet")):
-            name = re.sub(r"-.*", "", path.stem)
-            if is_split_name(name):
-                files.setdefault(name, []).append(path)
-        if files:
-            break
-    everything = sorted(folder.glob("*.parquet"))
-    return files if files or len(everything) != 1 else {"train": everything}
 
 
 def read_rows(paths: Sequence[Path], image: str | None = None, label: str | None = None) -> Any:
@@ -51,8 +27,8 @@ def read_rows(paths: Sequence[Path], image: str | None = None, label: str | None
         label: The column of the labels; None: the one with a usual name.
 
     Returns:
-        An Arrow table with the columns `image` and `label` and, where the files have them, `mask` and
-        `bbox`.
+        An Arrow table with the columns `image` and `label` and, where the files have them, `mask`, `bbox`
+        and, from the column that may name the split of each row, `split`.
 
     Raises:
         InputError: A file cannot be read, lacks a column, or has a column of the wrong type, or the files
@@ -67,6 +43,8 @@ def read_rows(paths: Sequence[Path], image: str | None = None, label: str | None
                 find_column(names, label, LABELS, "--label-column", str(path)): "label",
             }
             chosen |= {name: name for name in OPTIONAL if name in names and name not in chosen}
+            split = split_column([name for name in names if name not in chosen])
+            chosen |= {split: "split"} if split is not None else {}
             table = pq.read_table(path, columns=list(chosen), memory_map=True, partitioning=None)
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
@@ -102,7 +80,13 @@ def check_columns(rows: Any, path: Path) -> None:
     kind = rows.schema.field("label").type
     if not (_is_number(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise InputError(f"{path}: column 'label' is {kind}, expected whole numbers or names")
-    if rows.column("label").null_count or pc.struct_field(rows.column("image"), "bytes").null_count:
+    contents = pc.struct_field(rows.column("image"), "bytes")
+    if rows.num_rows and contents.null_count == rows.num_rows:
+        raise InputError(
+            f"{path}: the images are stored by their paths alone, expected their content in 'bytes'; write "
+            "the file with embedded images, or make a table: of the paths"
+        )
+    if rows.column("label").null_count or contents.null_count:
         raise InputError(f"{path}: some rows have no label or no image bytes; remove them")
 
 
@@ -146,13 +130,18 @@ def agreed_names(rows: Mapping[str, Any], origin: str) -> tuple[str, ...] | None
         The names; None where no table holds names.
 
     Raises:
-        InputError: Two tables hold different names.
+        InputError: Two tables hold different names, or two categories have one name.
     """
     stored = {name: names for name, table in rows.items() if (names := stored_names(table)) is not None}
     if not stored:
         return None
     first = "train" if "train" in stored else min(stored)
     classes = stored[first]
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{origin}: {first} names the categories {list(classes)}, {twice[0]!r} twice; give each one name"
+        )
     for name, own_classes in stored.items():
         if own_classes != classes:
             raise InputError(

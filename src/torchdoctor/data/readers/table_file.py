@@ -19,9 +19,9 @@ from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.labels import categories_of, label_text, note_on_codes
-from torchdoctor.data.readers.columns import LABELS, PATHS, find_column
+from torchdoctor.data.readers.columns import LABELS, PATHS, find_column, split_column, splits_of_column
 from torchdoctor.data.settings import DataSettings
-from torchdoctor.data.splitting import divide, is_split_name
+from torchdoctor.data.splitting import divide
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
@@ -49,7 +49,7 @@ class TableRow:
     label: str
     mask: Path | None
     boxes: tuple[Box, ...]
-    split: str
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,9 @@ def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
 
 def _rows(file: Path, settings: DataSettings) -> tuple[list[TableRow], list[str]]:
     """Read and check all lines, and name unused columns; the first line tells which columns there are."""
-    rows, columns, unused = [], None, list[str]()
+    rows, columns, unused, split = [], None, list[str](), None
+    lines: list[int] = []
+    cells: list[object] = []
     for line, as_named in _lines(file):
         fields = {name.lower() if name.lower() in OPTIONAL else name: as_named[name] for name in as_named}
         if columns is None:
@@ -153,9 +155,17 @@ def _rows(file: Path, settings: DataSettings) -> tuple[list[TableRow], list[str]
                 find_column(list(fields), settings.image_column, PATHS, "--image-column", str(file)),
                 find_column(list(fields), settings.label_column, LABELS, "--label-column", str(file)),
             )
-            unused = [name for name in fields if name not in (*columns, *OPTIONAL)]
+            split = split_column([name for name in fields if name not in columns])
+            unused = [name for name in fields if name not in (*columns, *OPTIONAL, split)]
+        lines.append(line)
+        cells.append(None if split is None else fields.get(split))
         rows.append(_row(file, line, fields, columns, settings))
-    return rows, unused
+    if split is None:
+        return rows, unused
+    splits = splits_of_column(cells, split, lambda row: f"{file}, line {lines[row]}")
+    if splits is None:
+        return rows, [*unused, split]
+    return [replace(row, split=name) for row, name in zip(rows, splits, strict=True)], unused
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -219,16 +229,12 @@ def _row(
     """Check the fields of a line; `columns` are those of the path and of the label."""
     path, label = columns
     place = f"{file}, line {line}"
-    split = str(fields.get("split") or "train").strip()
-    if not is_split_name(split):
-        raise InputError(f"{place}: split {split!r}; expected train, val or validation, test or test_NAME")
     mask = fields.get("mask")
     return TableRow(
         path=file_inside(file.parent, fields.get(path), f"{place}: {path}", settings.follow_links),
         label=label_text(fields.get(label), place),
         mask=file_inside(file.parent, mask, f"{place}: mask", settings.follow_links) if mask else None,
         boxes=boxes_of(fields.get("bbox"), place, settings.box_format),
-        split=split,
     )
 
 
