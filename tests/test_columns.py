@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -115,6 +116,36 @@ def test_a_column_of_another_name_tells_the_splits(column, tmp_path):
     if column != "split":
         write("1", "2")
         assert load_tables(spec).notes == (f"the columns {column!r}, which have no meaning here",)
+
+
+def test_an_image_in_several_rows_is_one_image_with_all_its_boxes(tmp_path):
+    spec = write_table(tmp_path, "path,label")
+    file = tmp_path / "t.csv"
+    _, *lines = file.read_text().splitlines()
+    boxes = ["0 0 3 3", "4 4 7 7"]
+
+    def write(rows):
+        file.write_text("\n".join(["path,label,split,bbox", *rows]))
+
+    rows = [
+        f'{line},{"test" if n > 5 else "train"},"{box.replace(" ", ",")}"'
+        for n, line in enumerate(lines)
+        for box in boxes
+    ]
+    write(rows)
+    tables = load_tables(spec)
+    assert [len(tables.train) + len(tables.validation), len(tables.tests["test"])] == [6, 2]
+    assert (np.asarray(tables.train.read(0)[1]) == 255).sum() == 32
+    assert tables.notes == (
+        "8 further rows of 8 images that stand in several: each is one image, with all boxes of its rows",
+    )
+    write([*rows, rows[0].replace("train", "test")])
+    with pytest.raises(InputError, match="in 3 rows with another split each: 'test' and 'train'"):
+        load_tables(spec)
+    label = lines[0].rpartition(",")[2]
+    write([*rows, rows[0].replace(f",{label},", ",other,")])
+    with pytest.raises(InputError, match=r"with another label each: .*keep one of these rows"):
+        load_tables(spec)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

@@ -115,7 +115,7 @@ def test_what_changed_in_parquet_is_named(tmp_path):
 
 
 def test_what_changed_in_a_table_is_named(folder):
-    lines = [f"train/{c}/{n}.png,{c},{s}" for c in "ab" for n in range(4) for s in ("train", "val", "test")]
+    lines = [f"{s}/{c}/{n}.png,{c},{s}" for c in "ab" for n in range(4) for s in ("train", "val", "test")]
     text = "path,label,split,bbox\n" + "".join(f'{line},"1,1,9,9"\n' for line in lines)
     (folder / "t.csv").write_text(text)
     one = prints(f"table:{folder / 't.csv'}")
@@ -123,7 +123,8 @@ def test_what_changed_in_a_table_is_named(folder):
     (folder / "t.csv").write_text(text.replace(f'{line}9"', f'{line}8"'))
     assert differing(one, prints(f"table:{folder / 't.csv'}")) == {"train.masks_sha256"}
     (folder / "t.csv").write_text(text)
-    picture(200).save(folder / "train/a/1.png")
+    for split in ("train", "val", "test"):
+        picture(200).save(folder / split / "a/1.png")
     found = differing(one, prints(f"table:{folder / 't.csv'}"))
     assert {name.partition(".")[2] for name in found} == {"images_sha256"} and len(found) == 3
 

@@ -15,11 +15,12 @@ import numpy as np
 from PIL.Image import Image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
-from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
+from torchdoctor.data.boxes import boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.labels import categories_of, label_text, note_on_codes
 from torchdoctor.data.readers.columns import LABELS, PATHS, find_column, split_column, splits_of_column
+from torchdoctor.data.readers.table_rows import TableRow, one_row_each
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.splitting import divide
 from torchdoctor.data.table import ImageTable, Tables
@@ -31,25 +32,6 @@ ENDINGS = {".csv": ",", ".tsv": "\t"}
 DELIMITERS = (",", ";", "\t", "|")
 JSON_ENDINGS = (".jsonl", ".ndjson")
 LAYOUT = f"expected .csv, .tsv or .jsonl with path, label and perhaps {', '.join(OPTIONAL)}"
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A line of the file, checked.
-
-    Attributes:
-        path: The image file.
-        label: The name or number of its category, as written.
-        mask: The mask file, or None.
-        boxes: Boxes (xmin, ymin, xmax, ymax) around the object in pixels, edges included.
-        split: The name of the split that the image belongs to.
-    """
-
-    path: Path
-    label: str
-    mask: Path | None
-    boxes: tuple[Box, ...]
-    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -119,7 +101,8 @@ def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
     file, origin = Path(location).expanduser(), f"table:{location}"
     if not file.is_file():
         raise InputError(f"{origin}: is not a file; {LAYOUT}")
-    rows, unused = _rows(file, settings)
+    written_rows, unused = _rows(file, settings)
+    rows, repeated = one_row_each(written_rows, origin)
     if not rows:
         raise InputError(f"{origin}: no line with an image; {LAYOUT}")
     check_boxes(
@@ -140,7 +123,7 @@ def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
     }
     notes = (f"the columns {', '.join(map(repr, unused))}, which have no meaning here",) if unused else ()
     divided = divide(splits, origin, seed, settings.validation_share)
-    return replace(divided, notes=notes + note_on_codes(classes))
+    return replace(divided, notes=notes + repeated + note_on_codes(classes))
 
 
 def _rows(file: Path, settings: DataSettings) -> tuple[list[TableRow], list[str]]:
