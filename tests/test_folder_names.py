@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from pictures import write_split
+from pictures import scene, write_split
 from torchdoctor.data.load import load_data, load_tables
 from torchdoctor.types import InputError
 
@@ -39,6 +39,83 @@ def test_a_mask_is_never_a_photograph(name, tmp_path):
     tables = load_tables(f"folder:{tmp_path}")
     assert tables.classes == ("cat", "dog") and images_of(tmp_path) == (10, 10)
     assert (np.asarray(tables.train.read(0)[1]) == 255).sum() == 64
+
+
+def write_masks(root, name, categories=("cat", "dog"), count=5, corner=8):
+    """Write masks whose names are made of the category and the number of the image."""
+    for category in categories:
+        for number in range(count):
+            file = root / name.format(category, number)
+            file.parent.mkdir(exist_ok=True, parents=True)
+            pixels = np.zeros((32, 32), dtype=np.uint8)
+            pixels[:corner, :corner] = 255
+            Image.fromarray(pixels).save(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{}/mask_{}.png", "{}/gt_{}.png", "{}/{}_label.png", "{}/{}_annotation.png", "{}/{}_labelIds.png",
+     "{}/{}_trimap.png", "{}/{} (mask).png", "{}/{}mask.png", "{}/{}_m_1.png", "{}/annotations/{}.png",
+     "{}/labels/{}.png", "labels/{}/{}.png", "annotations/{}/{}.png", "SegmentationClass/{}/{}.png",
+     "segmentation_masks/{}/{}.png", "masks_{}/{}.png"],
+)  # fmt: skip
+def test_masks_under_other_names_are_known_by_their_flatness(name, tmp_path):
+    write_split(tmp_path, {"cat": 5, "dog": 5})
+    write_masks(tmp_path, name)
+    tables = load_tables(f"folder:{tmp_path}")
+    assert tables.classes == ("cat", "dog") and images_of(tmp_path) == (10, 10) and tables.notes == ()
+    assert (np.asarray(tables.train.read(0)[1]) == 255).sum() == 64
+
+
+def test_photographs_are_no_masks_whatever_their_names(tmp_path):
+    names = ("{}_label.png", "mask_{}.png", "labels/{}.png", "../annotations/{}.png", "../cat_masks/{}.png")
+    write_split(tmp_path, {"cat": 5, "dog": 5})
+    for number in range(5):
+        for name in names:
+            file = tmp_path / "cat" / name.format(number)
+            file.parent.mkdir(exist_ok=True)
+            scene(90 + number)[0].save(file)
+    assert load_tables(f"folder:{tmp_path}").classes == ("annotations", "cat", "cat_masks", "dog")
+    assert images_of(tmp_path) == (35, 0)
+
+
+def test_drawings_are_no_masks_of_each_other(tmp_path):
+    write_masks(tmp_path, "{}/{}.png")
+    write_masks(tmp_path, "{}/{}_label.png", corner=20)
+    write_masks(tmp_path, "labels/{1}.png", ("cat",), corner=4)
+    assert load_tables(f"folder:{tmp_path}").classes == ("cat", "dog", "labels")
+    assert images_of(tmp_path) == (25, 0)
+
+
+def test_soft_masks_are_known_by_their_names(tmp_path):
+    write_split(tmp_path, {"cat": 5, "dog": 5})
+    write_masks(tmp_path, "cat_masks/{1}.png", ("cat",))
+    for file in (tmp_path / "cat_masks").iterdir():
+        Image.open(file).filter(ImageFilter.GaussianBlur(2)).save(file)
+    assert load_tables(f"folder:{tmp_path}").classes == ("cat", "dog") and images_of(tmp_path) == (10, 5)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"), [("images", "annotations"), ("JPEGImages", "SegmentationClass")]
+)
+def test_images_and_masks_that_are_no_categories_are_refused(images, masks, tmp_path):
+    write_split(tmp_path / images, {"cat": 5, "dog": 5})
+    write_masks(tmp_path / masks, "{}/{}.png")
+    with pytest.raises(InputError, match=f"{masks} holds masks of the images in {images}; move the folders"):
+        load_tables(f"folder:{tmp_path}")
+
+
+def test_masks_of_a_split_belong_to_no_other(tmp_path):
+    write_split(tmp_path / "train", {"cat": 5, "dog": 5})
+    write_split(tmp_path / "test", {"cat": 3, "dog": 3})
+    write_masks(tmp_path, "train_masks/{}/{}.png")
+    assert images_of(tmp_path) == (16, 10)
+    write_masks(tmp_path, "test_masks/{}/{}.png")
+    assert images_of(tmp_path) == (16, 16)
+    shutil.rmtree(tmp_path / "test_masks")
+    (tmp_path / "train_masks").rename(tmp_path / "masks")
+    with pytest.raises(InputError, match=r"0\.png: a mask that may belong to .*test_masks/CATEGORY"):
+        load_tables(f"folder:{tmp_path}")
 
 
 def test_masks_of_parts_are_united_and_rivals_are_refused(tmp_path):

@@ -15,13 +15,14 @@ from PIL.Image import Image
 from torchdoctor.data.annotations import check_mask_size, mask_from_png
 from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
+from torchdoctor.data.readers.mask_places import hidden_masks, mask_folders
 from torchdoctor.data.readers.naming import (
     ENDINGS,
     MASK_FOLDER,
+    MASK_FOLDER_BEFORE,
     files_below,
     is_litter,
     left_out,
-    mask_folders,
     masks_of,
     photographs,
     subfolders,
@@ -116,6 +117,7 @@ def read_folder(location: str, seed: int, validation_share: float, follow_links:
     for name, folder in found.items():
         splits[name], more = _read_split(folder, classes, origin)
         notes += tuple(f"{name}: {note}" for note in more)
+    _refuse_shared_masks(splits)
     return replace(divide(splits, origin, seed, validation_share), notes=notes)
 
 
@@ -166,12 +168,14 @@ def _read_split(split: Path, classes: tuple[str, ...], origin: str) -> tuple[Ima
             "rename or remove them"
         )
     content = {name: files_below(split / name) for name in classes if name in names}
-    chosen = {name: photographs(files, split) for name, files in content.items()}
+    hidden = hidden_masks([file for files in content.values() for file in files], split)
+    told = {mask for group in hidden.values() for mask in group}
+    chosen = {name: photographs(files, split, told) for name, files in content.items()}
     files = tuple(file for images in chosen.values() for file in images)
     if not files:
         raise InputError(f"{split}: no images ({', '.join(ENDINGS)}); {LAYOUT}")
     beside = mask_folders(split, [entry.name for entry in subfolders(split)])
-    masks = masks_of(files, [_mask_places(split, file, beside) for file in files])
+    masks = masks_of(files, [_mask_places(split, file, beside) for file in files], hidden)
     table = ImageTable(
         classes=classes,
         labels=np.array([classes.index(name) for name in chosen for _ in chosen[name]], dtype=np.int64),
@@ -190,11 +194,31 @@ def _mask_places(split: Path, file: Path, beside: Mapping[str, str | None]) -> l
     category, rest = inner.parts[0], inner.parts[1:]
     places = [split / name / inner for name, owner in beside.items() if owner is None]
     places += [split.joinpath(name, *rest) for name, owner in beside.items() if owner == category]
-    around = subfolders(split.parent) if split_role(split.name) is not None else []
-    for entry in around:
-        if MASK_FOLDER.match(entry.name) is not None:
-            places += [entry / split.name / inner, entry / inner]
+    for entry in subfolders(split.parent) if split_role(split.name) is not None else []:
+        named = MASK_FOLDER.match(entry.name) or MASK_FOLDER_BEFORE.match(entry.name)
+        if named is None:
+            continue
+        owner = split_role(named["image"] or "")
+        if owner is None:
+            own = entry / split.name
+            places.append(own / inner if own.is_dir() else entry / inner)
+        elif owner == split_role(split.name):
+            places.append(entry / inner)
     return places
+
+
+def _refuse_shared_masks(splits: Mapping[str, ImageTable]) -> None:
+    """Raise InputError for a mask that by its name belongs to images of two splits."""
+    owners: dict[Path, Path] = {}
+    for table in splits.values():
+        for file, group in zip(table.read.files, table.read.masks, strict=True):  # type: ignore[attr-defined]
+            for mask in group:
+                other = owners.setdefault(mask, file)
+                if other != file:
+                    raise InputError(
+                        f"{mask}: a mask that may belong to {other} or to {file}; put the masks of each "
+                        f"split into a folder of its own, {other.parent.parent.name}_masks/CATEGORY/NAME.png"
+                    )
 
 
 def check_links(root: Path, follow: bool | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,12 +17,12 @@ ENDINGS = (*IMG_EXTENSIONS, *(end for end in FURTHER_ENDINGS if end in Image.reg
 WORDS = r"(?:masks?|segm?|segs|segmentations?|segmented|ground_?truths?|gt|mattes?|silhouettes?)"
 MASK_NAME = re.compile(rf"(?P<image>.+?)[ ._-]+{WORDS}(?P<number>[ ._-]*\d+)?$", re.IGNORECASE)
 MASK_FOLDER = re.compile(rf"(?:(?P<image>.+?)[ ._-]+)?{WORDS}$", re.IGNORECASE)
+MASK_FOLDER_BEFORE = re.compile(rf"{WORDS}[ ._-]+(?P<image>.+)$", re.IGNORECASE)
 OWN_MASK = (".mask.png", "_mask.png")  # never a photograph, also without an image beside it
 LITTER = {
     "@eadir", "@recycle", "@tmp", "@recently-snapshot", "#recycle", "#snapshot", "lost+found", "$recycle.bin",
     "recycler", "system volume information", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r",
 }  # fmt: skip
-FEW_VALUES = 32  # a file with more values than this is no mask, unless it is named as one of an image
 
 
 def is_litter(name: str) -> bool:
@@ -78,12 +78,13 @@ def subfolders(folder: Path) -> list[Path]:
     return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_litter(entry.name)]
 
 
-def photographs(files: Iterable[Path], root: Path) -> list[Path]:
+def photographs(files: Iterable[Path], root: Path, hidden: Collection[Path] = ()) -> list[Path]:
     """Return the files that are images of a data set: not masks, and not of other endings.
 
     Args:
         files: All files of the data set.
         root: The folder that they are in; the names of the folders below it count.
+        hidden: Files that were found to be masks although no usual name tells it.
 
     Returns:
         The images, in the order of the files.
@@ -94,14 +95,33 @@ def photographs(files: Iterable[Path], root: Path) -> list[Path]:
     for file in readable:
         named = MASK_NAME.match(file.stem)
         beside = named is not None and (file.parent, named["image"].lower()) in known
-        in_folder = any(_is_inner_masks(part) for part in file.parent.relative_to(root).parts[1:])
-        if not (beside or in_folder or file.name.lower().endswith(OWN_MASK)):
+        in_folder = any(is_inner_masks(part) for part in file.parent.relative_to(root).parts[1:])
+        if not (beside or in_folder or is_own_mask(file) or file in hidden):
             chosen.append(file)
     return chosen
 
 
-def _is_inner_masks(name: str) -> bool:
-    """Return whether a folder inside a category holds masks: it is called `masks` or so."""
+def is_own_mask(file: Path) -> bool:
+    """Return whether a file is a mask by its name, also without an image beside it.
+
+    Args:
+        file: The file; only its name is looked at.
+
+    Returns:
+        True for the endings in `OWN_MASK`.
+    """
+    return file.name.lower().endswith(OWN_MASK)
+
+
+def is_inner_masks(name: str) -> bool:
+    """Return whether a folder inside a category holds masks by its name.
+
+    Args:
+        name: The name of the folder.
+
+    Returns:
+        True where it is called `masks` or so.
+    """
     named = MASK_FOLDER.match(name)
     return named is not None and named["image"] is None
 
@@ -112,7 +132,9 @@ def _keys(file: Path) -> tuple[tuple[Path, str], ...]:
 
 
 def masks_of(
-    files: Sequence[Path], places: Sequence[Sequence[Path]] | None = None
+    files: Sequence[Path],
+    places: Sequence[Sequence[Path]] | None = None,
+    hidden: Mapping[Path, Sequence[Path]] | None = None,
 ) -> tuple[tuple[Path, ...], ...]:
     """Find the mask files of images.
 
@@ -137,7 +159,7 @@ def masks_of(
         folder = file.parent
         if folder not in inner:
             inner[folder] = [
-                entry for entry in sorted(folder.iterdir()) if entry.is_dir() and _is_inner_masks(entry.name)
+                entry for entry in sorted(folder.iterdir()) if entry.is_dir() and is_inner_masks(entry.name)
             ]
         extra = [] if places is None else places[position]
         masks: list[Path] = []
@@ -148,7 +170,8 @@ def masks_of(
             masks += [mask for name in sorted(names) for mask in beside[place].get(name, ())]
             if place != folder:
                 masks += [mask for mask in beside[place].get("", ()) if mask.stem.lower() in names]
-        kinds = {(mask.parent, _kind(mask)) for mask in masks}
+        masks += [mask for mask in (hidden or {}).get(file, ()) if mask not in masks]
+        kinds = {(mask.parent, _kind(mask, file)) for mask in masks}
         if len(kinds) > 1:
             listed = ", ".join(map(str, masks))
             raise InputError(
@@ -159,12 +182,13 @@ def masks_of(
     return tuple(found)
 
 
-def _kind(mask: Path) -> str:
+def _kind(mask: Path, image: Path) -> str:
     """Return what tells a mask's name from those of the other parts of the same object."""
     named = MASK_NAME.match(mask.stem)
-    return (
-        mask.name if named is None else mask.name[len(named["image"]) :].replace(named["number"] or "", "", 1)
-    )
+    if named is not None:
+        return mask.name[len(named["image"]) :].replace(named["number"] or "", "", 1)
+    addition = mask.stem.lower().replace(image.stem.lower(), "", 1)
+    return re.sub(r"[ ._-]*\d+$", "", addition) if addition else mask.name
 
 
 def _by_image(folder: Path) -> dict[str, list[Path]]:
@@ -180,54 +204,6 @@ def _by_image(folder: Path) -> dict[str, list[Path]]:
         if named is not None:
             found.setdefault(named["image"].lower(), []).append(file)
     return found
-
-
-def mask_folders(folder: Path, names: Sequence[str]) -> dict[str, str | None]:
-    """Tell the folders of masks from the categories beside them.
-
-    Args:
-        folder: The folder of a split.
-        names: The folders in it that may be categories.
-
-    Returns:
-        The folders of masks: for `masks/dog`, `masks` with None; for `dog_masks` beside `dog`, `dog`.
-
-    Raises:
-        InputError: A folder is called like one of masks and holds masks, in a layout that cannot be used.
-    """
-    found: dict[str, str | None] = {}
-    for name in names:
-        named = MASK_FOLDER.match(name)
-        if named is None:
-            continue
-        inner = {entry.name for entry in (folder / name).iterdir() if entry.is_dir()}
-        if named["image"] is None and inner & (set(names) - {name}):
-            found[name] = None
-        elif _looks_like_masks(folder / name):
-            if named["image"] not in names:
-                raise InputError(
-                    f"{folder / name}: holds masks beside the categories; expected {name}/CATEGORY/NAME.png, "
-                    "or masks beside the images as NAME.mask.png"
-                )
-            found[name] = named["image"]
-    return found
-
-
-def _looks_like_masks(folder: Path) -> bool:
-    """Return whether the first image in a folder is flat: grey or with a palette, of a few values."""
-    first = next((file for file in files_below(folder) if is_readable(file)), None)
-    if first is None:
-        return False
-    try:
-        with Image.open(first) as file:
-            lossy = file.format in ("JPEG", "MPO")
-            grey = file.convert("L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
-    counts = grey.histogram()
-    if lossy:  # nearly all pixels are nearly black or nearly white
-        return sum(counts[16:240]) < sum(counts) / 10
-    return sum(map(bool, counts)) <= FEW_VALUES
 
 
 def left_out(

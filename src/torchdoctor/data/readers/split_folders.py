@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from torchdoctor.data.readers.mask_places import holds_masks_of
 from torchdoctor.data.readers.naming import MASK_FOLDER, subfolders
 from torchdoctor.data.splitting import (
     VALIDATION_NAMES,
@@ -30,7 +31,10 @@ def split_folders(root: Path, origin: str) -> dict[str, Path]:
     Raises:
         InputError: Two folders are the same split.
     """
-    named = split_names(entry.name for entry in subfolders(root))
+    folders = subfolders(root)
+    named = split_names(
+        entry.name for entry in folders if not any(holds_masks_of(entry, other.name) for other in folders)
+    )
     if not any(is_split_name(role) and subfolders(root / name) for name, role in named.items()):
         return {}
     found: dict[str, Path] = {}
