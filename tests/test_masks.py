@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_png
 from torchdoctor.data.decoding import decode_image, orientation_of
@@ -38,6 +38,9 @@ def paletted(indices: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> I
     return image
 
 
+RIM = WHITE.copy()
+RIM[0] = 0
+SOFT = np.asarray(Image.fromarray(OBJECT * 255).filter(ImageFilter.GaussianBlur(0.5)))
 VOC = {7: (128, 128, 128), 15: (192, 128, 128), 255: (224, 224, 192)}
 NUMBERED = np.where(BORDER, 255, OBJECT * 15)
 CASES = {
@@ -58,6 +61,16 @@ CASES = {
     "RGBA without transparency": (
         Image.fromarray(np.dstack([OBJECT * 255] * 3)).convert("RGBA"), OBJECT == 1,
     ),
+    "red on black with other indices": (
+        paletted(1 - OBJECT, {0: (128, 0, 0), 1: (0, 0, 0)}), OBJECT == 1,
+    ),
+    "red on black as quantised": (
+        Image.fromarray(np.dstack([OBJECT * 128, OBJECT * 0, OBJECT * 0])).quantize(8), OBJECT == 1,
+    ),
+    "8 bits in 16": (Image.fromarray((OBJECT * 255).astype(np.uint16)), OBJECT == 1),
+    "grey objects above the middle": (
+        Image.fromarray(np.where(BORDER, 150, OBJECT * 200).astype(np.uint8)), BORDER | (OBJECT == 1),
+    ),
     "trimap": (Image.fromarray(np.where(BORDER, 128, OBJECT * 255).astype(np.uint8)), BORDER | (OBJECT == 1)),
 }  # fmt: skip
 
@@ -74,10 +87,41 @@ def test_a_jpeg_mask_is_read_by_brightness():
     assert np.array_equal(marked, np.asarray(large) == 255)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_coloured_masks_in_lossy_formats_are_refused(kind):
+    large = np.asarray(Image.fromarray(OBJECT * 255).resize((48, 48), Image.Resampling.NEAREST))
+    coloured = Image.fromarray(np.dstack([large, large * 0, large * 0]))
+    with pytest.raises(InputError, match="a coloured mask in a format that changes colours along edges"):
+        mask_from_png(written(coloured, kind))
+    soft = Image.fromarray(large).filter(ImageFilter.GaussianBlur(2))
+    assert np.array_equal(np.asarray(mask_from_png(written(soft))) == 255, np.asarray(soft) >= 128)
+
+
 @pytest.mark.parametrize(
     ("image", "text"),
     [
         (paletted(OBJECT + 1, VOC | {1: (9, 0, 0), 2: (0, 9, 0)}), "no pixel has the palette index 0"),
+        (paletted(OBJECT, {0: (90, 0, 90), 1: (200, 200, 0)}), "the palette index 0 is not black"),
+        (
+            Image.fromarray(np.where(BORDER, 255, OBJECT * 88).astype(np.uint8)),
+            "grey values 88 as well",
+        ),
+        (
+            Image.fromarray(np.where(BORDER, 254, OBJECT).astype(np.uint8)),
+            "grey values 1 as",
+        ),
+        (
+            Image.fromarray(OBJECT * np.repeat([100, 200], 6).astype(np.uint8)),
+            "grey values 100 as",
+        ),
+        (
+            Image.fromarray(np.dstack([OBJECT * 255, OBJECT * 0, OBJECT * 0, RIM])),
+            "black and white pixels as well",
+        ),
+        (
+            Image.fromarray(np.dstack([SOFT, SOFT, SOFT, RIM])),
+            "black and white pixels as well as transparent",
+        ),
         (paletted(np.where(BORDER, 255, 0), VOC), "marks no pixel"),
         (Image.fromarray(np.dstack([WHITE, WHITE, WHITE, OBJECT * 0])), "marks no pixel"),
         (

@@ -25,6 +25,11 @@ TURNS = {
 }
 SIDEWAYS = tuple(TURNS)  # the EXIF orientations that exchange width and height
 LARGEST_CLASS = 63  # grey values up to here, beside the highest value alone, are class numbers
+FEW_COLOURS = 16  # a picture of so few is drawn, not photographed
+NEARLY = 16  # grey values so close to black or white belong to it where there are more than FEW_LEVELS
+FEW_LEVELS = 6
+TRIMAP = 127  # the usual value of what is undecided in a trimap is this or one more
+LOSSY_SHARE = 0.01  # the share of pixels in flat areas of one grey that compression does not explain
 
 
 def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
@@ -36,7 +41,8 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
       upper 8 count.
     - class numbers with an ignore border, that is grey values up to 63 beside the highest value (255): the
       class numbers other than 0.
-    - coloured palette (as in Pascal VOC): all indices but 0 and the border 255.
+    - coloured palette (as in Pascal VOC), where the index 0 is black: all indices but 0 and the border 255;
+      where another index is black, by colours.
     - flat colours on black: every colour except black and the border colour (224, 224, 192) of Pascal VOC.
     - transparency: the opaque pixels, where some are transparent.
 
@@ -55,7 +61,7 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            lossy = file.format in ("JPEG", "MPO")
+            lossy = _is_lossy(file, source)
             marked, brightest = _marked(ImageOps.exif_transpose(file), lossy, name)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded as a mask ({error}); expected a PNG image") from error
@@ -72,14 +78,23 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
     return Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))
 
 
+def _is_lossy(file: Image.Image, source: bytes | Path) -> bool:
+    """Return whether an image file has lost detail in compression."""
+    if file.format != "WEBP":
+        return file.format in ("JPEG", "MPO", "AVIF")
+    if isinstance(source, bytes):
+        return b"VP8L" not in source[:64]
+    with source.open("rb") as stream:
+        return b"VP8L" not in stream.read(64)
+
+
 def _marked(file: Image.Image, lossy: bool, name: str) -> tuple[Marked, int]:
     """Return which pixels of a mask file are the object, and its brightest value."""
     if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
         colours = file.convert("RGBA")
         alpha = np.asarray(colours.getchannel("A"))
         if alpha.min(initial=255) < 255:
-            opaque = np.asarray(colours.convert("L"))[alpha >= 128]
-            if set(np.unique(opaque).tolist()) == {0, 255}:
+            if _is_drawn_on_black(np.asarray(colours.convert("RGB"))[alpha >= 128]):
                 raise InputError(
                     f"{name}: black and white pixels as well as transparent ones; expected the object in "
                     "white without transparency, or the object alone as opaque"
@@ -87,18 +102,42 @@ def _marked(file: Image.Image, lossy: bool, name: str) -> tuple[Marked, int]:
             return alpha >= 128, int(alpha.max(initial=0))
         file = colours.convert("RGB")
     if file.mode == "P" and _is_coloured(np.asarray(file.convert("RGB")), 0):
-        indices = np.asarray(file)
-        if not (indices == 0).any():
-            raise InputError(
-                f"{name}: no pixel has the palette index 0; expected 0 on the background, 255 on an "
-                "ignored border, other indices on the object"
-            )
-        return _without_border((indices > 0) & (indices < 255), indices == 255), int(indices.max(initial=0))
-    if file.mode not in ("1", "L") and not file.mode.startswith("I"):
+        found = _paletted(np.asarray(file), np.asarray(file.convert("RGB")), name)
+        if found is not None:
+            return found
+    if file.mode not in ("1", "L", "F") and not file.mode.startswith("I"):
         colours = file.convert("RGB")
         if _is_coloured(np.asarray(colours), 24 if lossy else 0):
-            return _coloured(colours, name)
-    return _grey(np.asarray(file if file.mode.startswith("I") else file.convert("L")), lossy)
+            return _coloured(colours, lossy, name)
+    return _grey(np.asarray(file if file.mode.startswith("I") else file.convert("L")), lossy, name)
+
+
+def _paletted(
+    indices: UInt8[np.ndarray, "height width"], pixels: UInt8[np.ndarray, "height width 3"], name: str
+) -> tuple[Marked, int] | None:
+    """Return the object in a palette whose index 0 is black; None where another index is."""
+    first = indices == 0
+    if first.any() and not pixels[first].any():
+        return _without_border((indices > 0) & (indices < 255), indices == 255), int(indices.max())
+    if (pixels == BLACK).all(axis=2).any():
+        return None
+    found = "the palette index 0 is not black" if first.any() else "no pixel has the palette index 0"
+    raise InputError(
+        f"{name}: {found}; expected 0 in black on the background, 255 on an ignored border, other indices on "
+        "the object"
+    )
+
+
+def _is_drawn_on_black(pixels: UInt8[np.ndarray, "pixel 3"]) -> bool:
+    """Return whether pixels are black ones and others of a drawn mask: flat colours, or black to white."""
+    black = (pixels == BLACK).all(axis=1)
+    if not black.any() or black.all():
+        return False
+    if len(np.unique(pixels, axis=0)) <= FEW_COLOURS:
+        return True
+    grey = not np.ptp(pixels, axis=1).any()
+    extreme = (pixels[:, 0] <= NEARLY) | (pixels[:, 0] >= 255 - NEARLY)
+    return grey and bool(extreme.mean() > 0.5 and pixels.max() >= 255 - NEARLY)
 
 
 def _is_coloured(pixels: UInt8[np.ndarray, "height width 3"], tolerance: int) -> bool:
@@ -106,7 +145,7 @@ def _is_coloured(pixels: UInt8[np.ndarray, "height width 3"], tolerance: int) ->
     return bool((np.ptp(pixels, axis=2) > tolerance).any())
 
 
-def _coloured(file: Image.Image, name: str) -> tuple[Marked, int]:
+def _coloured(file: Image.Image, lossy: bool, name: str) -> tuple[Marked, int]:
     """Return the pixels in colours other than black and the border colour of Pascal VOC."""
     colours = file.getcolors(MOST_COLOURS)
     if colours is None or BLACK not in {colour for _, colour in colours}:
@@ -114,12 +153,17 @@ def _coloured(file: Image.Image, name: str) -> tuple[Marked, int]:
             f"{name}: a coloured mask of more than {MOST_COLOURS} colours or without black; expected the "
             "object in white or in flat colours on black"
         )
+    if lossy:
+        raise InputError(
+            f"{name}: a coloured mask in a format that changes colours along edges; save it as PNG from the "
+            "original, or the object in white on black"
+        )
     pixels = np.asarray(file)
     border = (pixels == VOC_BORDER).all(axis=2)
     return _without_border((pixels != BLACK).any(axis=2) & ~border, border), int(pixels.max(initial=0))
 
 
-def _grey(values: Integer[np.ndarray, "height width"], lossy: bool) -> tuple[Marked, int]:
+def _grey(values: Integer[np.ndarray, "height width"], lossy: bool, name: str) -> tuple[Marked, int]:
     """Return the object's pixels in a grey mask, or in class numbers with an ignore border."""
     brightest = int(values.max(initial=0))
     if brightest <= 1:
@@ -127,9 +171,31 @@ def _grey(values: Integer[np.ndarray, "height width"], lossy: bool) -> tuple[Mar
     between = np.setdiff1d(np.unique(values), [0, brightest])
     if brightest in (255, 65535) and len(between) and between.max() <= LARGEST_CLASS and not lossy:
         return _without_border((values > 0) & (values < brightest), values == brightest), brightest
-    if values.dtype != np.uint8:
-        values, brightest = values // 257, brightest // 257
-    return values >= 128, brightest
+    levels = values if brightest <= 255 else values // 257
+    flat = _flat_levels(levels, lossy) if len(between) and levels.max() >= 128 else []
+    if flat:
+        raise InputError(
+            f"{name}: flat areas of the grey values {', '.join(map(str, flat[:4]))} as well as brighter "
+            f"ones, up to {brightest}: nothing tells which of them are the object. Write the object as 255 "
+            "and the rest as 0"
+        )
+    return levels >= 128, int(levels.max(initial=0))
+
+
+def _flat_levels(levels: Integer[np.ndarray, "height width"], lossy: bool) -> list[int]:
+    """Return the grey values below the middle, other than black and those of trimaps, that fill areas."""
+    core = levels[1:-1, 1:-1]
+    same = np.ones(core.shape, dtype=bool)
+    for row in (0, 1, 2):
+        for column in (0, 1, 2):
+            same &= levels[row : row + core.shape[0], column : column + core.shape[1]] == core
+    many = len(np.unique(levels)) > FEW_LEVELS
+    lowest, least = (NEARLY, LOSSY_SHARE * levels.size if lossy else 0) if many else (0, 0)
+    found, counts = np.unique(core[same], return_counts=True)
+    return [
+        int(level) for level, count in zip(found, counts, strict=True)
+        if lowest < level < TRIMAP and count > least
+    ]  # fmt: skip
 
 
 def _without_border(marked: Marked, border: Marked) -> Marked:
