@@ -10,6 +10,7 @@ from PIL import Image
 
 from pictures import scene, table_of, write_split
 from torchdoctor.data.annotations import mask_from_png
+from torchdoctor.data.decoding import decode_image
 from torchdoctor.data.load import load_data, load_tables
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable, carve, limit_per_category
@@ -131,6 +132,37 @@ def test_damaged_and_odd_images(tmp_path):
     assert np.asarray(read["cat/0.png"]).min() == 255
     assert read["cat/1.jpg"].mode == "RGB" and np.asarray(read["cat/1.jpg"]).min() > 250
     assert read["cat/2.jpg"].size == (32, 10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending", "factor"),
+    [(np.float32, "TIFF", 1 / 255), (np.float32, "TIFF", 1), (np.int32, "TIFF", 1), (np.int32, "TIFF", 257),
+     (np.uint16, "TIFF", 257), (np.uint16, "PNG", 257)],
+)  # fmt: skip
+def test_grey_values_of_any_depth_are_scaled(kind, ending, factor):
+    file = io.BytesIO()
+    Image.fromarray((np.array([[0, 40], [200, 255]]) * factor).astype(kind)).save(file, ending)
+    assert np.asarray(decode_image(file.getvalue(), "m").convert("L")).tolist() == [[0, 40], [200, 255]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending", "most", "said"),
+    [(np.uint16, "PNG", 255, "nearly black"), (np.uint16, "TIFF", 4095, "from 0 to 4095, which"),
+     (np.int32, "TIFF", 70000, "expected whole numbers from 0 to 65535"), (np.int32, "TIFF", 900, "nearly"),
+     (np.float32, "TIFF", 256, "expected fractions"), (np.float32, "TIFF", -1, "from -1 to 0; expected"),
+     (np.float32, "TIFF", np.nan, "expected fractions")],
+)  # fmt: skip
+def test_grey_values_without_a_known_white_are_refused(kind, ending, most, said):
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, most], [0, 0]]).astype(kind)).save(file, ending)
+    with pytest.raises(InputError, match=f"m: a grey image with values .*{said}"):
+        decode_image(file.getvalue(), "m")
+
+
+def test_a_black_image_of_16_bits_is_black():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(file, "PNG")
+    assert not np.asarray(decode_image(file.getvalue(), "m")).any()
 
 
 def test_a_mask_of_the_wrong_size_names_both(tmp_path):
