@@ -139,6 +139,21 @@ def test_masks_that_can_be_read_in_two_ways_are_refused(image, text):
         mask_from_png(written(image), "m")
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_uncompressed_files_are_turned_as_compressed_ones_are(compression, orientation, tmp_path):
+    pixels = np.zeros((24, 32), dtype=np.uint8)
+    pixels[2:8, 3:20] = 255
+    file = tmp_path / "1.tif"
+    Image.fromarray(pixels).save(file, tiffinfo={0x0112: orientation}, compression=compression)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "1.png", exif=exif)
+    upright = np.asarray(decode_image(tmp_path / "1.png", "1.png").convert("L"))
+    assert np.array_equal(np.asarray(decode_image(file, "1.tif").convert("L")), upright)
+    assert np.array_equal(np.asarray(mask_from_png(file)), upright)
+
+
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_mask_is_turned_along_with_its_photograph(orientation, tmp_path):
     pixels = np.zeros((24, 32), dtype=np.uint8)

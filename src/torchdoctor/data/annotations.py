@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageOps
 
+from torchdoctor.data.decoding import stream_of
 from torchdoctor.types import InputError
 
 __all__ = ["check_mask_size", "mask_from_boxes", "mask_from_png"]
@@ -60,7 +60,7 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
         InputError: It is no image, marks no pixel, or can be read in two ways.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with stream_of(source) as stream, Image.open(stream) as file:
             lossy = _is_lossy(file, source)
             marked, brightest = _marked(ImageOps.exif_transpose(file), lossy, name)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -82,9 +82,7 @@ def _is_lossy(file: Image.Image, source: bytes | Path) -> bool:
     """Return whether an image file has lost detail in compression."""
     if file.format != "WEBP":
         return file.format in ("JPEG", "MPO", "AVIF")
-    if isinstance(source, bytes):
-        return b"VP8L" not in source[:64]
-    with source.open("rb") as stream:
+    with stream_of(source) as stream:
         return b"VP8L" not in stream.read(64)
 
 

@@ -36,7 +36,7 @@ def decode_image(source: bytes | Path, name: str) -> Image.Image:
             values of which nothing tells what white is.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with stream_of(source) as stream, Image.open(stream) as file:
             if file.width * file.height > LARGEST_PIXELS:
                 raise InputError(
                     f"{name}: {file.width} x {file.height} pixels, expected at most {LARGEST_PIXELS} in all; "
@@ -47,6 +47,20 @@ def decode_image(source: bytes | Path, name: str) -> Image.Image:
         raise InputError(
             f"{name}: cannot be decoded as an image ({error}); repair or remove the file"
         ) from error
+
+
+def stream_of(source: bytes | Path) -> io.BytesIO | io.BufferedReader:
+    """Open an image file as a stream.
+
+    Pillow maps uncompressed files that it is given by path into memory, and scrambles those that it turns.
+
+    Args:
+        source: The file, or its content.
+
+    Returns:
+        The stream, to be closed by the caller.
+    """
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def orientation_of(source: bytes | Path) -> int:
