@@ -217,12 +217,43 @@ def test_a_doubled_folder_and_an_unknown_one(tmp_path):
     assert len(tables.tests["test"]) == 4 and tables.notes == ("the folder seg_pred, which is no split",)
 
 
-@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", ".thumbnails", "__MACOSX", "$RECYCLE.BIN"])
+@pytest.mark.parametrize(
+    "name",
+    [".ipynb_checkpoints", "@eaDir", ".thumbnails", "__MACOSX", "$RECYCLE.BIN",
+     "@__thumb", "~snapshot", "RECYCLED", "_gsdata_", "_vti_cnf", "wandb", "~tmp"],
+)  # fmt: skip
 def test_litter_is_neither_category_nor_image(name, tmp_path):
     write_split(tmp_path, {"cat": 5, "dog": 5, name: 1})
     shutil.copytree(tmp_path / name, tmp_path / "cat" / name)
     (tmp_path / "lost+found").mkdir()
     assert load_tables(f"folder:{tmp_path}").classes == ("cat", "dog") and images_of(tmp_path) == (10, 0)
+
+
+@pytest.mark.parametrize("place", ["runs", "q", "runs/first"])
+def test_the_programs_own_runs_in_the_data_are_no_category(place, tmp_path):
+    write_split(tmp_path, {"cat": 4, "dog": 4})
+    write_split(tmp_path / place, {"figures": 2})
+    assert len(load_tables(f"folder:{tmp_path}").classes) == 3
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / place / name).write_text("{}")
+    assert load_tables(f"folder:{tmp_path}").classes == ("cat", "dog") and images_of(tmp_path) == (8, 0)
+
+
+def test_loose_images_archives_and_twins_are_said(tmp_path):
+    write_split(tmp_path, {"cat": 4, "Cat": 4})
+    scene(0)[0].save(tmp_path / "1.png")
+    (tmp_path / "more.tar.gz").write_bytes(b"-")
+    (tmp_path / "labels.csv").write_text("a")
+    said = (
+        "1 images beside the folders, which tell the categories: 1.png ...",
+        "1 archives, which are not unpacked: more.tar.gz ...",
+    )
+    notes = load_tables(f"folder:{tmp_path}").notes
+    assert notes == ("names that look alike are categories of their own: 'Cat', 'cat'", *said)
+    write_split(tmp_path / "new" / "train", {"cat": 4, "dog": 4})
+    write_split(tmp_path / "new" / "test", {"cat": 4, "dog": 4})
+    scene(0)[0].save(tmp_path / "new" / "train" / "1.png")
+    assert load_tables(f"folder:{tmp_path / 'new'}").notes == (f"train: {said[0]}",)
 
 
 def test_files_of_other_endings_are_read_or_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from pictures import scene
 from test_parquet import encoded, write_parquet
-from torchdoctor.data.labels import categories_of, label_text, note_on_codes
+from torchdoctor.data.labels import categories_of, label_text, note_on_codes, notes_on_labels
 from torchdoctor.data.load import load_tables
 from torchdoctor.types import InputError
 
@@ -182,3 +183,31 @@ def test_codes_with_zeros_before_them_are_categories_with_one_order():
         assert categories_of({"train": Counter(written)}, "table:t")[0] == ("01", "1", "2")
     assert "'01' are categories of their own" in note_on_codes(("01", "1", "2"))[0]
     assert note_on_codes(("1", "2")) == note_on_codes(("01", "02")) == ()
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("None", "a", "b"), "the label 'None', which may mark images"),
+        (("?", "a"), r"the label '\?', which may"),
+        (("a", "Unlabeled"), "the label 'Unlabeled', which may"),
+        (("0", "1", "2", "255"), "the label '255', which may"),
+        (("caf\u00e9", "cafe\u0301"), r"names that look alike are .*: 'caf\\xe9', 'cafe\\u0301'"),
+        (("disc", "disc\u200b", "x"), r"names that look alike .*'disc', 'disc\\u200b'"),
+        (("Disc", "disc ", "x"), "names that look alike"),
+    ],
+)
+def test_doubtful_categories_are_said(classes, said):
+    (note,) = notes_on_labels(classes)
+    assert re.match(said, note)
+
+
+@pytest.mark.parametrize("classes", [("a", "b"), ("1", "99", "100"), ("0", "1"), ("255", "999"), ("x",), ()])
+def test_usual_categories_are_not_doubtful(classes):
+    assert notes_on_labels(classes) == ()
+
+
+@pytest.mark.parametrize("mark", ["-9", "-99", "-999"])
+def test_a_negative_number_among_others_marks_no_label(mark):
+    with pytest.raises(InputError, match=f"1 row has the label '{mark}' and all others one of 0 or more"):
+        categories_of({"train": Counter(["0", "1", "2", mark])}, "table:x.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -15,6 +16,8 @@ ZERO_PADDED = re.compile(r"[+-]?0\d", re.ASCII)
 LONGEST_NUMBER, LARGEST_EXPONENT = 40, 30  # what is longer or larger is a name, not a number
 NOT_A_NUMBER = ("nan", "<na>")  # what pandas writes for a missing value
 MISSING = (*NOT_A_NUMBER, "na", "n/a", "none", "null", "?", "-")  # where all other labels are numbers
+UNKNOWN = ("unknown", "unlabeled", "unlabelled", "undefined", "missing", "not available", "tbd")
+MARKS = (99, 255, 999, 9999, 65535)  # numbers that often mark a missing value, where all others are far below
 NAMED = 5  # of many labels, how many an error names
 
 
@@ -78,6 +81,18 @@ def categories_of(labels: Mapping[str, Counter[str]], origin: str) -> tuple[tupl
     return classes, {label: indices[names[label]] for label in written}
 
 
+def notes_on_labels(classes: Sequence[str]) -> tuple[str, ...]:
+    """Say what is doubtful about the categories of a table.
+
+    Args:
+        classes: The names of the categories.
+
+    Returns:
+        Sentences; none where nothing is.
+    """
+    return note_on_codes(classes) + note_on_twins(classes) + note_on_marks(classes)
+
+
 def note_on_codes(classes: Sequence[str]) -> tuple[str, ...]:
     """Say which categories differ only by zeros before a number.
 
@@ -92,6 +107,48 @@ def note_on_codes(classes: Sequence[str]) -> tuple[str, ...]:
     if not codes:
         return ()
     return (f"the labels {_listed(codes)} are categories of their own beside the same without zeros",)
+
+
+def note_on_twins(classes: Sequence[str]) -> tuple[str, ...]:
+    """Say which categories have names that look alike: another case, spaces, or another form in Unicode.
+
+    Args:
+        classes: The names of the categories.
+
+    Returns:
+        A sentence; none where there are no such categories.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        alike.setdefault(" ".join(seen.split()).casefold(), []).append(name)
+    twins = [name for names in alike.values() if len(names) > 1 for name in names]
+    if not twins:
+        return ()
+    return (f"names that look alike are categories of their own: {', '.join(map(ascii, twins[:NAMED]))}",)
+
+
+def note_on_marks(classes: Sequence[str]) -> tuple[str, ...]:
+    """Say which categories have names that often mark images whose category is not known.
+
+    Args:
+        classes: The names of the categories.
+
+    Returns:
+        A sentence; none where there are no such categories.
+    """
+    values = {name: _number(name) for name in classes}
+    others = [value for value in values.values() if value is not None and value not in MARKS]
+    far: list[str] = []
+    if None not in values.values() and len(others) + 1 == len(classes) > 1:
+        far = [name for name, value in values.items() if value in MARKS and value > 2 * max(others)]
+    marks = [name for name in classes if name.lower() in (*MISSING, *UNKNOWN)] + far
+    if not marks:
+        return ()
+    return (
+        f"the label {_listed(marks)}, which may mark images whose category is not known, is a category here; "
+        "remove its rows if it does",
+    )
 
 
 def _number(label: str) -> Decimal | None:
@@ -151,9 +208,9 @@ def _refuse_unknown(
 def _refuse_minus_one(
     numbers: Mapping[str, Decimal], labels: Mapping[str, Counter[str]], origin: str
 ) -> None:
-    """Raise InputError where -1 stands beside 0 or 1 to a larger number: it marks images without a label."""
+    """Raise InputError where one number below 0 stands beside 0 or 1 to a larger one: it marks no label."""
     negative = [label for label, value in numbers.items() if value < 0]
-    if negative and max(numbers.values()) >= 2 and all(numbers[label] == -1 for label in negative):
+    if negative and max(numbers.values()) >= 2 and len({numbers[label] for label in negative}) == 1:
         rows = sum(counts[label] for counts in labels.values() for label in negative)
         raise InputError(
             f"{origin}: {_have(rows)} the label {_listed(negative)} and all others one of 0 or more, so it "

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torchdoctor.data.annotations import check_mask_size, mask_from_png
 from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
+from torchdoctor.data.labels import note_on_twins
 from torchdoctor.data.readers.mask_places import hidden_masks, mask_folders
 from torchdoctor.data.readers.naming import (
     ENDINGS,
@@ -23,6 +24,7 @@ from torchdoctor.data.readers.naming import (
     files_below,
     is_litter,
     left_out,
+    loose_files,
     masks_of,
     photographs,
     subfolders,
@@ -108,12 +110,15 @@ def read_folder(location: str, seed: int, validation_share: float, follow_links:
     if not found:
         doubts = check_no_splits(root, origin)
         table, notes = _read_split(root, category_names(root), origin)
-        return replace(divide({"train": table}, origin, seed, validation_share), notes=doubts + notes)
+        return replace(
+            divide({"train": table}, origin, seed, validation_share),
+            notes=doubts + note_on_twins(table.classes) + notes,
+        )
     if "train" not in found:
         raise InputError(f"{origin}: found {', '.join(sorted(found))} without train; {LAYOUT}")
     classes = category_names(found["train"])
     splits: dict[str, ImageTable] = {}
-    notes = other_folders(root, found, origin)
+    notes = note_on_twins(classes) + other_folders(root, found, origin) + loose_files(root)
     for name, folder in found.items():
         splits[name], more = _read_split(folder, classes, origin)
         notes += tuple(f"{name}: {note}" for note in more)
@@ -185,7 +190,7 @@ def _read_split(split: Path, classes: tuple[str, ...], origin: str) -> tuple[Ima
         has_mask=np.array([bool(group) for group in masks], dtype=bool),
     )
     below = [file for name in (*content, *beside) for file in files_below(split / name)]
-    return table, left_out(below, masks, files)
+    return table, loose_files(split) + left_out(below, masks, files)
 
 
 def _mask_places(split: Path, file: Path, beside: Mapping[str, str | None]) -> list[Path]:

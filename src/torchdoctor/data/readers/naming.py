@@ -18,10 +18,13 @@ WORDS = r"(?:masks?|segm?|segs|segmentations?|segmented|ground_?truths?|gt|matte
 MASK_NAME = re.compile(rf"(?P<image>.+?)[ ._-]+{WORDS}(?P<number>[ ._-]*\d+)?$", re.IGNORECASE)
 MASK_FOLDER = re.compile(rf"(?:(?P<image>.+?)[ ._-]+)?{WORDS}$", re.IGNORECASE)
 MASK_FOLDER_BEFORE = re.compile(rf"{WORDS}[ ._-]+(?P<image>.+)$", re.IGNORECASE)
+RUNS, RUN_FILES = "runs", ("config.yaml", "environment.json")  # what a run of this program leaves
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")
 OWN_MASK = (".mask.png", "_mask.png")  # never a photograph, also without an image beside it
 LITTER = {
     "@eadir", "@recycle", "@tmp", "@recently-snapshot", "#recycle", "#snapshot", "lost+found", "$recycle.bin",
-    "recycler", "system volume information", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r",
+    "recycler", "recycled", "@__thumb", "_gsdata_", "_vti_cnf", "wandb", "mlruns", "lightning_logs",
+    "system volume information", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r",
 }  # fmt: skip
 
 
@@ -32,9 +35,10 @@ def is_litter(name: str) -> bool:
         name: Its name.
 
     Returns:
-        True for names that start with `.` or `__`, and for those that systems give, such as `lost+found`.
+        True for names that start with `.`, `~` or `__`, and for those that systems and tools give, such as
+        `lost+found`.
     """
-    return name.startswith((".", "__")) or name.lower() in LITTER
+    return name.startswith((".", "~", "__")) or name.lower() in LITTER
 
 
 def is_readable(file: Path) -> bool:
@@ -67,7 +71,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """List the folders in a folder, without those that tools left.
+    """List the folders in a folder, without those that tools left and those of this program's own runs.
 
     Args:
         folder: The folder.
@@ -75,7 +79,33 @@ def subfolders(folder: Path) -> list[Path]:
     Returns:
         The folders, sorted by name.
     """
-    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_litter(entry.name)]
+    return [
+        entry for entry in sorted(folder.iterdir())
+        if entry.is_dir() and not is_litter(entry.name) and not _holds_runs(entry)
+    ]  # fmt: skip
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Return whether a folder is that of a run of this program, or of several."""
+    inner = folder.iterdir() if folder.name == RUNS else ()
+    return any(all((place / name).is_file() for name in RUN_FILES) for place in (folder, *inner))
+
+
+def loose_files(folder: Path) -> tuple[str, ...]:
+    """Say which images and archives lie beside the folders of categories or splits.
+
+    Args:
+        folder: The folder that they are in.
+
+    Returns:
+        Sentences for the notes; none where there are no such files.
+    """
+    loose = [entry for entry in sorted(folder.iterdir()) if entry.is_file() and not is_litter(entry.name)]
+    kinds = {
+        "images beside the folders, which tell the categories": [file for file in loose if is_readable(file)],
+        "archives, which are not unpacked": [file for file in loose if file.name.lower().endswith(ARCHIVES)],
+    }
+    return tuple(f"{len(files)} {kind}: {files[0].name} ..." for kind, files in kinds.items() if files)
 
 
 def photographs(files: Iterable[Path], root: Path, hidden: Collection[Path] = ()) -> list[Path]:

@@ -17,7 +17,7 @@ from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_
 from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
-from torchdoctor.data.labels import categories_of, label_text
+from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
 from torchdoctor.data.readers.columns import splits_of_column
 from torchdoctor.data.readers.parquet_files import split_files
 from torchdoctor.data.readers.parquet_rows import agreed_names, read_rows
@@ -125,7 +125,7 @@ def read_parquet(location: str, seed: int, settings: DataSettings) -> Tables:
         for split, (name, chosen) in parts.items()
     }
     divided = divide(splits, origin, seed, settings.validation_share)
-    return replace(divided, notes=notes + more)
+    return replace(divided, notes=notes + more + notes_on_labels(classes))
 
 
 def _parts(

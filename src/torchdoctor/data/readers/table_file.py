@@ -18,7 +18,7 @@ from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_
 from torchdoctor.data.boxes import boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
-from torchdoctor.data.labels import categories_of, label_text, note_on_codes
+from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
 from torchdoctor.data.readers.columns import LABELS, PATHS, find_column, split_column, splits_of_column
 from torchdoctor.data.readers.table_rows import TableRow, one_row_each
 from torchdoctor.data.settings import DataSettings
@@ -123,7 +123,7 @@ def read_table_file(location: str, seed: int, settings: DataSettings) -> Tables:
     }
     notes = (f"the columns {', '.join(map(repr, unused))}, which have no meaning here",) if unused else ()
     divided = divide(splits, origin, seed, settings.validation_share)
-    return replace(divided, notes=notes + repeated + note_on_codes(classes))
+    return replace(divided, notes=notes + repeated + notes_on_labels(classes))
 
 
 def _rows(file: Path, settings: DataSettings) -> tuple[list[TableRow], list[str]]:
