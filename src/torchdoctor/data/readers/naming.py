@@ -175,6 +175,7 @@ def masks_of(
         files: The images.
         places: For each image the folders of masks in which its masks may lie; None: only beside it and in
             folders called `masks` or so beside it.
+        hidden: The masks of images that no usual name tells.
 
     Returns:
         The mask files of each image.
