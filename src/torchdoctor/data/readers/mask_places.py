@@ -148,9 +148,12 @@ def hidden_masks(files: Iterable[Path], root: Path) -> dict[Path, list[Path]]:
     for file in readable:
         short = OF_PHOTOGRAPHS.sub("", file.stem.lower())
         by_name[file.parent].setdefault(short, file)
+    lengths = {
+        folder: sorted({len(name) for name in own if name}, reverse=True) for folder, own in by_name.items()
+    }
     groups: dict[str, list[tuple[Path, Path]]] = {}
     for file in readable:
-        for kind, photograph in _likely_photographs(file, root, by_name):
+        for kind, photograph in _likely_photographs(file, root, by_name, lengths):
             groups.setdefault(kind, []).append((file, photograph))
     found: dict[Path, list[Path]] = {}
     taken: set[Path] = set()
@@ -164,7 +167,10 @@ def hidden_masks(files: Iterable[Path], root: Path) -> dict[Path, list[Path]]:
 
 
 def _likely_photographs(
-    file: Path, root: Path, by_name: Mapping[Path, Mapping[str, Path]]
+    file: Path,
+    root: Path,
+    by_name: Mapping[Path, Mapping[str, Path]],
+    lengths: Mapping[Path, Sequence[int]],
 ) -> Iterator[tuple[str, Path]]:
     """Yield the photographs that a file may be the mask of by its name, and in which way it is called so."""
     stem = file.stem.lower()
@@ -176,14 +182,15 @@ def _likely_photographs(
                 yield f"folder {file.parent.name.lower()}", photograph
                 return
     beside = by_name[file.parent]
-    for cut in range(len(stem) - 1, 0, -1):
+    for cut in (length for length in lengths[file.parent] if length < len(stem)):
         for name, addition, edge in (
             (stem[:cut], stem[cut:], stem[cut - 1 : cut + 1]),
             (stem[-cut:], stem[:-cut], stem[-cut - 1 : len(stem) - cut + 1]),
         ):
             photograph = beside.get(name)
-            joined = len(LETTER.findall(edge)) == 2 or edge.isdigit()
-            if photograph is None or photograph == file or joined or not LETTER.search(addition):
+            if photograph is None or photograph == file or not LETTER.search(addition):
+                continue
+            if len(LETTER.findall(edge)) == 2 or edge.isdigit():  # a part of a word or of a number
                 continue
             yield re.sub(r"[\W\d_]+", "", addition), photograph
             return
