@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from torchdoctor import InputError, load_model
+from torchdoctor import InputError, diagnose, find_causes, load_model
 from torchdoctor.case.config import settings_from
 from torchdoctor.case.preparation import prepare
 from torchdoctor.data.pixels import Preprocessing, fit
-from torchdoctor.models.class_names import names_in
+from torchdoctor.diagnosis.renaming import renamed
+from torchdoctor.models.class_names import names_in, same_names
 from torchdoctor.models.weights import load_into, load_weights, read_checkpoint
 
 NAMES = ("1", "2", "10")  # sorted as text: 1, 10, 2
@@ -168,6 +169,78 @@ def test_another_order_without_names_is_said(tmp_path):
     notes = case_of(data, tmp_path / "w.pth").notes
     assert "number the categories in another order" in notes[0]
     assert "10 is taken for 2, 2 is taken for 10" in notes[0]
+
+
+CYCLE = ("disc", "square", "bar")  # sorted as text each has another number
+
+
+def test_an_order_in_a_circle_is_said_before_another_preparation_is_tried(tmp_path):
+    data = write_folder(tmp_path / "photos", names=CYCLE)
+    torch.save(trained_as(IMAGENET).state_dict(), tmp_path / "w.pth")
+    case = case_of(data, tmp_path / "w.pth")
+    assert case.data.preprocessing == IMAGENET and len(case.notes) == 1
+    assert "(theirs: disc, square, bar; the data's: bar, disc, square)" in case.notes[0]
+    assert "bar is taken for square, disc is taken for bar, square is taken for disc" in case.notes[0]
+    assert "In that order 100 % of 81 training images are right" in case.notes[0]
+    diagnosis = diagnose(case.model, case.data.train, layers=case.layers[-1:], draws=0, classes=case.classes)
+    causes = find_causes(case.model, case.data.validation, diagnosis)
+    assert {error.cause for error in causes.errors} == {"category order"} and causes.accuracy == 0
+
+
+def test_another_order_and_another_preparation_are_both_found(tmp_path):
+    data = write_folder(tmp_path / "photos", True, names=CYCLE)
+    way = Preprocessing(32, PLAIN.mean, PLAIN.std, "squash")
+    torch.save(trained_as(way, True).state_dict(), tmp_path / "w.pth")
+    case = case_of(data, tmp_path / "w.pth")
+    assert case.data.preprocessing.resize == "squash"
+    assert "--resize squash" in case.notes[0] and "theirs: disc, square, bar" in case.notes[1]
+
+
+def test_colours_in_reverse_order_are_named_where_they_look_like_another_order(tmp_path):
+    data = write_folder(tmp_path / "photos", names=("a", "b", "c"))
+    model = trained_as(IMAGENET)
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    first.weight.data = first.weight.data.flip(1)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    note = case_of(data, tmp_path / "w.pth").notes[0]
+    assert "a is taken for b, b is taken for a" in note and "reverse order (BGR" in note
+
+
+@pytest.mark.parametrize(
+    "written",
+    [("Disc", "SQUARE", "bar"), ("disc ", "square", "_bar"), ("ｄisc", "square", "bar")],
+    ids=["case", "spaces", "unicode"],
+)
+def test_names_that_are_only_written_otherwise_are_the_same(written, tmp_path):
+    data = write_folder(tmp_path / "photos", names=CYCLE)
+    torch.save(
+        {"state_dict": trained_as(IMAGENET).state_dict(), "classes": list(written)}, tmp_path / "w.pth"
+    )
+    case = case_of(data, tmp_path / "w.pth")
+    assert case.classes == CYCLE and accuracy(case) == 1
+    assert "written otherwise" in case.notes[0] and "not in the order" in case.notes[1]
+
+
+def test_names_are_matched_one_to_one_or_not_at_all():
+    assert same_names(["cafe\u0301", "b"], ["b", "caf\u00e9"]) == ("caf\u00e9", "b")
+    assert same_names(["A", "a"], ["a", "A"]) == ("A", "a")
+    assert same_names(["A", "b"], ["a", "A"]) is None
+    assert same_names(["x", "X"], ["x", "y"]) is None
+    assert same_names(["a"], ["a", "b"]) is None
+
+
+def test_guesses_are_in_no_order():
+    random = np.random.default_rng(0)
+    labels = random.permutation(np.arange(200) % 100)
+    assert renamed(labels, random.integers(0, 100, 200), 100).taken_for is None
+    assert renamed(labels, np.zeros(200, dtype=int), 100).taken_for is None  # one answer for all images
+    found = renamed(np.arange(60) % 6, (np.arange(60) + 2) % 6, 6)
+    assert (
+        found.right.all() and found.taken_for is not None and found.taken_for.tolist() == [2, 3, 4, 5, 0, 1]
+    )
+    assert (
+        found.order(tuple("abcdef")) == tuple("efabcd") and found.pairs(tuple("abcdef"), 1)[1] == "and 5 more"
+    )
 
 
 def test_other_names_are_said_and_matched_by_place(tmp_path):

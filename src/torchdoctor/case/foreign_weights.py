@@ -8,13 +8,13 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import Bool, Int
-from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import nn
 
 from torchdoctor.data.arrangement import prepared_as
 from torchdoctor.data.load import Splits
 from torchdoctor.data.settings import DataSettings
+from torchdoctor.diagnosis.renaming import Renaming, renamed
 from torchdoctor.images.normalisation import NORMALISATIONS, per_channel
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import Resize
@@ -24,7 +24,8 @@ PROMISING = 0.1  # share of the first look that another preparation must bring r
 LOOKS_RIGHT = 0.9  # share of training images that trained weights classify correctly
 LOOKS_WRONG = 0.6  # share below which it is said that something may not fit
 SURE = 1e-4  # largest p value at which another preparation is taken
-EXCHANGED = 0.25  # share of the images that must come right by exchanging categories, to say so
+BY_CATEGORY, MOST = 8, 512  # images for each category in the sample, so that their order can be told; at most
+NAMED = 6  # categories that a note names
 RESIZES: dict[Resize, str] = {
     "crop": "the centre cut out",
     "squash": "both sides scaled to the size (--resize squash)",
@@ -47,8 +48,10 @@ class Fitting:
 def suited(model: nn.Module, data: Splits, settings: DataSettings) -> Fitting:
     """Prepare images as the weights need them, where nobody says how, and say where they do badly.
 
-    Trained weights classify most of their training images correctly. Where they do not, the usual ways to
-    prepare images are tried on training images, and another way is taken if it is better beyond chance.
+    Trained weights classify most of their training images correctly. Where they do not, it is looked first
+    whether they number the categories in another order: then their answers are right in that order. If that
+    does not explain the answers, the usual ways to prepare images are tried on training images, and another
+    way is taken if it is better beyond chance.
 
     Args:
         model: The network with its weights, in evaluation mode.
@@ -59,36 +62,44 @@ def suited(model: nn.Module, data: Splits, settings: DataSettings) -> Fitting:
         The data, and sentences on what was changed or looks wrong.
     """
     order = np.random.default_rng(0).permutation(data.train.table.ids)
-    first = _answers(model, data, order[: FIRST // 2])[0]
-    if first.mean() >= LOOKS_RIGHT:
+    labels, predicted = _answers(model, data, order[: FIRST // 2])
+    if (labels == predicted).mean() >= LOOKS_RIGHT:
         return Fitting(data)
-    sample = order[:SAMPLE]
-    right, predicted = _answers(model, data, sample)
-    before, notes = right, tuple[str, ...]()
-    for other, text in _ways(data, settings, sample):
-        look = _answers(model, other, order[:FIRST])[0]
-        if look.mean() < before[:FIRST].mean() + PROMISING:
+    sample = order[: max(SAMPLE, min(BY_CATEGORY * len(data.classes), MOST))]
+    found = before = _renamed(model, data, sample)
+    notes: tuple[str, ...] = ()
+    known = before.right.mean() >= LOOKS_RIGHT
+    for other, text in () if known else _ways(data, settings, sample):
+        labels, predicted = _answers(model, other, order[:FIRST])
+        look = max((labels == predicted).mean(), renamed(labels, predicted, len(data.classes)).right.mean())
+        if look < before.right[:FIRST].mean() + PROMISING:
             continue
-        found, named = _answers(model, other, sample)
-        gained, lost = int((found & ~before).sum()), int((before & ~found).sum())
+        after = _renamed(model, other, sample)
+        gained, lost = int((after.right & ~before.right).sum()), int((before.right & ~after.right).sum())
         sure = gained > lost and binomtest(gained, gained + lost).pvalue <= SURE
-        if sure and found.mean() > right.mean():
-            data, right, predicted = other, found, named
+        if sure and after.right.mean() > found.right.mean():
+            data, found = other, after
             notes = (
                 f"the weights bring no card, and of {len(sample)} training images they classify "
-                f"{_percent(found)} correctly with {text}, {_percent(before)} as images are prepared "
-                "otherwise: the former was taken. --mean, --std, --resize and --crop-share set it",
+                f"{_percent(after.right)} correctly with {text}, {_percent(before.right)} as images are "
+                "prepared otherwise: the former was taken. --mean, --std, --resize and --crop-share set it",
             )
-    return Fitting(data, notes + _doubts(data, sample, right, predicted))
+    return Fitting(data, notes + _doubts(model, data, sample, found))
 
 
 def _answers(
-    model: nn.Module, data: Splits, ids: Int[np.ndarray, " image"]
-) -> tuple[Bool[np.ndarray, " image"], Int[np.ndarray, " image"]]:
-    """Return which images are classified correctly, and the categories that they are given."""
-    _, labels, logits = predict_logits(model, data.train.select(ids))
-    predicted = logits.argmax(1)
-    return (predicted == labels).numpy(), predicted.numpy()
+    model: nn.Module, data: Splits, ids: Int[np.ndarray, " image"], *, reverse: bool = False
+) -> tuple[Int[np.ndarray, " image"], Int[np.ndarray, " image"]]:
+    """Return the labels of training images and the categories they are given; `reverse` turns colours."""
+    images = data.train.select(ids)
+    turned = (replace(batch, images=batch.images.flip(1)) for batch in images)
+    _, labels, logits = predict_logits(model, list(turned) if reverse else images)
+    return labels.numpy(), logits.argmax(1).numpy()
+
+
+def _renamed(model: nn.Module, data: Splits, ids: Int[np.ndarray, " image"]) -> Renaming:
+    """Return which training images are classified correctly, in which order of the categories."""
+    return renamed(*_answers(model, data, ids), len(data.classes))
 
 
 def _ways(
@@ -118,35 +129,45 @@ def _positions(data: Splits, ids: Int[np.ndarray, " image"]) -> list[int]:
 
 
 def _doubts(
-    data: Splits,
-    sample: Int[np.ndarray, " image"],
-    right: Bool[np.ndarray, " image"],
-    predicted: Int[np.ndarray, " image"],
+    model: nn.Module, data: Splits, sample: Int[np.ndarray, " image"], found: Renaming
 ) -> tuple[str, ...]:
     """Say what looks wrong for trained weights."""
-    if right.mean() >= LOOKS_WRONG:
-        return ()
-    labels = data.train.table.labels[_positions(data, sample)]
-    counts = np.zeros((len(data.classes),) * 2, dtype=np.int64)
-    np.add.at(counts, (labels, predicted), 1)
-    taken_for = linear_sum_assignment(-counts)[1]
-    if (taken_for[labels] == predicted).mean() >= right.mean() + EXCHANGED:
-        pairs = [
-            f"{data.classes[label]} is taken for {data.classes[other]}"
-            for label, other in enumerate(taken_for.tolist())
-            if label != other and counts[label, other] > 0
-        ]
+    if found.taken_for is not None:
+        order = found.order(data.classes)
+        theirs = f" (theirs: {_few(order)}; the data's: {_few(data.classes)})" if order else ""
         return (
-            "the weights seem to number the categories in another order than the data: "
-            f"{', '.join(pairs[:6])}. Save their order with them (`class_to_idx` beside "
-            "`state_dict`), and it is followed",
+            f"the weights seem to number the categories in another order than the data{theirs}: "
+            f"{', '.join(found.pairs(data.classes, NAMED))}. In that order {_percent(found.right)} of "
+            f"{len(sample)} training images are right{_or_reversed(model, data, sample)}. Save their order "
+            "with them (`class_to_idx` beside `state_dict`), and it is followed",
         )
+    if found.right.mean() >= LOOKS_WRONG:
+        return ()
     return (
-        f"{_percent(right)} of {len(sample)} training images are classified correctly, which is little for "
-        "trained weights. If your own evaluation gives more, images are prepared otherwise there: see "
+        f"{_percent(found.right)} of {len(sample)} training images are classified correctly, which is little "
+        "for trained weights. If your own evaluation gives more, images are prepared otherwise there: see "
         "--mean, --std, --resize, --crop-share and --image-size; or the categories are numbered in "
         "another order",
     )
+
+
+def _or_reversed(model: nn.Module, data: Splits, sample: Int[np.ndarray, " image"]) -> str:
+    """Say whether colours in reverse order would explain what looks like another order of categories."""
+    if data.preprocessing.channels != 3:
+        return ""
+    labels, predicted = _answers(model, data, sample, reverse=True)
+    right = labels == predicted
+    if right.mean() < LOOKS_RIGHT:
+        return ""
+    return (
+        f"; {_percent(right)} are right without it if the colours are given in reverse order (BGR, as OpenCV "
+        "reads images): then turn them in the network's forward instead"
+    )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    """Name the first few categories."""
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _percent(right: Bool[np.ndarray, " image"]) -> str:

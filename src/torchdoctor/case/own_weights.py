@@ -8,6 +8,7 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.data.arrangement import in_order_of
 from torchdoctor.data.load import Splits
 from torchdoctor.models.catalogue import MODELS
+from torchdoctor.models.class_names import same_names
 from torchdoctor.models.weights import Checkpoint
 from torchdoctor.types import InputError
 
@@ -53,17 +54,24 @@ def in_order_of_weights(
     Raises:
         InputError: The card lists other categories than the data has.
     """
-    notes = (checkpoint.note,) if checkpoint and checkpoint.note else ()
+    notes: tuple[str, ...] = (checkpoint.note,) if checkpoint and checkpoint.note else ()
     on_card = (card or {}).get("classes")
     trained = tuple(map(str, on_card)) if isinstance(on_card, list) else checkpoint and checkpoint.classes
     if not trained or trained == data.classes:
         return data, notes
-    if sorted(trained) == sorted(data.classes):
-        order = (
-            f"categories are numbered as the weights number them ({_few(list(trained))}), not in the order "
-            f"of the data ({_few(list(data.classes))})"
-        )
-        return in_order_of(data, trained), (*notes, order)
+    ordered = same_names(trained, data.classes)
+    if ordered is not None:
+        if ordered != trained:
+            notes += (
+                f"the names of the categories are written otherwise in the weights ({_few(list(trained))}) "
+                f"than in the data ({_few(list(ordered))}), and are taken to be the same",
+            )
+        if ordered != data.classes:
+            notes += (
+                f"categories are numbered as the weights number them ({_few(list(ordered))}), not in the "
+                f"order of the data ({_few(list(data.classes))})",
+            )
+        return (in_order_of(data, ordered) if ordered != data.classes else data), notes
     told = (
         f"weights {settings.weights!r} were trained for {len(trained)} categories ({_few(list(trained))}); "
         f"the data {settings.data!r} has {len(data.classes)} ({_few(list(data.classes))})"

@@ -7,10 +7,11 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from torchdoctor.diagnosis.renaming import renamed
 from torchdoctor.images.batches import Batch, Images, only
 from torchdoctor.images.normalisation import NORMALISATIONS, per_channel
 from torchdoctor.network.frozen import frozen_eval
@@ -19,6 +20,7 @@ from torchdoctor.network.prediction import device_of, dtype_of
 FIRST, LOOKED_AT = 64, 256  # images: for a first look, and where that is promising
 PROMISING, BETTER = 0.03, 0.1  # share of them that must come right beyond those that go wrong
 SURE = 1e-5  # largest p value of that
+NEARLY = 0.05  # share of images by which it may fall behind another order of the categories
 
 
 def other_preparations(channels: int) -> Mapping[str, tuple[Float[Tensor, "channel 1 1"], ...] | None]:
@@ -70,13 +72,18 @@ def better_preparation(
 
     Returns:
         The description and the way that does best, if it brings at least `BETTER` of the images right beyond
-        those that it brings wrong, and more than chance would; else None.
+        those that it brings wrong, and more than chance would; else None. Where the answers are right in
+        another order of the categories, a way must bring nearly as many images right as that order does.
     """
     chosen = np.random.default_rng(seed).permutation(ids)[:LOOKED_AT].tolist()
     batches = list(only(images, chosen))
     pixels = torch.cat([batch.images for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])
-    before = _right(model, pixels, labels)
+    predicted = _predicted(model, pixels)
+    before, wanted = predicted == labels.cpu().numpy(), 0.0
+    order = renamed(labels.cpu().numpy(), predicted, int(max(predicted.max(), labels.max())) + 1)
+    if order.taken_for is not None:
+        wanted = float(order.right.mean()) - NEARLY
     best: tuple[float, str, tuple[Tensor, ...] | None] = (0.0, "", None)
     for name, way in other_preparations(pixels.shape[1]).items():
         look = _right(model, prepared(pixels[:FIRST], way), labels[:FIRST])
@@ -85,7 +92,11 @@ def better_preparation(
         after = _right(model, prepared(pixels, way), labels)
         gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
         share = (gained - lost) / len(before)
-        if share >= max(BETTER, best[0]) and binomtest(gained, gained + lost).pvalue <= SURE:
+        if (
+            after.mean() >= wanted
+            and share >= max(BETTER, best[0])
+            and binomtest(gained, gained + lost).pvalue <= SURE
+        ):
             best = (share, name, way)
     return (best[1], best[2]) if best[1] else None
 
@@ -106,9 +117,14 @@ def right_if(model: nn.Module, batch: Batch, way: tuple[Tensor, ...] | None) -> 
 
 def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Bool[np.ndarray, " image"]:
     """Return which images are classified correctly."""
+    return np.asarray(_predicted(model, images) == labels.cpu().numpy())
+
+
+def _predicted(model: nn.Module, images: Tensor) -> Int[np.ndarray, " image"]:
+    """Return the categories that images are given."""
     with frozen_eval(model) as frozen, torch.no_grad():
         predicted = [
             frozen.logits(part.to(device_of(model), dtype_of(model))).argmax(1).cpu()
             for part in images.split(FIRST)
         ]
-    return (torch.cat(predicted) == labels.cpu()).numpy()
+    return np.asarray(torch.cat(predicted).numpy())

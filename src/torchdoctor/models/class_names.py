@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Where training scripts and libraries keep names: by name the number, by number the name, or a list.
@@ -79,3 +81,27 @@ def names_beside(weights: str | Path) -> tuple[str, ...] | None:
         if names:
             return names
     return None
+
+
+def same_names(found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...] | None:
+    """Return names as others write them: in another case or Unicode form, with other spaces or hyphens.
+
+    Args:
+        found: The names in one order.
+        wanted: The names in their own way of writing, in any order.
+
+    Returns:
+        The names of `wanted` in the order of `found`; None where they are not the same, one to one.
+    """
+    if sorted(found) == sorted(wanted):
+        return tuple(found)
+    by_plain = {_plain(name): name for name in wanted}
+    plain = [_plain(name) for name in found]
+    if len(by_plain) < len(wanted) or len(found) != len(wanted) or set(plain) != set(by_plain):
+        return None
+    return tuple(by_plain[name] for name in plain)
+
+
+def _plain(name: str) -> str:
+    """Return a name without what may differ between ways to write it."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
