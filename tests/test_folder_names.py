@@ -288,3 +288,15 @@ def test_one_image_of_another_size_changes_nothing(tmp_path):
         Image.new("RGB", (32, 31)).save(tmp_path / "cat" / f"{number}.png")
     data = load_data(f"folder:{tmp_path}")
     assert data.preprocessing.image_size == 224 and "images differ in size" in data.notes[0]
+
+
+@pytest.mark.parametrize("place", ["caf\udce9", "train/caf\udce9", "test_\udce9/cat"])
+def test_a_folder_whose_name_is_no_text_is_refused_at_the_start(place, tmp_path):
+    try:
+        (tmp_path / place).mkdir(parents=True)
+    except OSError:
+        pytest.skip("this system has no such names")
+    root = tmp_path / "train" if "/" in place else tmp_path
+    write_split(root, {"cat": 5, "dog": 5})
+    with pytest.raises(InputError, match=r"udce9' is not in UTF-8, .*; rename the folder"):
+        load_tables(f"folder:{tmp_path}")

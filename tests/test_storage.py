@@ -18,6 +18,7 @@ from processes import killed_at
 from test_cli import weights
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.robustness import RobustnessSettings
+from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_bytes, write_json
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.types import InputError, ModelDoctorError
@@ -56,6 +57,12 @@ def test_the_nth_place_of_any_name_can_be_meant(tmp_path):
         assert {one for one in tree(tmp_path) if not one.endswith(".part")} == there
     assert killed_at("*#7", writes) == 0
     assert killed_at("before/b#2", writes) == 0
+
+
+def test_names_that_are_no_text_are_written_and_read_back(tmp_path):
+    names = {"names": ["caf\udce9.png", "caf\u00e9.png"], "\udce9": 1}
+    write_json(tmp_path / "a.json", names)
+    assert read_json(tmp_path / "a.json") == names and b"\\udce9" in (tmp_path / "a.json").read_bytes()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])

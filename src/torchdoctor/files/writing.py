@@ -95,6 +95,8 @@ def plain(value: object) -> object:
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON.
 
+    Names of files that are no UTF-8 keep their bytes: `\\udce9` stands for the byte 0xe9, as in Python.
+
     Args:
         path: The file.
         value: What `plain` accepts.
@@ -103,7 +105,7 @@ def write_json(path: Path, value: object) -> None:
         ModelDoctorError: The file cannot be written.
     """
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def write_yaml(path: Path, value: Mapping[str, object]) -> None:

@@ -77,12 +77,29 @@ def subfolders(folder: Path) -> list[Path]:
         folder: The folder.
 
     Returns:
-        The folders, sorted by name.
+        The folders, sorted by name; all their names can be written.
+
+    Raises:
+        InputError: The name of a folder is not in UTF-8.
     """
-    return [
+    found = [
         entry for entry in sorted(folder.iterdir())
         if entry.is_dir() and not is_litter(entry.name) and not _holds_runs(entry)
     ]  # fmt: skip
+    for entry in found:
+        _refuse_unwritable(entry)
+    return found
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raise InputError for a name that is no text: it could not be written beside the weights."""
+    try:
+        folder.name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{str(folder.parent)!r}: the name of the folder {folder.name!r} is not in UTF-8, and could not "
+            "be written beside the weights as the name of a category or split; rename the folder"
+        ) from error
 
 
 def _holds_runs(folder: Path) -> bool:
