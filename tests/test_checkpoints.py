@@ -18,8 +18,9 @@ from torch import nn
 
 from torchdoctor import InputError, load_model
 from torchdoctor.models.catalogue import MODELS
+from torchdoctor.models.nested import WRAPPER_KEYS
 from torchdoctor.models.pretrained import load_pretrained, own_preprocessing
-from torchdoctor.models.weights import WRAPPER_KEYS, load_into, load_weights
+from torchdoctor.models.weights import load_into, load_weights, read_checkpoint
 from torchdoctor.network.outputs import as_logits
 
 
@@ -30,7 +31,9 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize("key", [*WRAPPER_KEYS, "", "twice"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_forward_module._fsdp_wrapped_module."]
+)
 def test_nested_and_prefixed_checkpoints_load(tmp_path, key, prefix):
     state = network().state_dict()
     found: object = {prefix + name: value for name, value in state.items()}
@@ -277,3 +280,73 @@ def test_a_tensor_of_no_known_tool_is_refused_without_blaming_the_head():
     with pytest.raises(InputError, match=r"extra\.weight: not in the model") as refused:
         load_into(model, {**model.state_dict(), "extra.weight": torch.ones(2)}, "w.pth")
     assert "number of categories" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "inner", ["_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.", "module."]
+)
+@pytest.mark.parametrize("outer", ["", "model."])
+def test_names_that_wrappers_of_parts_add_are_seen_through(tmp_path, inner, outer):
+    model, other = network(), load_model("small_resnet", 3)
+    state = {
+        outer + (n.replace(".", f".{inner}", 1) if not n.startswith("fc") else n): v
+        for n, v in model.state_dict().items()
+    }
+    torch.save(state, tmp_path / "w.pth")
+    load_into(other, load_weights(tmp_path / "w.pth"), "w.pth")
+    assert all(torch.equal(other.state_dict()[n], v) for n, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["student", "net_weights_best", "G", "cnn"])
+def test_the_only_state_dict_is_taken_whatever_its_key(tmp_path, key):
+    state = network().state_dict()
+    rest = {"epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(2, 2)}}}, "best": {"acc": torch.ones(1)}}
+    for content in ({key: state}, {key: {"state_dict": state}}):
+        torch.save({**rest, **content}, tmp_path / "w.pth")
+        assert load_weights(tmp_path / "w.pth").keys() == state.keys()
+
+
+def test_state_dicts_of_which_none_is_known_to_be_the_network_are_refused(tmp_path):
+    state = network().state_dict()
+    torch.save({"teacher": state, "student": state, "epoch": 1}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"several sets of weights \(teacher, student\)"):
+        load_weights(tmp_path / "w.pth")
+    torch.save({"model": {"name": "resnet"}, "weights": state, "teacher": state}, tmp_path / "w.pth")
+    assert "weights was taken, not teacher" in (read_checkpoint(tmp_path / "w.pth").note or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"epoch": 3, "lr": 0.1}, r"found epoch \(int\), lr \(float\)"),
+        ({"model": {"name": "resnet"}}, r"found under 'model' name \(str\)"),
+        ([1, 2], "found a list"),
+        ({}, "found nothing"),
+    ],
+)
+def test_what_is_found_instead_of_a_state_dict_is_named(tmp_path, content, said):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=f"hold no state dict.*{said}"):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_programs_are_named_as_such(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"are a program \(TorchScript or torch.export\).*state_dict"):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(("one", "two"), [("student.", "net."), ("model.", "ema_model."), ("", "model.")])
+def test_a_network_that_is_there_twice_is_refused(one, two):
+    model = network()
+    state = model.state_dict()
+    both = {**{one + n: v for n, v in state.items()}, **{two + n: v for n, v in state.items()}}
+    other = {**both, **{two + n: v + 1 for n, v in state.items()}}
+    said = f"{two}.* not in the model" if not one else f"2 times, below '{min(one, two)}', '{max(one, two)}'"
+    with pytest.raises(InputError, match=said):
+        load_into(model, other, "w.pth")
+    if one:
+        wider = {n: torch.cat([v, v]) if v.ndim else v for n, v in state.items()}
+        load_into(
+            model, {**both, **{two + n: v for n, v in wider.items()}}, "w.pth"
+        )  # only one has its shapes

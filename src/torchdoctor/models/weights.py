@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,26 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from torchdoctor.models.class_names import names_beside, names_in
+from torchdoctor.models.nested import state_in
+from torchdoctor.models.state_names import fitted, without_wrappers
 from torchdoctor.network.state import load_state
 from torchdoctor.types import InputError
 
-# The keys under which training scripts keep the state dict of the network.
-WRAPPER_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "state_dict_ema",
-    "model_ema",
-    "ema",
-    "ema_state_dict",
-)
-
-# The prefixes that wrappers put before the names, and the counters that tools add beside the parameters.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-COUNTERS = ("n_averaged", "total_ops", "total_params")
+# Files that archives have which hold a program instead of tensors.
+PROGRAMS = re.compile(r"[^/]*/(code/|serialized_exported_program|models/[^/]*\.json)")
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file of weights; no code in the file is executed.
 
-    A state dict that is nested in a checkpoint under a key of `WRAPPER_KEYS` is taken out of it. The prefixes
+    A state dict that is nested in a checkpoint is taken out of it (see `nested.state_in`). Prefixes such as
     `module.` and `_orig_mod.`, which wrappers such as `DataParallel` add, are cut off the names.
 
     Args:
@@ -81,7 +69,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         InputError: The file is missing, damaged, no checkpoint, or holds more than tensors; or it is
-            compressed, or claims larger tensors than it has bytes, both of which could fill the memory.
+            compressed, or claims larger tensors than it has bytes, both of which could fill the memory; or it
+            is a program.
     """
     file = Path(path)
     if not file.is_file():
@@ -93,19 +82,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"weights {str(path)!r} are no checkpoint of torch.save (it starts with {start!r}): expected a "
             ".safetensors file or a state dict"
         )
-    _refuse_compressed(file)
+    _refuse_programs_and_compressed(file)
     whole = _read_checkpoint(file, path)
-    state, taken, left = _innermost(whole)
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"weights {str(path)!r} hold no state dict: expected names with tensors")
-    _refuse_oversized(state, file)
-    note = (
-        f"weights {str(path)!r} hold several sets of weights: {taken} was taken, not {', '.join(left)}"
-        if left
-        else None
-    )
-    state = {_without_wrappers(name): value for name, value in state.items()}
-    return Checkpoint(state, names_in(whole) or names_beside(file), note)
+    found = state_in(whole, str(path))
+    _refuse_oversized(found.state, file)
+    several = f"weights {str(path)!r} hold several sets of weights: {found.taken} was taken, not "
+    note = several + ", ".join(found.left) if found.left else None
+    return Checkpoint(without_wrappers(found.state), names_in(whole) or names_beside(file), note)
 
 
 def _read_checkpoint(file: Path, path: str | Path) -> object:
@@ -126,28 +109,16 @@ def _read_checkpoint(file: Path, path: str | Path) -> object:
         ) from error
 
 
-def _innermost(checkpoint: object) -> tuple[object, str, list[str]]:
-    """Return the state dict nested in a checkpoint under its usual keys, at most two levels deep.
-
-    And the key that it was taken from, and the keys of other sets of weights beside it.
-    """
-    taken, left = "", list[str]()
-    for _ in range(2):
-        if not isinstance(checkpoint, dict):
-            break
-        keys = [key for key in WRAPPER_KEYS if isinstance(checkpoint.get(key), dict)]
-        if not keys:
-            break
-        taken, left = keys[0], left + keys[1:]
-        checkpoint = checkpoint[taken]
-    return checkpoint, taken, left
-
-
-def _refuse_compressed(file: Path) -> None:
-    """Raise InputError for an archive whose entries are compressed: torch.save never does that."""
+def _refuse_programs_and_compressed(file: Path) -> None:
+    """Raise InputError for programs, and for an archive with compressed entries: torch.save makes none."""
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
+        if any(PROGRAMS.match(entry.filename) for entry in archive.infolist()):
+            raise InputError(
+                f"weights {str(file)!r} are a program (TorchScript or torch.export) and were not opened: "
+                "running it could do anything. Load it where you trust it, and save its state_dict()"
+            )
         compressed = [
             entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED
         ]
@@ -172,61 +143,6 @@ def _refuse_oversized(state: Mapping[str, Tensor], file: Path) -> None:
             )
 
 
-def _without_wrappers(name: str) -> str:
-    """Cut off the prefix of parallel training, and the one of compiling wherever it stands."""
-    name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
-
-
-def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state under the names of the network, where tools only added or left out names.
-
-    A prefix is cut off only where every parameter of the network then has its tensor. Without a prefix,
-    nothing but counters of tools is left out; beside a prefix, what stands outside it (the loss, metrics).
-    Counters of batch-norms that the file lacks are taken from the network, as PyTorch itself does for them.
-
-    Args:
-        state: The tensors as the file names them.
-        expected: The tensors as the network names them; their shapes may differ.
-
-    Returns:
-        The tensors by their names in the network where they can be told, else as the file names them.
-    """
-    counters = {name: v for name, v in expected.items() if name.split(".")[-1] == "num_batches_tracked"}
-    needed = expected.keys() - counters.keys()
-    own = {n: v for n, v in state.items() if n in expected or n.split(".")[-1] not in COUNTERS}
-    if not needed <= own.keys():
-        for prefix in _prefixes():
-            inner = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-            inner = {n: v for n, v in inner.items() if n in expected or n.split(".")[-1] not in COUNTERS}
-            if needed and needed <= inner.keys():
-                own = inner
-                break
-        else:
-            own = _below_another_prefix(state, needed) or own
-    if needed <= own.keys():
-        own = {**{name: value for name, value in counters.items() if name not in own}, **own}
-    return own
-
-
-def _below_another_prefix(state: Mapping[str, Tensor], needed: Set[str]) -> dict[str, Tensor] | None:
-    """Return the tensors below the one prefix under which the network is complete; None where none is."""
-    some = next(iter(needed), "")
-    complete = []
-    for prefix in sorted({name.removesuffix(some) for name in state if some and name.endswith("." + some)}):
-        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if needed <= inner.keys():
-            complete.append({name: v for name, v in inner.items() if name.split(".")[-1] not in COUNTERS})
-    return complete[0] if len(complete) == 1 else None
-
-
-def _prefixes() -> list[str]:
-    """Return the prefixes of wrappers, alone and one inside another."""
-    return [*WRAPPER_PREFIXES, *(outer + inner for outer in WRAPPER_PREFIXES for inner in WRAPPER_PREFIXES)]
-
-
 def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Load a state dict into a network; every name and shape must match.
 
@@ -239,10 +155,11 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> Non
         origin: Where the tensors come from, for the error message.
 
     Raises:
-        InputError: Names or shapes differ; the message lists the first five differences.
+        InputError: Names or shapes differ, and the message lists the first five differences; or the network
+            is there several times.
     """
     expected = model.state_dict()
-    state = fitted(state, expected)
+    state = fitted(state, expected, origin)
     wrong = [
         f"{name}: {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the model"
         for name, value in expected.items()

@@ -22,7 +22,8 @@ from torchdoctor.data.table import ImageTable
 from torchdoctor.images.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from torchdoctor.models.loading import load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
-from torchdoctor.models.weights import fitted, load_into, load_weights, weights_card
+from torchdoctor.models.state_names import fitted
+from torchdoctor.models.weights import load_into, read_checkpoint, weights_card
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import InputError
 
@@ -81,9 +82,11 @@ def load_classifier(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Pre
     name = settings.model or model_of_card(card, settings.weights)
     if name is None:
         raise InputError("--model is missing, and no card lies beside the weights: give torchvision:NAME")
-    state = load_weights(settings.weights)
-    preprocessing = _preprocessing(settings, card, name)
-    classes = card.get("classes") or imagenet_names(_head_size(name, state, preprocessing))
+    checkpoint = read_checkpoint(settings.weights)
+    state, preprocessing = checkpoint.state, _preprocessing(settings, card, name)
+    classes = card.get("classes") or checkpoint.classes
+    if not classes:
+        classes = imagenet_names(_head_size(name, state, preprocessing, settings.weights))
     model = load_model(name, classes, channels=preprocessing.channels, image_size=preprocessing.image_size)
     load_into(model, state, settings.weights)
     return model.to(device_named(settings.device)).eval(), tuple(classes), preprocessing
@@ -121,13 +124,13 @@ def imagenet_names(categories: int) -> tuple[str, ...]:
     return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def _head_size(name: str, state: dict[str, torch.Tensor], preprocessing: Preprocessing) -> int:
+def _head_size(name: str, state: dict[str, torch.Tensor], preprocessing: Preprocessing, origin: str) -> int:
     """Return the number of logits in the file: the size of what the model has as its last matrix.
 
     The order of the file says nothing: safetensors are sorted by name.
     """
     model = load_model(name, 2, channels=preprocessing.channels, image_size=preprocessing.image_size)
-    state = fitted(state, model.state_dict())
+    state = fitted(state, model.state_dict(), origin)
     for entry, value in reversed(model.state_dict().items()):
         if value.ndim >= 2 and entry in state:
             return state[entry].shape[0]
