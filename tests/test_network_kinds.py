@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import re
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -267,6 +271,120 @@ def test_a_network_with_computed_tensors_can_be_copied_and_treated(make):
     diagnosis = diagnose(network, [batch], layers=["c.0"], confidence=0.0)
     treat(network, [batch], diagnosis, recipe=Recipe(epochs=1), seeds=1)
     assert [finding for finding in check_model(network, batch.images[:2]) if finding.level == "error"] == []
+
+
+def with_functions():
+    """Keep the head in a lambda, in a function that calls itself, a partial and a tuple."""
+    network = Net()
+    network.head = lambda maps: network.fc(maps)
+
+    def again(maps, times=1, head=network.fc):
+        return again(maps, times - 1) if times else head(maps)
+
+    network.inner = {"all": [network.head, (again, functools.partial(again, times=2)), network.fc.forward]}
+    return network
+
+
+class ByFunctions(Net):
+    def forward(self, images):
+        maps = self.last(self.b(self.a(images))).mean((2, 3))
+        lam, (again, part), method = self.inner["all"]
+        return self.head(maps) + lam(maps) + again(maps) + part(maps) + method(maps)
+
+
+class ByHook(Net):
+    def __init__(self):
+        super().__init__()
+        self.store = {}
+        self.c.register_forward_hook(self.keeping())
+
+    def keeping(self):
+        def keep(_module, _inputs, output):
+            self.store["c"] = output
+
+        return keep
+
+    def forward(self, images):
+        super().forward(images)
+        return self.fc(self.store["c"].mean((2, 3)))
+
+
+def by_functions():
+    network = with_functions()
+    network.__class__ = ByFunctions
+    return network
+
+
+@pytest.mark.parametrize("make", [by_functions, ByHook])
+def test_functions_of_a_copy_use_the_parts_of_the_copy(make):
+    torch.manual_seed(0)
+    network, images = make().eval(), torch.rand(2, 3, 24, 24)
+    before = network(images)
+    other = copy_of(copy_of(network))
+    torch.testing.assert_close(other(images), before)
+    for parameter in network.parameters():
+        parameter.data.fill_(torch.nan)
+    torch.testing.assert_close(other(images), before)
+    other.fc.weight.data.zero_(), other.fc.bias.data.zero_()
+    assert not other(images).any()
+
+
+ELSEWHERE: list[nn.Module] = []
+
+
+class Global(Net):
+    def __init__(self):
+        super().__init__()
+        ELSEWHERE[:] = [self.fc]
+
+    def forward(self, images):
+        return ELSEWHERE[0](self.last(self.b(self.a(images))).mean((2, 3)))
+
+
+class Referring(Net):
+    def __init__(self):
+        super().__init__()
+        self.owner = weakref.ref(self)
+
+    def forward(self, images):
+        return self.owner().fc(self.last(self.b(self.a(images))).mean((2, 3)))
+
+
+class Locked(Net):
+    def __init__(self):
+        super().__init__()
+        self.b.guard = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Global, "goes on using weights of the original, through a global variable"),
+        (Referring, "goes on using weights of the original: the attribute 'owner' of Referring"),
+        (Locked, r"cannot be copied.*the attribute 'guard' of Sequential \(b\) \(lock\)"),
+    ],
+)
+def test_networks_that_cannot_be_copied_are_refused_with_what_is_in_the_way(kind, said):
+    network = kind()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    finding = check_model(network, torch.rand(2, 3, 24, 24))[0]
+    assert (finding.level, finding.check) == ("error", "kind") and re.search(said, finding.message)
+    torch.testing.assert_close(network.state_dict(), before)
+
+
+class Collecting(Net):
+    def last(self, maps):
+        self.kept = [*getattr(self, "kept", []), self.c(maps)]
+        return self.kept[-1]
+
+
+def test_maps_that_a_network_kept_during_noise_draws_are_left_out_of_copies():
+    torch.manual_seed(0)
+    network, batch = Collecting(), some_images(8)
+    batch = Batch(batch.images.float(), batch.labels, batch.ids)
+    diagnosis = diagnose(network, [batch], layers=["c.0"], confidence=0.0, draws=1)
+    treat(network, [batch], diagnosis, recipe=Recipe(epochs=1), seeds=1)
+    assert len(network.kept) > 1
 
 
 def test_a_plain_copy_is_the_copy_of_the_standard_library():

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchdoctor.network.copying import copy_of
+from torchdoctor.network.copying import copy_of, flaw_of_copy
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import score_gradients
 from torchdoctor.network.hooks import hooked, keep_in, map_shapes, run_tapped
@@ -91,8 +91,11 @@ def try_out(
     """
     try:
         plain = copy_of(unwrap(model)).eval()
+        flaw = flaw_of_copy(unwrap(model), plain, example)
     except Exception as error:  # an odd module can fail in any way, and each is worth reporting
         return (Finding("error", "kind", _first_line(error)),)
+    if flaw is not None:
+        return (Finding("error", "kind", flaw),)
     findings: list[Finding] = []
     for name in trials:
         trial = TRIALS[name]
