@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,18 @@ def test_positive_logits_are_no_probabilities():
             "half precision .*float16",
         ),
         ("import torch\ndef make(num_classes): return torch.nn.Linear(3, 2).bfloat16()", "half precision"),
+        (
+            "import torch\ndef make(num_classes): return torch.nn.Linear(3, 2).double()",
+            r"another precision .*float64.*leave .*\.double",
+        ),
+        (
+            "import argparse\np = argparse.ArgumentParser()\np.add_argument('--lr', required=True)\n"
+            "p.parse_args([])",
+            r"ended the program on import \(sys.exit\(2\)\).*__name__",
+        ),
+        ("import sys\nsys.exit()", r"ended the program on import \(sys.exit\(None\)\)"),
+        ("def make(num_classes): raise SystemExit('no config')", "the factory ended the program .*no config"),
+        ("def make(num_classes): assert num_classes == 7", "own_network.*line 1: def make.*assert"),
         ("make = 3", "holds no function or class 'make'"),
         ("other = 3", "has no 'make'"),
     ],
@@ -66,3 +80,71 @@ def test_errors_of_a_factory_are_told(text, said, tmp_path, monkeypatch, request
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=said):
         load_model(f"{module}:make", 2)
+
+
+def test_lazy_layers_get_their_weights_from_an_image_of_the_size(tmp_path, monkeypatch):
+    (tmp_path / "own_lazy.py").write_text(
+        "from torch import nn\ndef make(num_classes):\n    return nn.Sequential(nn.LazyConv2d(4, 3), "
+        "nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_classes))"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = load_model("own_lazy:make", 2, channels=3, image_size=8)
+    assert model.training and model[3].weight.shape == (2, 144)
+    assert check_model(model, torch.rand(2, 3, 8, 8)) == ()
+    with pytest.raises(InputError, match=r"no weights yet: 0\.weight belongs to a lazy layer"):
+        load_model("own_lazy:make", 2)
+    with pytest.raises(InputError, match="lazy layers, and fails on an image of 3 x 2 x 2"):
+        load_model("own_lazy:make", 2, image_size=2)
+
+
+class Plain(Ending):
+    def __init__(self):
+        super().__init__(lambda logits: logits)
+
+
+class NoGrad(Plain):
+    def forward(self, images):
+        with torch.no_grad():
+            maps = self.body(images)
+        return self.head(maps)
+
+
+class Inference(Plain):
+    @torch.inference_mode()
+    def forward(self, images):
+        return super().forward(images)
+
+
+class Detached(Plain):
+    def forward(self, images):
+        return self.head(self.body(images).detach())
+
+
+class InPlace(Plain):
+    def forward(self, images):
+        return super().forward(images.mul_(2))
+
+
+class Asserting(Plain):
+    def forward(self, images):
+        if images.shape[-1] != 224:
+            raise AssertionError  # as `assert` does, without a text
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "said"),
+    [
+        (NoGrad, "layers", r"runs them under torch\.no_grad"),
+        (Inference, "layers", r"runs them under torch\.inference_mode"),
+        (Detached, "layers", r"cuts them off on the way \(detach"),
+        (InPlace, "forward", "changes the images that it is given, in place"),
+        (Asserting, "forward", r"AssertionError at test_own_networks\.py, line \d+: raise AssertionError"),
+    ],
+)
+def test_what_forward_does_is_named(kind, check, said):
+    images = torch.rand(2, 3, 8, 8)
+    before = images.clone()
+    (finding,) = check_model(kind(), images)
+    assert finding.check == check and re.search(said, finding.message)
+    assert torch.equal(images, before)

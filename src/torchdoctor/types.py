@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 # How a diagnosis measures evidence: the absolute derivative of a category's score by a layer's map (Eq. 2),
@@ -92,3 +94,22 @@ def check_choice(name: str, value: object, kind: Any) -> None:
 
 def silent(_stage: str, _done: int, _total: int) -> None:
     """Ignore progress: the `Progress` callback that does nothing."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of other people's code says, in one line.
+
+    Args:
+        error: The error, as it was caught.
+
+    Returns:
+        The first line of its text; where it has none, its kind and the line of code that raised it.
+    """
+    text = str(error).strip()
+    if text:
+        return text.splitlines()[0]
+    kind, frames = type(error).__name__, traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return kind
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    return f"{kind} at {place}{f': {frames[-1].line}' if frames[-1].line else ''}"

@@ -17,7 +17,7 @@ from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.layers import chosen_layers, default_layers
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.prediction import device_of
-from torchdoctor.types import InputError
+from torchdoctor.types import InputError, first_line
 
 TryOut = Callable[[str, nn.Module, Splits, tuple[str, ...]], tuple[str, ...]]
 
@@ -76,10 +76,9 @@ def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
     except InputError:
         raise
     except Exception as error:  # a model of the user's own can fail in any way
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"--model {name!r} fails on an image of shape {list(example.shape[1:])} [channel, "
-            f"height, width] ({said}): check --channels and --image-size"
+            f"height, width] ({first_line(error)}): check --channels and --image-size"
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from torchdoctor.models.catalogue import MODELS, ModelEntry
@@ -18,7 +19,7 @@ from torchdoctor.models.pretrained import PRETRAINED, load_pretrained
 from torchdoctor.models.stems import set_input_channels
 from torchdoctor.models.weights import load_into, load_weights
 from torchdoctor.network.outputs import unwrap
-from torchdoctor.types import InputError
+from torchdoctor.types import InputError, first_line
 
 EXPECTED = "torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory"
 # Not the methods of tensors: `trunc_normal_` calls `Tensor.normal_` until all values lie within its bounds.
@@ -66,10 +67,28 @@ def load_model(
     if number < 1 or channels < 1:
         raise InputError(f"model {name!r}: {number} categories and {channels} channels; expected 1 or more")
     pretrained = weights == PRETRAINED
-    model = unwrap(_build(name, number, channels, image_size, pretrained=pretrained))
+    built = _build(name, number, channels, image_size, pretrained=pretrained)
+    if image_size is not None and any(map(is_lazy, (*built.parameters(), *built.buffers()))):
+        _fill_lazy(built, name, channels, image_size)
+    model = unwrap(built)
     if weights is not None and not pretrained:
         load_into(model, load_weights(weights), str(weights))
     return model
+
+
+def _fill_lazy(model: nn.Module, name: str, channels: int, image_size: int) -> None:
+    """Let lazy layers make their weights, by an image of the size that the network is to take."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, image_size, image_size))
+    except Exception as error:  # a network of the user's own can fail in any way
+        raise InputError(
+            f"model {name!r} has lazy layers, and fails on an image of {channels} x {image_size} x "
+            f"{image_size}, from which they would get their shapes ({_named(error)})"
+        ) from error
+    for module, mode in modes.items():
+        module.training = mode
 
 
 class WithoutDrawing(TorchFunctionMode):
@@ -163,12 +182,7 @@ def _timm(name: str, classes: int, channels: int, *, pretrained: bool) -> nn.Mod
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         failed = "its pretrained weights" if pretrained else "it"
-        raise InputError(f"model {name!r}: timm could not load {failed} ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if it has no message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"model {name!r}: timm could not load {failed} ({first_line(error)})") from error
 
 
 def _unknown(full: str, name: str, known: Sequence[str]) -> str:
@@ -188,6 +202,8 @@ def _factory(module: str, function: str, classes: int, channels: int) -> nn.Modu
         model = factory(**{name: value for name, value in arguments.items() if _accepts(factory, name)})
     except InputError:
         raise
+    except SystemExit as error:
+        raise InputError(f"model {full!r}: the factory ended the program {_left(error)}") from error
     except Exception as error:  # a factory of the user's own can fail in any way
         raise InputError(
             f"model {full!r}: the factory raised {_named(error)}; it is called with num_classes (and "
@@ -195,10 +211,14 @@ def _factory(module: str, function: str, classes: int, channels: int) -> nn.Modu
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"model {full!r} returned {type(model).__name__}; expected a torch.nn.Module")
-    half = next((each.dtype for each in model.parameters() if each.dtype in HALF), None)
-    if half is not None:
+    odd = next(
+        (p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None
+    )
+    if odd is not None:
+        precision = "half" if odd in HALF else "another"
         raise InputError(
-            f"model {full!r} is in half precision ({half}); expected float32: leave .half() or .to(...) out"
+            f"model {full!r} is in {precision} precision ({odd}); expected float32: leave .half(), .double() "
+            "or .to(...) out"
         )
     return model
 
@@ -212,6 +232,11 @@ def _imported(full: str, module: str, function: str) -> Callable[..., Any]:
             f"model {full!r}: module {module!r} cannot be imported ({error}); expected {EXPECTED}, with the "
             "package on PYTHONPATH"
         ) from error
+    except SystemExit as error:
+        raise InputError(
+            f"model {full!r}: module {module!r} ended the program on import {_left(error)}; put what it does "
+            "as a script, such as reading a command line, below if __name__ == '__main__'"
+        ) from error
     except Exception as error:  # a module of the user's own can fail in any way
         raise InputError(f"model {full!r}: module {module!r} fails on import: {_named(error)}") from error
     if not callable(factory := getattr(found, function, None)):
@@ -220,9 +245,14 @@ def _imported(full: str, module: str, function: str) -> Callable[..., Any]:
     return factory
 
 
+def _left(error: SystemExit) -> str:
+    """Return how code left the program: with a number or a last word."""
+    return f"(sys.exit({error.code!r}))"
+
+
 def _named(error: BaseException) -> str:
     """Return the kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _has_parameter(factory: Callable[..., object], name: str) -> bool:

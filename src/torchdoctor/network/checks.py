@@ -17,7 +17,7 @@ from torchdoctor.network.hooks import hooked, keep_in, map_shapes, run_tapped
 from torchdoctor.network.layers import candidate_layers, default_layers
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.workarounds import second_derivatives
-from torchdoctor.types import InputError
+from torchdoctor.types import InputError, first_line
 
 Level = Literal["error", "warning"]
 PROBABILITIES = ("SigmoidBackward0", "SoftmaxBackward0", "LogSoftmaxBackward0", "LogSigmoidBackward0")
@@ -142,14 +142,21 @@ Messages = Iterator[tuple[Level, str]]
 
 def _first_line(error: Exception) -> str:
     """Return the first line of an error, with its kind where it is not ours."""
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+    first, kind = first_line(error), type(error).__name__
+    return first if isinstance(error, InputError) or first.startswith(kind) else f"{kind}: {first}"
 
 
 def _forward(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Run in evaluation mode: logits, finite, one row per image."""
+    given = example.clone()
     with torch.no_grad():
-        logits = as_logits(model(example))
+        logits = as_logits(model(given))
+    if not bool(((given == example) | example.isnan()).all()):
+        yield (
+            "error",
+            "forward changes the images that it is given, in place (such as x.mul_(2) or x -= mean): whoever "
+            "hands them in would see other images. Write x = x * 2",
+        )
     if len(logits) != len(example):
         yield "error", f"{len(example)} images gave {len(logits)} rows of logits: expected one row per image"
     if not bool(torch.isfinite(logits).all()):

@@ -95,7 +95,7 @@ def flaw_of_copy(
     )
     with torch.no_grad():
         try:
-            before = as_logits(copied(images))
+            before = as_logits(copied(images.clone()))
         except Exception as error:  # a network of the user's own can fail in any way
             return (
                 f"a copy of the network fails where the network itself runs ({type(error).__name__}: {error})"
@@ -107,7 +107,7 @@ def flaw_of_copy(
             return None
         try:
             with _spoiled(network):
-                after = as_logits(copied(images))
+                after = as_logits(copied(images.clone()))
         except Exception:  # tensors that cannot be spoiled, or a network that fails by itself
             return None
     if bool(torch.isfinite(after).all()):

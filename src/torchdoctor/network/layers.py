@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.curvature import bends, gradients_move
+from torchdoctor.network.cut_off import why_no_layer
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import hooked, run_tapped
@@ -147,7 +148,7 @@ def default_layers(
     """
     candidates = candidate_layers(model, images)
     if not candidates:
-        raise InputError(_why_none(model))
+        raise InputError(why_no_layer(model, images))
     order = {candidate.name: position for position, candidate in enumerate(candidates)}
     usable = [layer for layer in candidates if layer.shape[1] * layer.shape[2] > 1] or list(candidates)
     last_of_size: dict[tuple[int, int], str] = {}
@@ -162,19 +163,6 @@ def default_layers(
         if candidate.name not in chosen:
             chosen.append(candidate.name)
     return tuple(sorted(chosen, key=order.__getitem__))
-
-
-def _why_none(model: nn.Module) -> str:
-    """Say why a network has no candidate layer, and what can be done."""
-    name = type(model).__name__
-    convolutions = [name for name, module in unwrap(model).named_modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions:
-        return f"{name} has no two-dimensional convolution: Model Doctor treats convolutional classifiers"
-    return (
-        f"{name} has {len(convolutions)} two-dimensional convolution(s), of which none is called exactly "
-        "once in a forward pass and feeds the logits (a network that runs its layers on several views of an "
-        "image?). Give a network that runs each layer once, and put the views together outside of it"
-    )
 
 
 def refuse_text(wanted: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchdoctor.types import InputError
 
@@ -70,6 +71,11 @@ def _refuse_unusable(model: nn.Module) -> None:
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             continue
+        if is_lazy(value):
+            raise InputError(
+                f"the model has no weights yet: {name} belongs to a lazy layer. Run the model once on images "
+                "of your size, as in model(torch.zeros(1, 3, 64, 64)), where it is built"
+            )
         if value.is_quantized or type(value).__module__.startswith("torchao"):
             raise InputError(
                 f"the model is quantised: {name} is {value.dtype}, without derivatives. Give the float model"
