@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torchdoctor import InputError, check_model, load_model
+from torchdoctor.network.checks import TO_TRAIN, try_out
 
 
 class Ending(nn.Module):
@@ -38,6 +39,41 @@ def test_probabilities_are_seen_by_their_values(step):
     found = [each for each in check_model(Ending(step), torch.rand(2, 3, 8, 8)) if each.check == "output"]
     assert [each.level for each in found] == ["error"]
     assert "ends in Softmax" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("step", "level", "kind"),
+    [
+        (lambda x: x.sigmoid().view(len(x), -1), "error", "Sigmoid"),
+        (lambda x: x.sigmoid().clamp(1e-6, 1 - 1e-6), "error", "Sigmoid"),
+        (lambda x: x.softmax(1) + 1e-3, "error", "Softmax"),
+        (lambda x: 100 * x.softmax(1), "error", "Softmax"),
+        (lambda x: x.softmax(1) + (2 * x).softmax(1), "error", "Softmax"),
+        (lambda x: torch.stack([x.softmax(1), (2 * x).softmax(1)]).sum(0), "error", "Softmax"),
+        (lambda x: -x.softmax(1), "error", "Softmax"),
+        (lambda x: x.log_softmax(1) * 1.0, "warning", "LogSoftmax"),
+        (lambda x: (x.softmax(1) + 1e-8).log(), "warning", "Log of Softmax"),
+    ],
+)
+def test_probabilities_are_seen_behind_further_steps(step, level, kind):
+    found = [each for each in check_model(Ending(step), torch.rand(2, 3, 8, 8)) if each.check == "output"]
+    assert [each.level for each in found] == [level]
+    assert f"ends in {kind}:" in found[0].message
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x * x.sigmoid(),
+        lambda x: 10 * x.sigmoid() - 5,
+        lambda x: x + x.softmax(1),
+        lambda x: x.softmax(1) @ torch.randn(3, 3),
+        lambda x: x.abs() + 1,
+    ],
+)
+def test_gates_and_bounds_are_no_probabilities(step):
+    found = check_model(Ending(step), torch.rand(2, 3, 8, 8))
+    assert [each for each in found if each.check == "output"] == []
 
 
 def test_positive_logits_are_no_probabilities():
@@ -148,3 +184,9 @@ def test_what_forward_does_is_named(kind, check, said):
     (finding,) = check_model(kind(), images)
     assert finding.check == check and re.search(said, finding.message)
     assert torch.equal(images, before)
+
+
+def test_a_network_without_derivatives_is_not_trained():
+    (finding,) = try_out(Inference(), torch.rand(2, 3, 8, 8), (), TO_TRAIN)
+    assert finding.check == "training" and "training would change nothing" in finding.message
+    assert try_out(NoGrad(), torch.rand(2, 3, 8, 8), (), TO_TRAIN) == ()  # its head can be trained

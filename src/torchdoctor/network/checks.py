@@ -16,11 +16,11 @@ from torchdoctor.network.gradients import score_gradients
 from torchdoctor.network.hooks import hooked, keep_in, map_shapes, run_tapped
 from torchdoctor.network.layers import candidate_layers, default_layers
 from torchdoctor.network.outputs import as_logits, unwrap
+from torchdoctor.network.probabilities import probabilities_in
 from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.types import InputError, first_line
 
 Level = Literal["error", "warning"]
-PROBABILITIES = ("SigmoidBackward0", "SoftmaxBackward0", "LogSoftmaxBackward0", "LogSigmoidBackward0")
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,7 @@ def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) ->
     """Look for probabilities where logits are expected."""
     with torch.enable_grad():
         logits = as_logits(model(example.clone().requires_grad_(True)))
-    last = logits.grad_fn.name() if logits.grad_fn is not None else ""
-    kind = last.removesuffix("Backward0") if last in PROBABILITIES else ""
-    if not kind and _are_probabilities(logits):
-        kind = "Softmax or another step that gives probabilities (rows that are not negative and sum to 1)"
+    kind = probabilities_in(logits)
     if kind:
         level: Level = "warning" if kind.startswith("Log") else "error"
         yield (
@@ -180,12 +177,6 @@ def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) ->
                 "probabilities vanish. Leave the last activation out"
             ),
         )
-
-
-def _are_probabilities(logits: Tensor) -> bool:
-    """Return whether every row looks like probabilities: none negative, the sum 1 up to rounding."""
-    values = logits.detach().float()
-    return values.shape[1] > 1 and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _repeatable(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
@@ -294,6 +285,12 @@ def _training(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) 
     logits = as_logits(own(example))
     if logits.requires_grad:
         torch.nn.functional.cross_entropy(logits, logits.argmax(1)).backward()
+    else:
+        yield (
+            "error",
+            "training would change nothing: no derivative leads from the logits to a parameter (is forward "
+            "run under torch.no_grad or torch.inference_mode, or are the logits detached?). Leave that out",
+        )
     with frozen_eval(model) as frozen:
         before = frozen.logits(example).shape
     if logits.shape != before:
