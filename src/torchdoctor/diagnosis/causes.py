@@ -15,6 +15,7 @@ from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
 from torchdoctor.diagnosis.detail import with_more_pixels
 from torchdoctor.diagnosis.label_doubts import LabelDoubts, label_doubts
 from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
+from torchdoctor.diagnosis.renaming import other_order
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.diagnosis.unlike import distances, logits_and_features, unlike_others
@@ -35,6 +36,7 @@ class _Facts:
     `overall` holds the training and the validation accuracy. `changed[c]`: the share of the evidence for c on
     kernels that are out of step with their batch-norm. `confusion` is that of the diagnosis, divided by the
     row's sum, and `examined` that of the images that are examined. `doubts` is about their labels.
+    `order`: the category that each is taken for, where another order explains the confusion far better.
     """
 
     training: Float[np.ndarray, " category"]
@@ -45,6 +47,7 @@ class _Facts:
     confusion: Float[np.ndarray, "category category"]
     examined: Float[np.ndarray, "category category"]
     doubts: LabelDoubts
+    order: Int[np.ndarray, " category"] | None
 
     @property
     def median(self) -> float:
@@ -63,6 +66,11 @@ class _Facts:
         """Whether next to no training image of a category is classified correctly."""
         return bool(self.training_images[category] > 0 and self.confusion[category, category] <= NEVER)
 
+    def in_another_order(self, label: int, other: int) -> bool:
+        """Whether two categories are exchanged: both never right, or the first is the second in an order."""
+        both = self.never_right(label) and self.never_right(other)
+        return both or (self.order is not None and int(self.order[label]) == other)
+
     def of(
         self, confidences: Float[np.ndarray, " category"], label: int, other: int, row: int
     ) -> dict[str, float]:
@@ -78,7 +86,7 @@ class _Facts:
             "training_images_of_median": float(self.training_images[label] / self.median),
             "confused_on_training": confused,
             "confused_beyond_others": confused / max(self.lost, 1e-9),
-            "label_never_right": float(self.never_right(label) and self.never_right(other)),
+            "label_never_right": float(self.in_another_order(label, other)),
             "taken_for_prediction": float(self.confusion[label, other]),
             "wrong_labels": self.doubts.share,
             "label_wrong_by_share": float(self.doubts.wrong[row]),
@@ -194,6 +202,7 @@ def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray, right: 
         if (labels == category).any():
             validation[category] = 100.0 * right[labels == category].mean()
     trained = diagnosis.confusion.sum(1)
+    confusion = diagnosis.confusion / np.maximum(trained, 1)[:, None]
     overall = 100.0 * np.trace(diagnosis.confusion) / max(int(trained.sum()), 1)
     return _Facts(
         training=diagnosis.accuracy,
@@ -201,7 +210,8 @@ def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray, right: 
         validation=validation,
         overall=(float(overall), float(100.0 * right.mean())),
         changed=_evidence_on_changed(diagnosis),
-        confusion=diagnosis.confusion / np.maximum(trained, 1)[:, None],
+        confusion=confusion,
+        order=other_order(confusion, trained > 0),
         examined=examined / np.maximum(examined.sum(1), 1)[:, None],
         # Categories that are never right tell of another fault than wrong labels.
         doubts=label_doubts(

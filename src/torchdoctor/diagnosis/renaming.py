@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Num
 from scipy.optimize import linear_sum_assignment
 
 EXCHANGED = 0.25  # share of the images that must come right by numbering the categories otherwise, to say so
@@ -91,6 +91,25 @@ def renamed(
     return Renaming(right, None, seen)
 
 
+def other_order(
+    shares: Float[np.ndarray, "label given"], known: Bool[np.ndarray, " label"]
+) -> Int[np.ndarray, " label"] | None:
+    """Find the order of the categories that explains a confusion matrix of many images.
+
+    Args:
+        shares: The share of each category's images that is given each number.
+        known: Which categories have images.
+
+    Returns:
+        The number that each category is taken for, if that brings at least `EXCHANGED` more right, on average
+        over the categories; else None.
+    """
+    rows = np.flatnonzero(known)
+    taken_for = _assigned(shares)
+    gained = shares[rows, taken_for[rows]] - shares[rows, rows]
+    return taken_for if len(rows) and gained.mean() >= EXCHANGED else None
+
+
 def _first_half(labels: Int[np.ndarray, " image"]) -> Bool[np.ndarray, " image"]:
     """Return every other image of each category."""
     by_category = np.argsort(labels, kind="stable")
@@ -107,7 +126,7 @@ def _counts(labels: np.ndarray, predicted: np.ndarray, categories: int) -> Int[n
     return counts
 
 
-def _assigned(counts: Int[np.ndarray, "label given"]) -> Int[np.ndarray, " label"]:
+def _assigned(counts: Num[np.ndarray, "label given"]) -> Int[np.ndarray, " label"]:
     """Return the number for each category that explains most images, one to one; its own where it can be."""
-    # The smaller summand prefers a category's own number where others explain no more.
-    return np.asarray(linear_sum_assignment(-(2.0 * counts + np.eye(len(counts)) / len(counts)))[1])
+    # The small summand prefers a category's own number where others explain no more.
+    return np.asarray(linear_sum_assignment(-(counts + 1e-9 * np.eye(len(counts))))[1])
