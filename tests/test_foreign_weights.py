@@ -16,6 +16,7 @@ from torchdoctor.data.pixels import Preprocessing, fit
 from torchdoctor.diagnosis.renaming import renamed
 from torchdoctor.models.class_names import names_in, same_names
 from torchdoctor.models.weights import load_into, load_weights, read_checkpoint
+from torchdoctor.verbs.predict import load_classifier
 
 NAMES = ("1", "2", "10")  # sorted as text: 1, 10, 2
 COLOURS = ((220, 40, 40), (40, 60, 210), (60, 200, 60))
@@ -288,3 +289,12 @@ def test_an_unknown_prefix_is_cut_off_where_it_is_the_only_one(tmp_path):
     teacher = {name.replace("student", "teacher"): value for name, value in state.items()}
     with pytest.raises(InputError, match="do not fit"):
         load_into(other, {**state, **teacher}, "w.pth")
+
+
+def test_a_prediction_uses_the_names_that_the_weights_bring(tmp_path):
+    torch.save(
+        {"state_dict": load_model("small_resnet", 3, image_size=32).state_dict(), "classes": list(CYCLE)},
+        tmp_path / "w.pth",
+    )
+    about = {"model": "small_resnet", "weights": str(tmp_path / "w.pth"), "image_size": 32}
+    assert load_classifier(settings_from(about))[1] == CYCLE

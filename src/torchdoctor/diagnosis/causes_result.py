@@ -27,7 +27,7 @@ Cause = Literal[
 
 MEANINGS: Mapping[Cause, str] = {
     "preparation": "prepared in another usual way, the same image is classified correctly",
-    "category order": "training images of the category are never right and mostly taken for one other",
+    "category order": "training images of the category are seldom right and mostly taken for one other",
     "unlike the training images": "hardly any correctly classified image is as unusual in its pixels or maps",
     "too little detail": "given with more pixels, the same image is classified correctly",
     "background": "before other backgrounds the same object is classified correctly",
