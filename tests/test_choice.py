@@ -21,10 +21,13 @@ from torchdoctor.treatment.learning_rate import TIMES, affordable_steps, short_s
 from torchdoctor.treatment.next_steps import OWN_MISTAKES, STEPS, Known, next_steps, sentences
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.remedies import GENERAL, REMEDIES, meant_for
-from torchdoctor.treatment.search import candidates_for
+from torchdoctor.treatment.result import Arm, Treatment
+from torchdoctor.treatment.search import Candidate, candidates_for
 from torchdoctor.types import InputError
+from torchdoctor.verbs.checkup import with_better_arm
 from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for, validation_images
-from torchdoctor.verbs.search import listed_arms
+from torchdoctor.verbs.judge import judge_of
+from torchdoctor.verbs.search import Choice, listed_arms, plan_with_choice, weighed
 from torchdoctor.verbs.search_budget import control_steps, fitting_rungs, prices_of
 
 ALL = {name: cure for name, cure in REMEDIES.items() if name != "relabelled"}
@@ -238,3 +241,57 @@ def test_prices_follow_the_cures():
     prices = dict(zip([one.name for one in pool], prices_of(pool, lambda texts: 9.0), strict=True))
     assert prices["sam"] == REMEDIES["sam"].passes == 1.5 and prices["decay"] == 1.0
     assert isinstance(REMEDIES["sam"], Cure)
+
+
+def test_an_edit_and_a_training_are_both_trained_in_full_and_one_is_compared():
+    edit, training, space = (
+        Candidate("dfr"),
+        Candidate("swap"),
+        Candidate("space-b", ("space layers=b",), 2.0),
+    )
+    assert Choice(edit, rival=training).tried == ("dfr", "swap") and Choice(edit).tried == ("dfr",)
+    found = plan_with_choice(Settings(labels="l.csv"), Choice(edit, rival=training))
+    assert found.arms == ("control", "dfr", "swap", "relabelled")
+    found = plan_with_choice(Settings(), Choice(edit, rival=space))
+    assert (found.arms, found.constraints, found.tau) == (
+        ("control", "dfr", "treated"), ("space layers=b",), 2.0,
+    )  # fmt: skip
+
+
+def test_the_arm_that_validation_images_prefer_after_full_training_is_compared(photos, trained, tmp_path):
+    case = a_case(photos, trained, arms=("control", "averaging", "balance", "smoothing"))
+    state = {name: value.clone() for name, value in case.model.state_dict().items()}
+    broken = {**state, "fc.bias": state["fc.bias"] + 100 * np.arange(2)}
+    broken["fc.weight"] = 0 * state["fc.weight"]  # gives every image the same category
+    arms = [
+        Arm(name, seed, broken if name == "averaging" else state, (), 1, 1.0, (), 1, ())
+        for seed in (0, 1)
+        for name in ("control", "averaging", "balance", "smoothing")
+    ]
+    (tmp_path / "trials.json").write_text("{}")
+    choice = Choice(Candidate("averaging"), rival=Candidate("balance"))
+    treatment = Treatment(tuple(arms), ())
+    case, kept = with_better_arm(case, tmp_path, judge_of(case), treatment, choice, ("smoothing",))
+    assert case.plan.arm_names == ("control", "balance", "smoothing")
+    assert set(kept.names()) == {"control", "balance", "smoothing"}
+    record = json.loads((tmp_path / "trials.json").read_text())
+    assert record["compared"] == "balance" and record["in_full"]["averaging"] < record["in_full"]["balance"]
+
+
+def test_errors_of_a_rare_category_count_as_the_score_counts_them(photos, trained):
+    case = a_case(photos, trained)
+    rows = case.data.validation.table.ids.tolist()
+    labels = case.data.validation.table.labels
+    few = [*np.flatnonzero(labels == 0)[:1], *np.flatnonzero(labels == 1)[:4]]
+    one = replace(
+        case, data=replace(case.data, validation=case.data.validation.select([rows[row] for row in few]))
+    )
+    rare = ErrorCause(1, "blue", "red", 0.9, "rare category", {"rare category": 1.0}, {})
+    other = ErrorCause(2, "red", "blue", 0.9, "over-fitted", {"over-fitted": 1.0}, {})
+    causes = Causes((rare, other), 5, 60.0)
+    assert weighed(one, causes) == {"rare category": 1.0, "over-fitted": 1.0}
+    balanced = replace(one, plan=one.plan.but(select="balanced"))
+    blue, red = np.bincount(one.data.validation.table.labels).tolist()
+    assert blue < red
+    expected = {"rare category": (blue + red) / (2 * blue), "over-fitted": (blue + red) / (2 * red)}
+    assert weighed(balanced, causes) == pytest.approx(expected)

@@ -70,6 +70,7 @@ from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit
 from torchdoctor.verbs.begin import Watch
 from torchdoctor.verbs.causes import causes_stage
+from torchdoctor.verbs.checkup import with_better_arm
 from torchdoctor.verbs.judge import choose_weights, judge_of
 from torchdoctor.verbs.learning_rate import with_rate
 from torchdoctor.verbs.search import choose_stage, plan_with_choice
@@ -252,6 +253,7 @@ def measure(architecture: str, fault: str, seed: int, size: Size, arms: Sequence
         plan = plan_with_choice(case.plan, choice)
         case = replace(case, plan=plan.but(arms=tuple(dict.fromkeys([*plan.arm_names, *arms]))))
         _, treatment = treat_stage(case, folder, diagnosis, Watch(silent))
+        case, treatment = with_better_arm(case, folder, judge, treatment, choice, ("relabelled", *arms))
         chosen = case.plan.arm_names[1]
         used = choose_weights(folder, judge, treatment, chosen)["use"]
     own, scores = copy_of(faulty), dict[str, list[np.ndarray]]()
@@ -265,7 +267,7 @@ def measure(architecture: str, fault: str, seed: int, size: Size, arms: Sequence
         "fault": fault, "network": architecture, "seed": seed, "pixels": size.pixels, "images": size.images,
         "clean": rounded(accuracies(clean, test)[0]), "faulty": rounded(before[0]),
         "control": rounded(mean["control"][0]), **rated, "chosen": rounded(mean[chosen][0]),
-        "chosen_arm": choice.best.name, "used": used, "learning_rate": case.plan.learning_rate,
+        "chosen_arm": chosen, "used": used, "learning_rate": case.plan.learning_rate,
         "balanced": {"control": rounded(mean["control"][1]), "chosen": rounded(mean[chosen][1])},
         "arms": {name: rounded(value[0]) for name, value in mean.items()},
         "causes": {cause: round(number, 1) for cause, number in causes.expected.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard
+from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import (
     Say,
@@ -25,12 +27,12 @@ from torchdoctor.verbs.begin import (
 )
 from torchdoctor.verbs.causes import causes_stage
 from torchdoctor.verbs.compare import compare_stage, read_checkup, with_weights_to_use
-from torchdoctor.verbs.judge import choose_weights, judge_of
+from torchdoctor.verbs.judge import Judge, better_arm, choose_weights, judge_of
 from torchdoctor.verbs.learning_rate import with_rate
 from torchdoctor.verbs.model_folder import model_stage
 from torchdoctor.verbs.next_steps import read_steps, steps_record, steps_stage
 from torchdoctor.verbs.report import report_stage
-from torchdoctor.verbs.search import choose_stage, plan_with_choice
+from torchdoctor.verbs.search import Choice, choose_stage, listed_arms, plan_with_choice
 from torchdoctor.verbs.suspects import suspects_stage
 from torchdoctor.verbs.treat import diagnosis_of, reused_diagnosis, treat_stage
 
@@ -47,7 +49,7 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     Returns:
         The outcome, with the path of the report.
     """
-    judge = judge_of(case) if case.plan.chooses else None
+    judge, asked = (judge_of(case) if case.plan.chooses else None), listed_arms(case.plan)
     diagnosis = diagnosis_of(case, folder, reused, watch)
     found = (folder / CAUSES).is_file()
     causes = Causes.load(folder) if found else causes_stage(case, folder, diagnosis, watch.progress)
@@ -57,6 +59,8 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
         choice = choose_stage(case, folder, (diagnosis, causes), judge, watch)
         case = replace(case, plan=plan_with_choice(case.plan, choice))
     diagnosis, treatment = treat_stage(case, folder, diagnosis, watch)
+    if judge is not None:
+        case, treatment = with_better_arm(case, folder, judge, treatment, choice, asked)
     if (folder / "compare.json").is_file():
         outcome = read_checkup(case, folder)
     else:
@@ -70,6 +74,31 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     report = folder / "report.html"
     report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
+
+
+def with_better_arm(
+    case: Case, folder: Path, judge: Judge, treatment: Treatment, choice: Choice, asked: Sequence[str]
+) -> tuple[Case, Treatment]:
+    """Leave the arm out that a choice led to and that is not compared.
+
+    Args:
+        case: The prepared case, whose plan names the trained arms.
+        folder: The run's folder.
+        judge: How weights are scored.
+        treatment: The trained arms.
+        choice: What the trials led to.
+        asked: The arms that were asked for by name.
+
+    Returns:
+        The case and the treatment with the control, the better of the chosen arms, and those that were asked
+        for.
+    """
+    better = better_arm(folder, judge, treatment, choice.tried)
+    left_out = set(choice.tried) - {better} - set(asked)
+    names = [name for name in case.plan.arm_names if name not in left_out]
+    arms = tuple(sorted(names, key=lambda name: (name != "control", name != better)))
+    kept = tuple(arm for arm in treatment.arms if arm.name in arms)
+    return replace(case, plan=case.plan.but(arms=arms)), replace(treatment, arms=kept)
 
 
 def run_checkup(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,29 @@ def judge_of(case: Case) -> Judge:
             "none: use --select iid, or data whose validation images have masks"
         )
     return Judge(case, images, images, swapped, select)
+
+
+def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[str]) -> str:
+    """Let the validation split choose which of the arms trained in full is compared with the control.
+
+    Args:
+        folder: The run's folder; the choice is added to `trials.json`.
+        judge: How weights are scored.
+        treatment: The trained arms.
+        arms: The names of the arms that a choice led to; of equal ones the first is taken.
+
+    Returns:
+        The name of the best.
+    """
+    judge = judge.among(treatment.names())
+    means = {
+        arm: sum(scores) / len(scores)
+        for arm in arms
+        if (scores := [judge.score(one.state)["score"] for one in treatment.arms if one.name == arm])
+    }
+    best = max(means, key=lambda arm: means[arm])
+    write_json(folder / TRIALS, {**read_json(folder / TRIALS), "in_full": means, "compared": best})
+    return best
 
 
 def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:

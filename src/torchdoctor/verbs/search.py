@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.settings import BUDGET_TIMES, Settings
-from torchdoctor.diagnosis.causes_result import Causes
+from torchdoctor.diagnosis.causes_result import Cause, Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
@@ -52,10 +55,19 @@ class Choice:
     Attributes:
         best: The best candidate of all.
         constrained: The best of the candidates that are constraints; None if none was tried.
+        rival: The best candidate of the other kind: of those that only edit the trained network where `best`
+            trains differently, and the other way round. An edit shows all that it can in a short trial, and a
+            training does not, so both are trained in full and validation images decide. None without one.
     """
 
     best: Candidate
     constrained: Candidate | None = None
+    rival: Candidate | None = None
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """The arms that are trained in full, of which one is compared with the control."""
+        return tuple(dict.fromkeys(one.arm for one in (self.best, self.rival) if one is not None))
 
 
 def search_forecast(
@@ -148,7 +160,7 @@ def choose_stage(
     if not finished:
         record |= {"chosen": asdict(first_choice), "constrained": None}
         write_json(folder / TRIALS, record)
-        return Choice(first_choice)
+        return Choice(first_choice, rival=_free_rival(first_choice, pool))
     # From the last rung, which trained longest, to the first.
     ranked = [by_name[name] for rung in reversed(finished) for name in rung.ranking]
     constrained = next((candidate for candidate in ranked if candidate.constraints), None)
@@ -156,7 +168,13 @@ def choose_stage(
     record["constrained"] = asdict(constrained) if constrained is not None else None
     record["beats_control"] = finished[-1].scores[ranked[0].name] > finished[-1].scores[CONTROL]
     write_json(folder / TRIALS, record)
-    return Choice(ranked[0], constrained)
+    rival = next((one for one in ranked if _costs(one) != _costs(ranked[0])), None)
+    return Choice(ranked[0], constrained, rival)
+
+
+def _free_rival(first: Candidate, pool: Sequence[Candidate]) -> Candidate | None:
+    """Return a candidate that costs nothing beside one that does, where there were no trials."""
+    return next((one for one in pool if not _costs(one)), None) if _costs(first) else None
 
 
 def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tuple[Candidate, ...]:
@@ -166,7 +184,31 @@ def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tup
     available = available_cures(case, folder, diagnosis)
     masked = int(case.data.train.table.has_mask.sum())
     constrain = masked >= LEAST_MASKS and case.plan.budget is not None  # its steps cost more than others
-    return candidates_for(causes.expected, available, case.layers, constrain=constrain)
+    return candidates_for(weighed(case, causes), available, case.layers, constrain=constrain)
+
+
+def weighed(case: Case, causes: Causes) -> Mapping[Cause, float]:
+    """Return the expected errors by cause, weighed as the score weighs them.
+
+    Where all categories weigh the same, an error counts the more, the fewer validation images its category
+    has: a rare category has few errors because it has few images.
+
+    Args:
+        case: The prepared case.
+        causes: The causes of its validation errors.
+
+    Returns:
+        The weighed number of errors by cause.
+    """
+    if case.plan.select != "balanced":
+        return causes.expected
+    labels = case.data.validation.table.labels
+    counts = dict(zip(case.classes, np.bincount(labels, minlength=len(case.classes)).tolist(), strict=True))
+    sums: Counter[Cause] = Counter()
+    for error in causes.errors:
+        weight = len(labels) / (len(case.classes) * max(counts[error.label], 1))
+        sums.update({cause: weight * chance for cause, chance in error.probabilities.items()})
+    return dict(sums)
 
 
 def _costs(candidate: Candidate) -> bool:
@@ -262,14 +304,16 @@ def plan_with_choice(settings: Chosen, choice: Choice) -> Chosen:
         choice: The result of the search.
 
     Returns:
-        The settings whose arms are the control, the chosen remedy, and the arms that were asked for by name.
+        The settings whose arms are the control, the chosen remedy with its rival, and the arms that were
+        asked for by name.
         Where `treated` is asked for and another remedy won, it means the best constraints that were tried.
     """
     best, asked = choice.best, list(listed_arms(settings))
-    treatment = best if best.constraints else choice.constrained
+    constrained = next((one for one in (best, choice.rival) if one is not None and one.constraints), None)
+    treatment = constrained or choice.constrained
     if treatment is None:
         asked = [arm for arm in asked if arm != "treated"]
-    arms = tuple(dict.fromkeys(["control", best.arm, *asked]))
+    arms = tuple(dict.fromkeys(["control", *choice.tried, *asked]))
     settings = settings.but(arms=arms)
     if treatment is not None and "treated" in arms:
         settings = settings.but(constraints=treatment.constraints, tau=treatment.tau)
