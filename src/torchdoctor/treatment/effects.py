@@ -29,7 +29,8 @@ class Effect:
     measure: str = "accuracy"
 
 
-# Computed from benchmarks/results/planted.jsonl; a test computes them again.
+# Computed from benchmarks/results/planted.jsonl; a test computes them again. Empty until the confirming
+# networks are measured: then nothing is said of what a cure brings.
 EFFECTS: Mapping[Cause, Effect] = {}
 
 
