@@ -72,7 +72,8 @@ MORE_PLACES = [
     "before/learning_rate.json",
     "before/learning_rate.json#5",
     "sam/seed0/step2",
-    "batchnorm/seed0/step1",
+    "control/seed0/step1",
+    "before/model.safetensors#3",
 ]
 
 
