@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,12 +93,16 @@ def _image(line: ListedLabel, known: Mapping[str, int], table: ImageTable, file:
         return known[line.image]
     if line.image.isdecimal() and int(line.image) in set(table.ids.tolist()):
         return int(line.image)
-    near = difflib.get_close_matches(line.image, list(known), n=1)
     raise InputError(
         f"--labels {file!r}: {line.image!r} is not among the {len(known)} training images"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-        + ". Give the list of a run on the same data"
+        f"{_nearest(line.image, list(known))}. Give the list of a run on the same data"
     )
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """Return a question for the known word that is most like a word; empty without a similar one."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _category(line: ListedLabel, classes: tuple[str, ...], file: str) -> int | str:
@@ -107,9 +111,8 @@ def _category(line: ListedLabel, classes: tuple[str, ...], file: str) -> int | s
         return classes.index(line.answer)
     if line.answer.lower() in (KEEP, UNUSABLE):
         return line.answer.lower()
-    near = difflib.get_close_matches(line.answer, [*classes, KEEP, UNUSABLE], n=1)
     raise InputError(
         f"--labels {file!r}: {line.answer!r} of image {line.image!r} is no category"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-        + f". Expected the name of a category, {KEEP!r} or {UNUSABLE!r}"
+        f"{_nearest(line.answer, [*classes, KEEP, UNUSABLE])}. Expected the name of a category, {KEEP!r} or "
+        f"{UNUSABLE!r}"
     )

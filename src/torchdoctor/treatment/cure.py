@@ -84,9 +84,8 @@ class Cure:
         found: dict[Need, Callable[[], bool]] = {
             "linear head": lambda: linear_head(model, images) is not None,
             "batch-norm": lambda: any(map(keeps_statistics, model.modules())),
-            "labels": lambda: (
-                False
-            ),  # where a person gave labels, the remedy that holds them has no such need
+            # Where a person gave labels, the remedy that holds them has no such need.
+            "labels": lambda: False,
         }
         if diagnosis is not None:
             found["masks"] = lambda: has_masks(images)

@@ -56,19 +56,15 @@ def available_cures(case: Case, folder: Path, diagnosis: Diagnosis) -> dict[str,
     """
     found = dict[str, Cure]()
     masked = int(case.data.train.table.has_mask.sum())
+    suspected = (folder / SUSPECTS).is_file() and bool(Suspects.load(folder).suspects)
     for name, cure in cures_of(case, folder).items():
+        if name == "drop-suspects" and not suspected:
+            continue
         dear = case.plan.budget is None and cure.passes > 1
         few_masks = "masks" in cure.needs and masked < LEAST_MASKS
-        if not dear and not few_masks and not _leaves_all(name, folder) and _serves(case, cure, diagnosis):
+        if not dear and not few_masks and _serves(case, cure, diagnosis):
             found[name] = cure
     return found
-
-
-def _leaves_all(name: str, folder: Path) -> bool:
-    """Tell whether a cure would leave suspects out where there are none."""
-    if name != "drop-suspects":
-        return False
-    return not (folder / SUSPECTS).is_file() or not Suspects.load(folder).suspects
 
 
 def _serves(case: Case, cure: Cure, diagnosis: Diagnosis) -> bool:
