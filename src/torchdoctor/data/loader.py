@@ -19,7 +19,6 @@ from torchdoctor.data.pixels import (
     Pixels,
     PixelStore,
     Preprocessing,
-    augmentation,
     augmented,
 )
 from torchdoctor.data.shared_memory import workers_that_fit
@@ -56,13 +55,11 @@ class Decoder(Dataset[Decoded]):
             The pixels and the mask of each image. If an image is damaged, the error: it is returned rather
             than raised, so that its message reaches the user without the traceback of a worker.
         """
-        transform = augmentation(self.augment, self.store.size)
         try:
-            with torch.random.fork_rng(devices=[]):
-                return [
-                    augmented(*self.store[position], transform, key) if key else self.store[position]
-                    for position, key in draws
-                ]
+            return [
+                augmented(*self.store[position], self.augment, key) if key else self.store[position]
+                for position, key in draws
+            ]
         except InputError as error:
             return error
 
