@@ -13,6 +13,7 @@ from torch.nn import functional
 import torchdoctor as td
 from test_treatment import Net, data, patient, same  # noqa: F401 - a fixture
 from torchdoctor.images.batches import Batch, ShuffledBatches
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.randomness import key
 from torchdoctor.treatment.altered_images import TriviallyAugmented
@@ -25,7 +26,7 @@ from torchdoctor.treatment.norm_statistics import measure_statistics
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.treatment.reweighting import last_layer
+from torchdoctor.treatment.reweighting import ERROR_WEIGHT, last_layer, weighed_errors
 from torchdoctor.treatment.soup import mean_of, soup
 from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import InputError
@@ -161,6 +162,23 @@ def test_dfr_solves_the_head_on_held_out_groups(patient):  # noqa: F811
 def test_without_masks_the_groups_of_dfr_are_the_categories(patient):  # noqa: F811
     assert treated(patient, "dfr", validation=data(masks=False))[1].facts[0]["groups"] == 3
     assert treated(patient, "dfr")[1].facts[0]["held_out"] == "training images"
+
+
+def test_errors_of_the_start_weigh_more_in_every_loss(patient):  # noqa: F811
+    model, _, diagnosis = patient
+    start, own = copy_of(model), ShuffledBatches(unlike())
+    ids, labels, logits = predict_logits(start, own)
+    right = dict(zip(ids.tolist(), (logits.argmax(1) == labels).tolist(), strict=True))
+    course = weighed_errors(start, own, diagnosis, 0)
+    assert 0 < course.facts[0]["errors"] == sum(not one for one in right.values()) < len(right)
+    moved = 0
+    for batch in own:
+        weights = torch.tensor([1.0 if right[one] else ERROR_WEIGHT for one in batch.ids.tolist()])
+        each = functional.cross_entropy(model(batch.images), batch.labels, reduction="none")
+        found = course.terms(model, batch, 0)["loss"]
+        torch.testing.assert_close(found, (weights * each).sum() / weights.sum())
+        moved += not torch.isclose(found, each.mean())
+    assert moved
 
 
 def test_statistics_measured_anew_are_the_means_over_the_batches():

@@ -36,7 +36,8 @@ def test_every_remedy_runs_beside_the_control_and_changes_the_weights(patient): 
     for name in arms:
         arm = found.arm(name, 0)
         assert arm.steps == control.steps == 3 and arm.skipped == ()
-        assert not same(arm.state, control.state), name
+        nothing_wrong = name == "weighed-errors"  # this network is right on all of its training images
+        assert same(arm.state, control.state) == nothing_wrong, name
     again = td.treat(model, batches, diagnosis, arms=arms, recipe=RECIPE, seeds=1)
     assert all(same(found.arm(name, 0).state, again.arm(name, 0).state) for name in arms)
 

@@ -97,6 +97,9 @@ GLOSSARY: dict[str, str] = {
         "The remedy that solves the last linear layer anew on held-out images, in which categories and "
         "backgrounds are balanced (deep feature reweighting)."
     ),
+    "weighed-errors": (
+        "The remedy that weighs training images that the network gets wrong five times as much in the loss."
+    ),
     "smoothing": "The remedy that trains with label smoothing of 0.1.",
     "averaging": (
         "The remedy that returns the mean of the weights of the second half of the training steps."

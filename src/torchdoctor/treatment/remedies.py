@@ -29,7 +29,7 @@ from torchdoctor.treatment.regularising import (
     trivial_augment,
     weight_averaging,
 )
-from torchdoctor.treatment.reweighting import last_layer
+from torchdoctor.treatment.reweighting import last_layer, weighed_errors
 
 
 def control(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
@@ -61,6 +61,7 @@ _BUILT_IN: tuple[Cure, ...] = (
     Cure("control", control, causes=("under-fitted",)),
     Cure("swap", background_swap, causes=("background",), needs=MASKS),
     Cure("dfr", last_layer, causes=("background",), needs=HEAD, passes=0.0, solves_on_validation=True),
+    Cure("weighed-errors", weighed_errors, causes=("background",)),
     Cure("smoothing", label_smoothing, causes=OVER_FITTED),
     Cure("averaging", weight_averaging, causes=OVER_FITTED),
     Cure("rrr", input_gradients, causes=("background",), needs=MASKS, passes=3.0),

@@ -1,16 +1,19 @@
-"""Deep feature reweighting: a last layer from held-out images, every category before every background."""
+"""Remedies against misleading backgrounds: a last layer from balanced images, more weight on errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from jaxtyping import Int
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.backgrounds import across_categories
-from torchdoctor.images.batches import Images, TrainingImages
+from torchdoctor.images.batches import Batch, Images, TrainingImages
+from torchdoctor.network.prediction import predict_logits
 from torchdoctor.randomness import key
 from torchdoctor.treatment.head_solver import balancing_weights, solve_head
 from torchdoctor.treatment.heads import (
@@ -22,10 +25,11 @@ from torchdoctor.treatment.heads import (
     install,
     present_head,
 )
-from torchdoctor.treatment.recipe import Course
+from torchdoctor.treatment.recipe import Course, classification_terms
 
 L1 = (3e-2, 1e-2, 3e-3, 1e-3)  # strengths of the penalty on absolute weights, the sparsest layer first
 AVERAGED = 5  # layers, each from another balanced choice of images
+ERROR_WEIGHT = 5.0  # of a training image that the network gets wrong, relative to the others
 LEAST_OF_GROUP = 16  # images of a group in such a choice, where it has them
 
 
@@ -128,3 +132,37 @@ def _balanced_rows(groups: Int[np.ndarray, " image"], seed: int, draw: int) -> I
     generator = np.random.default_rng(key("dfr draw", seed, draw))
     rows = [generator.permutation(np.flatnonzero(groups == group))[:most] for group in np.unique(groups)]
     return np.sort(np.concatenate(rows))
+
+
+def weighed_errors(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+    """Train with more weight on training images that the network gets wrong (JTT; Liu et al. 2021).
+
+    Where backgrounds mislead, these are mostly images whose background speaks for another category; no masks
+    are needed. Each such image weighs `ERROR_WEIGHT` times as much as another. Wrong labels are errors too,
+    so where many labels are wrong this remedy does harm.
+
+    Args:
+        model: The network that the arm starts from; its errors are found once, before the training.
+        images: The training images, looked at without augmentation.
+        diagnosis: Not used.
+        seed: Not used.
+
+    Returns:
+        The course, with the number of errors as a fact.
+    """
+    del diagnosis, seed
+    ids, labels, logits = predict_logits(model, images)
+    wrong = ids[logits.argmax(1) != labels]
+
+    def terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        del step
+        missed = torch.isin(batch.ids.cpu(), wrong).to(batch.labels.device)
+        weight = 1.0 + (ERROR_WEIGHT - 1.0) * missed
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            each = functional.cross_entropy(logits, labels, reduction="none")
+            return (weight * each).sum() / weight.sum()
+
+        return classification_terms(model, batch, loss)[1]
+
+    return Course(terms, facts=({"errors": len(wrong), "images": len(ids)},))
