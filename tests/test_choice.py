@@ -57,7 +57,7 @@ def test_without_a_cure_for_any_cause_general_remedies_are_proposed_and_never_th
 
 def test_a_cure_that_the_data_cannot_serve_is_not_proposed():
     without_masks = {name: cure for name, cure in ALL.items() if "masks" not in cure.needs}
-    assert proposed({"background": 5.0}, without_masks, constrain=False) == ["dfr"]
+    assert proposed({"background": 5.0}, without_masks, constrain=False) == ["dfr", "weighed-errors"]
 
 
 def a_case(photos, trained, **given):
