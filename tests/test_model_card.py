@@ -24,11 +24,13 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import load_data
 from torchdoctor.files.writing import write_json, write_weights
 from torchdoctor.models.loading import load_model
+from torchdoctor.network.copying import copy_of
+from torchdoctor.network.prediction import predict_logits
 from torchdoctor.runs.folder import open_run
 from torchdoctor.types import InputError
 from torchdoctor.verbs.checkup import run_checkup
 from torchdoctor.verbs.compare import read_checkup, run_compare
-from torchdoctor.verbs.model_card import data_name, escaped, loading_lines, model_card
+from torchdoctor.verbs.model_card import data_name, escaped, loading_lines, model_card, of_first_seed
 from torchdoctor.verbs.model_folder import model_stage
 from torchdoctor.verbs.treat import run_treat
 
@@ -225,6 +227,26 @@ def test_what_validation_chose_is_handed_back(checked, case, trained, tmp_path, 
     assert ("whose weights are not the ones in this folder" in card) == (use != "treated")
 
 
+def test_the_mean_of_the_seeds_is_handed_back_where_validation_says_so(checked, case, tmp_path):
+    run, _ = checked
+    outcome = read_checkup(case, run)
+    treatment = outcome.treatment
+    handed = {"use": "treated", "means": {}, "soup": {"score": 90.0, "used": True}}
+    model_stage(case, tmp_path, replace(outcome, record={**outcome.record, "handed_back": handed}))
+    found = load_file(tmp_path / "model" / "model.safetensors")
+    states = [treatment.arm("treated", number).state for number in treatment.seeds()]
+    assert len(states) == 2
+    for name, _ in case.model.named_parameters():
+        torch.testing.assert_close(found[name], (states[0][name] + states[1][name]) / 2)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "the mean over its seeds" in card and "seed 0" not in card.split("## Results")[0]
+    own = copy_of(case.model)
+    own.load_state_dict(found)
+    _, labels, logits = predict_logits(own, case.data.tests["test"])
+    value = parsed(card)[0]["model-index"][0]["results"][0]["metrics"][0]["value"]
+    assert value == pytest.approx(float((logits.argmax(1) == labels).double().mean()), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("verdict", "gain", "said"),
     [
@@ -236,7 +258,9 @@ def test_what_validation_chose_is_handed_back(checked, case, trained, tmp_path, 
 def test_the_card_says_the_verdict_plainly(case, verdict, gain, said):
     comparison = fake_comparison(gain, verdict)
     case = replace(case, data=replace(case.data, classes=comparison.classes))
-    card = model_card(case, fake_diagnosis(), PRESCRIPTION, comparison, "treated", {})
+    card = model_card(
+        case, fake_diagnosis(), PRESCRIPTION, comparison, of_first_seed(comparison, "treated"), {}
+    )
     assert said in card
     for other in ("should not replace", "nothing speaks", "The treatment helped"):
         assert (other in card) == (other in said)
@@ -261,7 +285,9 @@ def test_hostile_names_break_neither_yaml_nor_markdown(case, tmp_path):
     place = tmp_path / 'x: [|]\n---\n"<b>'
     plan = case.plan.but(data=f"folder:{place}", weights=f"{tmp_path}/`|`.pt")
     case = replace(case, plan=plan, data=replace(case.data, classes=HOSTILE))
-    card = model_card(case, fake_diagnosis(HOSTILE), PRESCRIPTION, comparison, "treated", {})
+    card = model_card(
+        case, fake_diagnosis(HOSTILE), PRESCRIPTION, comparison, of_first_seed(comparison, "treated"), {}
+    )
     matter, (own, arms, _) = parsed(card)
     assert "license" not in matter and ModelCard(card).data.model_name == "small_resnet (treated)"
     results = matter["model-index"][0]["results"]

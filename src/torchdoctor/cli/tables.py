@@ -92,7 +92,8 @@ def _print_handed_back(console: Console, choice: Any) -> None:
         return
     use, arm = choice["use"], choice["arm"]
     hint = "" if use == arm else f": {arm} did not beat both base and control"
-    text = f"Use the weights of {use} ({choice['reason']}{hint})"
+    mean = ", the mean over its seeds" if (choice.get("soup") or {}).get("used") else ""
+    text = f"Use the weights of {use}{mean} ({choice['reason']}{hint})"
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 

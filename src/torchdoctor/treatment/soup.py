@@ -67,18 +67,40 @@ def soup(
     Raises:
         KeyError: There is no such arm.
     """
-    states = [treatment.arm(arm, number).state for number in treatment.seeds()]
     own = copy_of(model).eval()
     of_seeds = []
-    for state in states:
-        load_state(own, state)
+    for number in treatment.seeds():
+        load_state(own, treatment.arm(arm, number).state)
         of_seeds.append(accuracy(own, validation))
-    if len(states) > 1:
-        load_state(own, mean_of(states))
-        if any(map(keeps_statistics, own.modules())):
-            measure_statistics(own, images, seed)
-    averaged = {name: value.detach().cpu().clone() for name, value in own.state_dict().items()}
+    averaged = averaged_seeds(model, treatment, arm, images, seed=seed)
+    load_state(own, averaged)
     return Soup(arm, averaged, accuracy(own, validation), tuple(of_seeds))
+
+
+def averaged_seeds(
+    model: nn.Module, treatment: Treatment, arm: str, images: TrainingImages, *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Average the weights of the seeds of an arm, without judging them.
+
+    Args:
+        model: A network of the arm's architecture; it is left as it was.
+        treatment: A finished treatment.
+        arm: The name of the arm.
+        images: The training images, on which batch-norm's statistics are measured anew.
+        seed: Decides the order of these images.
+
+    Returns:
+        The averaged weights on the CPU, as `state_dict` returns them; with a single seed those of that seed.
+
+    Raises:
+        KeyError: There is no such arm.
+    """
+    states = [treatment.arm(arm, number).state for number in treatment.seeds()]
+    own = copy_of(model).eval()
+    load_state(own, mean_of(states) if len(states) > 1 else states[0])
+    if len(states) > 1 and any(map(keeps_statistics, own.modules())):
+        measure_statistics(own, images, seed)
+    return {name: value.detach().cpu().clone() for name, value in own.state_dict().items()}
 
 
 def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, arm_loading_code, arm_of, exit_code_of
+from torchdoctor.case.outcome import (
+    DONE,
+    INCONCLUSIVE,
+    Outcome,
+    arm_loading_code,
+    arm_of,
+    arm_weights,
+    exit_code_of,
+)
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.splits import splits_to_compare
 from torchdoctor.case.surroundings import loading_code
@@ -20,6 +28,8 @@ from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopen_run
 from torchdoctor.verbs.judge import TRIALS
+from torchdoctor.verbs.model_card import WEIGHTS
+from torchdoctor.verbs.model_folder import FOLDER as MODEL_FOLDER
 from torchdoctor.verbs.model_folder import model_stage, with_model
 
 
@@ -75,11 +85,13 @@ def with_weights_to_use(case: Case, folder: Path, outcome: Outcome, choice: Mapp
     if use != choice["arm"] and code == DONE:
         code = INCONCLUSIVE
     record = {**outcome.record, "exit_code": code, "handed_back": choice}
-    lines = (
-        loading_code(case.plan, len(case.classes), Path(case.plan.weights))
-        if use == "base"
-        else arm_loading_code(case, folder, use)
-    )
+    if use == "base":
+        file = Path(case.plan.weights)
+    elif (choice.get("soup") or {}).get("used"):
+        file = folder / MODEL_FOLDER / WEIGHTS
+    else:
+        file = arm_weights(folder, use)
+    lines = loading_code(case.plan, len(case.classes), file)
     return replace(outcome, exit_code=code, record=record, loading_code=lines)
 
 

@@ -20,6 +20,7 @@ from torchdoctor.network.copying import copy_of
 from torchdoctor.network.state import load_state
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.search import Select, score_of
+from torchdoctor.treatment.soup import averaged_seeds
 from torchdoctor.types import InputError
 from torchdoctor.verbs.cures import validation_images
 from torchdoctor.verbs.search_budget import budget_steps
@@ -137,9 +138,10 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
         arm: The arm that is compared with the control.
 
     Returns:
-        {use, arm, select, validation_scores, means, reason}. `use` is the arm if it beats both control and
-        base, else the better of these two. Scores are in percent, a score for each seed; `means` are their
-        means, by which `use` is chosen.
+        {use, arm, select, validation_scores, means, soup, reason}. `use` is the arm if it beats both control
+        and base, else the better of these two. Scores are in percent, a score for each seed; `means` are
+        their means, by which `use` is chosen. `soup` is None, or {score, used} of the averaged weights of
+        the seeds of `use`, which are used where they score at least as high as the best of the seeds.
     """
     judge = judge.among(treatment.names())
     state = {name: value.detach().cpu() for name, value in judge.case.model.state_dict().items()}
@@ -157,8 +159,31 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
         "select": judge.select,
         "validation_scores": scores,
         "means": means,
+        "soup": _soup(judge, treatment, use, scores[use]),
         "reason": f"by {SCORED_BY[judge.select]}: {numbers}",
     }
     record = read_json(folder / TRIALS)
     write_json(folder / TRIALS, {**record, "handed_back": choice})
     return choice
+
+
+def _soup(judge: Judge, treatment: Treatment, use: str, of_seeds: Sequence[float]) -> dict[str, Any] | None:
+    """Score the average of an arm's seeds; None where there is a single set of weights."""
+    if use == "base" or len(of_seeds) < 2:
+        return None
+    score = judge.score(handed_soup(judge.case, treatment, use))["score"]
+    return {"score": score, "used": score >= max(of_seeds)}
+
+
+def handed_soup(case: Case, treatment: Treatment, arm: str) -> dict[str, torch.Tensor]:
+    """Return the averaged weights of the seeds of an arm, always the same.
+
+    Args:
+        case: The prepared case.
+        treatment: The trained arms.
+        arm: The name of the arm.
+
+    Returns:
+        The weights, as `state_dict` returns them.
+    """
+    return averaged_seeds(case.model, treatment, arm, case.data.train, seed=case.plan.seed)

@@ -10,6 +10,7 @@ import html
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +36,42 @@ WEIGHTS = "model.safetensors"
 MOST_NAMES = 100  # categories that the card lists; model.json holds all
 
 
+@dataclass(frozen=True)
+class Handed:
+    """Weights that are handed back.
+
+    Attributes:
+        use: Whose weights they are: an arm's name, or `base`.
+        averaged: Whether they are the mean over the seeds of the arm; else they are those of the first seed.
+        accuracies: Their accuracy on each test split, in percent.
+    """
+
+    use: str
+    averaged: bool
+    accuracies: Mapping[str, float]
+
+
+def of_first_seed(comparison: Comparison, use: str) -> Handed:
+    """Return what is known of the weights of an arm's first seed, or of the base weights.
+
+    Args:
+        comparison: The comparison on the test splits.
+        use: Whose weights they are: an arm's name, or `base`.
+
+    Returns:
+        The weights with their accuracies.
+    """
+    return Handed(
+        use, False, {name: float(each.accuracy[use][0]) for name, each in comparison.splits.items()}
+    )
+
+
 def model_card(
     case: Case,
     diagnosis: Diagnosis,
     prescription: Sequence[Mapping[str, Any]],
     comparison: Comparison,
-    use: str,
+    handed: Handed,
     means: Mapping[str, float],
 ) -> str:
     """Return the model card of saved weights.
@@ -50,8 +81,8 @@ def model_card(
         diagnosis: The diagnosis of the weights that the run started from.
         prescription: A row for each constraint of the treatment, its settings by name.
         comparison: The comparison on the test splits.
-        use: Whose weights they are: an arm's name, or `base`.
-        means: The validation scores by which `use` was chosen, by arm, in percent; empty where nothing was
+        handed: Whose weights they are, and how accurate.
+        means: The validation scores by which they were chosen, by arm, in percent; empty where nothing was
             chosen.
 
     Returns:
@@ -61,11 +92,13 @@ def model_card(
     card = _environment(comparison.classes).from_string(template.read_text(encoding="utf-8"))
     text = card.render(
         **_image_values(case),
-        front_matter=front_matter(case, comparison, use),
+        front_matter=front_matter(case, comparison, handed),
         name=public_name(case.plan.model),
         version=__version__,
         most=MOST_NAMES,
-        use=use,
+        use=handed.use,
+        averaged=handed.averaged,
+        accuracies=handed.accuracies,
         means=means,
         seeds=comparison.seeds,
         headline=headline(diagnosis, comparison),
@@ -121,22 +154,24 @@ def _image_values(case: Case) -> dict[str, Any]:
     }
 
 
-def front_matter(case: Case, comparison: Comparison, use: str) -> str:
+def front_matter(case: Case, comparison: Comparison, handed: Handed) -> str:
     """Return the card's YAML front matter.
 
     Args:
         case: The prepared case.
         comparison: The comparison on the test splits.
-        use: Whose weights they are: an arm's name, or `base`.
+        handed: Whose weights they are, and how accurate.
 
     Returns:
         YAML in the form of the Hugging Face hub. Its accuracies (0 to 1) are those of the weights in the
-        folder, which for an arm are those of the first seed.
+        folder.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
     kind, data = map(plain, data_name(case.plan.data))
-    weights = "base weights" if use == "base" else f"{use}, seed {comparison.seeds[0]}"
+    use = handed.use
+    which = "mean of all seeds" if handed.averaged else f"seed {comparison.seeds[0]}"
+    weights = "base weights" if use == "base" else f"{use}, {which}"
     results = [
         EvalResult(
             task_type="image-classification",
@@ -145,9 +180,9 @@ def front_matter(case: Case, comparison: Comparison, use: str) -> str:
             dataset_split=plain(split),
             metric_type="accuracy",
             metric_name=f"accuracy ({weights})",
-            metric_value=round(float(result.accuracy[use][0]) / 100, 6),
+            metric_value=round(percent / 100, 6),
         )
-        for split, result in comparison.splits.items()
+        for split, percent in handed.accuracies.items()
     ]
     card = ModelCardData(
         library_name=library_of(case),

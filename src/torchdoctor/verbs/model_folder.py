@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchdoctor.case.outcome import Outcome
 from torchdoctor.case.preparation import Case
+from torchdoctor.case.splits import splits_to_compare
 from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.files.writing import write_bytes, write_json, write_weights
-from torchdoctor.verbs.model_card import WEIGHTS, is_timm, model_card, public_name
+from torchdoctor.network.copying import copy_of
+from torchdoctor.network.state import load_state
+from torchdoctor.treatment.training import accuracy
+from torchdoctor.verbs.judge import handed_soup
+from torchdoctor.verbs.model_card import WEIGHTS, Handed, is_timm, model_card, of_first_seed, public_name
 
 FOLDER = "model"
 README = "README.md"
@@ -24,7 +30,9 @@ def model_stage(case: Case, folder: Path, outcome: Outcome) -> Outcome:
     """Write the folder with the weights to use, and name it in the outcome; written again it is the same.
 
     The weights are those that the validation split chose, if it did, else those of the first seed of the arm
-    that the verdict is about. The card is written last: a folder with a card is whole.
+    that the verdict is about. Of the averaged weights of several seeds the accuracy on the test splits is
+    measured here, for the card; nothing is chosen by it. The card is written last: a folder with a card is
+    whole.
 
     Args:
         case: The prepared case.
@@ -38,15 +46,27 @@ def model_stage(case: Case, folder: Path, outcome: Outcome) -> Outcome:
     assert diagnosis is not None and treatment is not None and comparison is not None
     chosen: Any = outcome.record.get("handed_back") or {"use": comparison.arm, "means": {}}
     use, home = str(chosen["use"]), folder / FOLDER
-    state = case.model.state_dict() if use == "base" else treatment.arm(use, comparison.seeds[0]).state
+    if (chosen.get("soup") or {}).get("used"):
+        state: Mapping[str, Tensor] = handed_soup(case, treatment, use)
+        handed = Handed(use, True, _accuracies(case, state))
+    else:
+        state = case.model.state_dict() if use == "base" else treatment.arm(use, comparison.seeds[0]).state
+        handed = of_first_seed(comparison, use)
     write_weights(home / WEIGHTS, state)
     write_json(home / "model.json", {**case.card, "model": public_name(case.plan.model)})
     if is_timm(case.plan.model):
         configuration = timm_configuration(case.model, case.classes, case.data.preprocessing)
         write_json(home / "config.json", configuration)
-    card = model_card(case, diagnosis, treatment.prescription, comparison, use, chosen["means"])
+    card = model_card(case, diagnosis, treatment.prescription, comparison, handed, chosen["means"])
     write_bytes(home / README, card.encode())
     return with_model(folder, outcome)
+
+
+def _accuracies(case: Case, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the accuracy of weights in percent, by split."""
+    own = copy_of(case.model)
+    load_state(own, state)
+    return {split: accuracy(own, images) for split, images in splits_to_compare(case).items()}
 
 
 def with_model(folder: Path, outcome: Outcome) -> Outcome:
