@@ -13,7 +13,15 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Images, TrainingImages
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.treatment.head_solver import balancing_weights, solve_head
-from torchdoctor.treatment.heads import Head, balanced_accuracy, features_of, head_of, install, present_head
+from torchdoctor.treatment.heads import (
+    Head,
+    balanced_accuracy,
+    balanced_error,
+    features_of,
+    head_of,
+    install,
+    present_head,
+)
 from torchdoctor.treatment.recipe import Course
 
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -38,8 +46,9 @@ def balance(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed
     """Train as the control does, then raise the logits of rare categories (Menon et al. 2021).
 
     From each logit `tau` times the logarithm of its category's share of the training images is subtracted,
-    which the bias of the last layer takes in. The validation images choose tau by balanced accuracy; of
-    equally good values the smallest is taken, so that 0 leaves the network as it is.
+    which the bias of the last layer takes in. Of the values of tau whose balanced accuracy on the validation
+    images is within its standard error of the best, the nearest to 1 is taken, which is right for a network
+    whose probabilities are right: rare categories have few validation images too.
 
     Args:
         model: The network; it has to end in a linear layer with a bias.
@@ -67,7 +76,10 @@ def balance(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed
             scores = {
                 f"{one:g}": 100 * balanced_accuracy(given - one * shift, labels.numpy()) for one in TAUS
             }
-            tau = max(TAUS, key=lambda one: (scores[f"{one:g}"], -one))
+            best = max(TAUS, key=lambda one: scores[f"{one:g}"])
+            doubt = 100 * balanced_error(given - best * shift, labels.numpy())
+            good = [one for one in TAUS if scores[f"{one:g}"] >= scores[f"{best:g}"] - doubt]
+            tau = min(good, key=lambda one: abs(one - UNCHOSEN_TAU))
         with torch.no_grad():
             layer.bias -= torch.from_numpy(tau * shift).to(layer.bias)
         return {"tau": tau, "balanced_validation_accuracy": scores}

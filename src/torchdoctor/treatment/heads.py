@@ -172,6 +172,25 @@ def balanced_accuracy(
     return float(np.mean([right[groups == group].mean() for group in np.unique(groups)]))
 
 
+def balanced_error(logits: Float[np.ndarray, "image category"], labels: Int[np.ndarray, " image"]) -> float:
+    """Return the standard error of the accuracy with every category weighing the same.
+
+    Args:
+        logits: The logits of the images.
+        labels: Their labels.
+
+    Returns:
+        The square root of `sum_k r_k (1 - r_k) / n_k` over the number of categories that have images, where
+        r_k is the accuracy on the n_k images of a category. To each category one right and one wrong image
+        are added, so that one or two images are not taken for certain.
+    """
+    right = logits.argmax(1) == labels
+    counted = [right[labels == label] for label in np.unique(labels)]
+    shares = [(each.sum() + 1, len(each) + 2) for each in counted]
+    variance = sum(hits / count * (1 - hits / count) / count for hits, count in shares)
+    return float(np.sqrt(variance)) / len(counted)
+
+
 def _input_of(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
     """Return the input of a layer when the network runs on the images."""
     layer_inputs: list[Tensor] = []
