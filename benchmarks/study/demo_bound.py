@@ -1,15 +1,19 @@
-"""Re-measure the claim of the demo: on `scenes`, treatment beats its control by at least 10 points on
-`shifted` and loses at most 5 on `iid` (means over treatment seeds), for the demo's data seed and for others.
+"""Re-measure what the demo shows, for its own data seed and for others.
 
-Command: python benchmarks/study/demo_bound.py [--data-seeds 0 1 2] [--out FILE.jsonl]
-One line of JSON per data seed is appended; finished ones are skipped.
-Takes about two and a half minutes per data seed on two cores.
+On `scenes` the chosen arm is proven to help on `shifted`; it closes at least two thirds of what the control's
+accuracy there lacks to its own on `iid`, and loses at most 2 points on `iid` (means over treatment seeds).
+
+Command: python -m benchmarks.study.demo_bound [--data-seeds 0 1 2] [--out FILE.jsonl]
+One line of JSON per data seed is appended; finished ones are skipped. Lines without `gap_closed` are of an
+earlier claim (10 points over the control, at most 5 lost on `iid`) and an earlier demo.
+Takes about four minutes per data seed on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +24,8 @@ import torch
 from torchdoctor import __version__
 from torchdoctor.case.settings import Settings
 from torchdoctor.verbs.demo import run_demo
+
+LEAST_CLOSED, MOST_LOST = 2 / 3, 2.0  # a share of the control's gap; percentage points on `iid`
 
 
 def measure(seed: int) -> dict[str, object]:
@@ -40,8 +46,16 @@ def measure(seed: int) -> dict[str, object]:
             ],
             "p_value": split.first.gain.p_value,
         }
-    shifted, iid = (comparison.splits[name].gain.mean for name in ("shifted", "iid"))
-    line |= {"bound_met": shifted >= 10 and iid >= -5, "verdict": comparison.verdict}
+    shifted, iid = (comparison.splits[name].first.gain.mean for name in ("shifted", "iid"))
+    reached = {
+        name: statistics.fmean(comparison.splits[name].accuracy["control"]) for name in ("shifted", "iid")
+    }
+    closed = shifted / (reached["iid"] - reached["shifted"])
+    line |= {
+        "arm": comparison.arm, "learning_rate": outcome.record.get("learning_rate"),
+        "gap_closed": round(closed, 3), "verdict": comparison.verdict,
+        "bound_met": comparison.verdict == "helped" and closed >= LEAST_CLOSED and iid >= -MOST_LOST,
+    }  # fmt: skip
     return line | {"versions": {"torchdoctor": __version__, "torch": torch.__version__}}
 
 
@@ -53,7 +67,7 @@ def main() -> int:
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(one) for one in given.out.read_text().splitlines()] if given.out.exists() else []
-    done = {line["data_seed"]: line for line in lines}
+    done = {line["data_seed"]: line for line in lines if "gap_closed" in line}
     for seed in given.data_seeds:
         if seed not in done:
             done[seed] = measure(seed)
