@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.study import planted
+from benchmarks.study.planted_stages import simulated_answers
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.treatment.effects import EFFECTS, effect_of
 
@@ -54,7 +55,7 @@ def test_a_simulated_person_answers_for_a_twentieth_and_errs_one_time_in_ten():
     truth = plain.table.labels
     listed = Suspects(tuple(Suspect(one, "a", "b", 0.9) for one in range(1000)), 4000, 0.1, 80.0)
     faulty = planted.with_fault(plain, "wrong labels", 3)
-    found = planted.simulated_answers(listed, faulty, truth, 3)
+    found = simulated_answers(listed, faulty, truth, len(planted.CLASSES), 3)
     assert found.given == 200
     said = {**found.labels, **{one: int(faulty.table.labels[one]) for one in found.kept}}
     mistaken = np.mean([said[one] != truth[one] for one in said])
@@ -63,7 +64,7 @@ def test_a_simulated_person_answers_for_a_twentieth_and_errs_one_time_in_ten():
 
 @pytest.mark.slow
 def test_a_line_has_what_its_readers_look_for(tmp_path):
-    line = planted.measure("residual", "long tail", 3, SMALL)
+    line = planted.measured("residual", "long tail", 3, SMALL)
     assert {"fault", "clean", "faulty", "control", "chosen", "chosen_arm", "balanced"} <= set(line)
     assert set(line["balanced"]) == {"control", "chosen"} and line["arms"]["control"] == line["control"]
     (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")

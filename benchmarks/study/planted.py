@@ -31,13 +31,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,32 +48,16 @@ if __package__ in (None, ""):  # run as a file
 
 from benchmarks.study import planted_faults as drawn
 from benchmarks.study.causes import scrambled
+from benchmarks.study.planted_stages import Line, Plant, measure
 from torchdoctor import diagnose
-from torchdoctor.case.answers import Answers
-from torchdoctor.case.preparation import Case, case_of
-from torchdoctor.case.settings import Settings
-from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.data.scenes.scenes import AGREEMENT, CLASSES, Scenes, scenes_table
 from torchdoctor.data.table import ReadImage
-from torchdoctor.diagnosis.suspects_result import Suspects
-from torchdoctor.network.copying import copy_of
-from torchdoctor.network.prediction import predict_logits
 from torchdoctor.proof.statistics import LEVEL
-from torchdoctor.randomness import key
 from torchdoctor.treatment.effects import Effect
-from torchdoctor.treatment.heads import balanced_accuracy
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit
-from torchdoctor.verbs.begin import Watch
-from torchdoctor.verbs.causes import causes_stage
-from torchdoctor.verbs.checkup import with_better_arm
-from torchdoctor.verbs.judge import choose_weights, judge_of
-from torchdoctor.verbs.learning_rate import with_rate
-from torchdoctor.verbs.search import choose_stage, plan_with_choice
-from torchdoctor.verbs.suspects import suspects_stage
-from torchdoctor.verbs.treat import diagnosis_of, treat_stage
 
 CAUSE = {
     "wrong labels": "label looks wrong", "pairwise labels": "label looks wrong",
@@ -84,15 +66,8 @@ CAUSE = {
 }  # fmt: skip
 LABELS = ("wrong labels", "pairwise labels")
 NOISE, PAIRWISE, TAIL, FEW = 0.2, 0.3, 50, 60
-ANSWERED, MISTAKEN = (
-    0.05,
-    0.1,
-)  # shares: of training images that a person answers for, of answers that are wrong
 LITTLE = 1024  # images, at most, of the further training of a scrambled network: 16 steps an epoch
 BASE_RATE = 0.05  # of the first training; at 0.1 some networks end 20 points below others
-RATE = 0.01  # the fixed learning rate of earlier versions
-
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -180,29 +155,6 @@ def trained(architecture: str, images: Loader, epochs: int, seed: int) -> nn.Mod
     return model.eval()
 
 
-def accuracies(model: nn.Module, images: Loader) -> np.ndarray:
-    """Return accuracy and balanced accuracy in percent."""
-    _, labels, logits = predict_logits(model, images)
-    right = 100 * float((logits.argmax(1) == labels).double().mean())
-    return np.array([right, 100 * balanced_accuracy(logits.double().numpy(), labels.numpy())])
-
-
-def simulated_answers(suspects: Suspects, images: Loader, truth: np.ndarray, seed: int) -> Answers | None:
-    """Answer for the first suspects as a person would who is right nine times in ten."""
-    generator = np.random.default_rng([seed, 5])
-    given = dict(zip(images.table.ids.tolist(), images.table.labels.tolist(), strict=True))
-    labels, kept = dict[int, int](), set[int]()
-    for suspect in suspects.suspects[: int(ANSWERED * len(images))]:
-        answer = int(truth[suspect.id])
-        if generator.random() < MISTAKEN:
-            answer = (answer + int(generator.integers(1, len(CLASSES)))) % len(CLASSES)
-        if answer == given[suspect.id]:
-            kept.add(suspect.id)
-        else:
-            labels[suspect.id] = answer
-    return Answers(labels, frozenset(kept)) if labels else None
-
-
 def networks(
     architecture: str, fault: str, seed: int, size: Size
 ) -> tuple[nn.Module, nn.Module, Loader, Loader, int]:
@@ -228,76 +180,19 @@ def networks(
     return clean, trained(architecture, images, epochs, seed), images, checked, further
 
 
-def measure(architecture: str, fault: str, seed: int, size: Size, arms: Sequence[str] = ()) -> Line:
+def measured(architecture: str, fault: str, seed: int, size: Size, arms: Sequence[str] = ()) -> Line:
     """Plant a fault, run the stages of a checkup, and return a line."""
     clean, faulty, images, checked, epochs = networks(architecture, fault, seed, size)
-    test = loader(seed, drawn.TEST, size.tested, drawn.FAIR, size)
-    splits = Splits(CLASSES, images, checked, {"test": test}, "test", images.preprocessing, True)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        settings = Settings(
-            layers=drawn.ARCHITECTURES[architecture][1], epochs=epochs, seeds=size.seeds, seed=seed,
-            data="scenes", out=place, device="cpu",
-        )  # fmt: skip
-        case = case_of(settings, "checkup", faulty, splits, name=architecture)
-        diagnosis = diagnosis_of(case, folder, None, Watch(silent))
-        causes = causes_stage(case, folder, diagnosis, silent)
-        suspects = suspects_stage(case, folder, silent)
-        if fault in LABELS:
-            truth = loader(seed, drawn.TRAINING, size.images, drawn.FAIR, size).table.labels
-            answers = simulated_answers(suspects, images, truth, seed)
-            if answers is not None:
-                case = replace(case, answers=answers, plan=case.plan.but(labels="simulated"))
-        case = with_rate(case, folder, Watch(silent))
-        judge = judge_of(case)
-        choice = choose_stage(case, folder, (diagnosis, causes), judge, Watch(silent))
-        plan = plan_with_choice(case.plan, choice)
-        case = replace(case, plan=plan.but(arms=tuple(dict.fromkeys([*plan.arm_names, *arms]))))
-        _, treatment = treat_stage(case, folder, diagnosis, Watch(silent))
-        case, treatment = with_better_arm(case, folder, judge, treatment, choice, ("relabelled", *arms))
-        chosen = case.plan.arm_names[1]
-        used = choose_weights(folder, judge, treatment, chosen)["use"]
-    own, scores = copy_of(faulty), dict[str, list[np.ndarray]]()
-    for arm in treatment.arms:
-        own.load_state_dict(dict(arm.state))
-        scores.setdefault(arm.name, []).append(accuracies(own, test))
-    mean = {name: np.mean(values, axis=0) for name, values in scores.items()}
-    rated = {"fixed_rate": fixed_rate(faulty, case, test)} if fault in ("under-fitted", "scrambled") else {}
-    before = accuracies(faulty, test)
-    return {
+    truth = loader(seed, drawn.TRAINING, size.images, drawn.FAIR, size).table.labels
+    plant = Plant(
+        clean, faulty, replace(images, classes=CLASSES), checked,
+        loader(seed, drawn.TEST, size.tested, drawn.FAIR, size), truth if fault in LABELS else None,
+        drawn.ARCHITECTURES[architecture][1], epochs, size.seeds, fault in ("under-fitted", "scrambled"),
+    )  # fmt: skip
+    line = {
         "fault": fault, "network": architecture, "seed": seed, "pixels": size.pixels, "images": size.images,
-        "clean": rounded(accuracies(clean, test)[0]), "faulty": rounded(before[0]),
-        "control": rounded(mean["control"][0]), **rated, "chosen": rounded(mean[chosen][0]),
-        "chosen_arm": chosen, "used": used, "learning_rate": case.plan.learning_rate,
-        "balanced": {"control": rounded(mean["control"][1]), "chosen": rounded(mean[chosen][1])},
-        "arms": {name: rounded(value[0]) for name, value in mean.items()},
-        "causes": {cause: round(number, 1) for cause, number in causes.expected.items()},
-        "suspects": len(suspects.suspects), "answered": 0 if case.answers is None else case.answers.given,
-        "steps": treatment.arms[0].steps,
     }  # fmt: skip
-
-
-def fixed_rate(faulty: nn.Module, case: Case, test: Loader) -> float:
-    """Return the accuracy of the control at the learning rate of earlier versions, over the same seeds."""
-    found = []
-    for number in range(case.plan.seeds):
-        own, stream = copy_of(faulty), key("treatment", case.plan.seed, number)
-        fit(
-            own, lambda epoch, stream=stream: case.data.train.epoch(epoch, stream),
-            replace(case.plan.recipe, learning_rate=RATE), steps_per_epoch=case.data.train.steps_per_epoch,
-            seed=stream,
-        )  # fmt: skip
-        found.append(accuracies(own, test)[0])
-    return rounded(np.mean(found))
-
-
-def rounded(value: float) -> float:
-    """Return a number with two decimals."""
-    return round(float(value), 2)
-
-
-def silent(*_told: object) -> None:
-    """Show no progress."""
+    return {**line, **measure(plant, seed, arms, architecture)}
 
 
 def interval(values: Iterable[float]) -> tuple[float, float, float]:
@@ -352,7 +247,7 @@ def read(file: Path) -> list[Line]:
 
 def _job(job: tuple[str, str, int, Size, tuple[str, ...]]) -> Line:
     torch.set_num_threads(1)
-    return measure(*job)
+    return measured(*job)
 
 
 def main() -> None:
