@@ -17,6 +17,7 @@ from torchdoctor.data.load import load_data
 from torchdoctor.diagnosis.causes_result import MEANINGS, Causes, ErrorCause
 from torchdoctor.diagnosis.suspects_result import COLUMNS, Suspect, Suspects
 from torchdoctor.treatment.cure import Cure
+from torchdoctor.treatment.labels_by_hand import relabelled
 from torchdoctor.treatment.learning_rate import TIMES, affordable_steps, short_steps
 from torchdoctor.treatment.next_steps import OWN_MISTAKES, STEPS, Known, next_steps, sentences
 from torchdoctor.treatment.recipe import Recipe
@@ -47,6 +48,18 @@ def test_only_cures_of_weighty_causes_are_proposed_those_of_most_errors_first():
     assert "space-b-tau1" not in proposed({"background": 5.0}, constrain=False)
     both = proposed({"over-fitted": 20.0, "rare category": 30.0})
     assert sorted(both) == sorted({*meant_for("rare category"), *meant_for("over-fitted")})
+
+
+def test_the_best_edit_also_edits_what_the_best_training_has_trained():
+    swap, balance, space = Candidate("swap"), Candidate("balance"), Candidate("space-b", ("space",))
+    assert Choice(balance, rival=swap).tried == ("balance", "swap", "swap+balance")
+    assert Choice(swap, rival=balance).tried == ("swap", "balance", "swap+balance")
+    assert Choice(swap).tried == ("swap",)
+    assert Choice(space, rival=balance).tried == ("treated", "balance")  # constraints are joined with nothing
+    cures = {**REMEDIES, "relabelled": relabelled({3: 1})}
+    joined = remedies_for(["swap+balance", "relabelled+balance", "relabelled"], cures)
+    assert joined[0] == "swap+balance" and joined[2] is cures["relabelled"]
+    assert (joined[1].name, joined[1].edits) == ("relabelled+balance", "relabelled")
 
 
 def test_without_a_cure_for_any_cause_general_remedies_are_proposed_and_never_the_control():
@@ -249,9 +262,10 @@ def test_an_edit_and_a_training_are_both_trained_in_full_and_one_is_compared():
         Candidate("swap"),
         Candidate("space-b", ("space layers=b",), 2.0),
     )
-    assert Choice(edit, rival=training).tried == ("dfr", "swap") and Choice(edit).tried == ("dfr",)
+    assert Choice(edit, rival=training).tried == ("dfr", "swap", "swap+dfr")
+    assert Choice(edit).tried == ("dfr",)
     found = plan_with_choice(Settings(labels="l.csv"), Choice(edit, rival=training))
-    assert found.arms == ("control", "dfr", "swap", "relabelled")
+    assert found.arms == ("control", "dfr", "swap", "swap+dfr", "relabelled")
     found = plan_with_choice(Settings(), Choice(edit, rival=space))
     assert (found.arms, found.constraints, found.tau) == (
         ("control", "dfr", "treated"), ("space layers=b",), 2.0,

@@ -24,7 +24,7 @@ from torchdoctor.treatment.labels_by_hand import relabelled, without
 from torchdoctor.treatment.learning_rate import measured_rate, rates_of, short_steps
 from torchdoctor.treatment.norm_statistics import measure_statistics
 from torchdoctor.treatment.recipe import Recipe
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.remedies import REMEDIES, cure_named
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.reweighting import ERROR_WEIGHT, last_layer, weighed_errors
 from torchdoctor.treatment.soup import mean_of, soup
@@ -187,6 +187,31 @@ def test_errors_of_the_start_weigh_more_in_every_loss(patient):  # noqa: F811
         torch.testing.assert_close(found, (weights * each).sum() / weights.sum())
         moved += not torch.isclose(found, each.mean())
     assert moved
+
+
+def test_a_joined_remedy_trains_as_the_first_and_is_edited_by_the_second(patient):  # noqa: F811
+    model, own, diagnosis = patient
+    diagnosis, validation = counted(diagnosis, (900, 90, 10)), unlike((60, 30, 20), seed=5)
+
+    def arms(*names):
+        return trial_of(model, own, diagnosis, arms=names, recipe=RECIPE).run(seeds=1, validation=validation)
+
+    alone, beside = arms("smoothing+balance"), arms("smoothing", "smoothing+balance", "balance")
+    joined = alone.arm("smoothing+balance", 0)
+    assert same(joined.state, beside.arm("smoothing+balance", 0).state)  # trained anew, and edited only
+    assert joined.facts == beside.arm("smoothing+balance", 0).facts and joined.facts[0]["tau"] in TAUS
+    smoothed = beside.arm("smoothing", 0)
+    assert {name for name in joined.state if not torch.equal(joined.state[name], smoothed.state[name])} == {
+        "fc.bias"
+    }
+    assert not same(joined.state, beside.arm("balance", 0).state)
+    assert cure_named("swap+balance").needs == {"masks", "linear head"}
+    for wrong in ("balance+swap", "swap+smoothing", "swap+nothing", "balance+batchnorm"):
+        assert cure_named(wrong) is None
+        with pytest.raises(
+            InputError, match=r"unknown; there are: .*as in swap\+balance, may be: .*batchnorm"
+        ):
+            arms(wrong)
 
 
 def test_statistics_measured_anew_are_the_means_over_the_batches():

@@ -116,7 +116,7 @@ def planted(fault: str, seed: int) -> Plant:
     root, kind = os.environ["TORCHDOCTOR_DATA"], KINDS[NETWORK]
     splits = load_data(
         f"parquet:{root}/{DATA.get(fault, 'mini_imagenet30')}", image_size=SIZE, classes=CATEGORIES,
-        validation_share=0.0, seed=seed, **kind.prepared,
+        seed=seed, **kind.prepared,
     )  # fmt: skip
     all_images, test = splits.train, splits.tests["test"]
     test = test.select(np.sort(np.random.default_rng(seed).permutation(test.table.ids)[:TESTED]))

@@ -10,7 +10,8 @@ from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.cause_rules import RARE
 from torchdoctor.treatment.arms import default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints, on_layers
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.cure import JOINED_BY
+from torchdoctor.treatment.remedies import cure_named
 from torchdoctor.treatment.search import Select
 from torchdoctor.types import InputError
 
@@ -62,7 +63,8 @@ def check_remedies(settings: Settings, model: nn.Module, data: Splits) -> None:
     """
     arms = () if settings.arms == "auto" else settings.arms
     given = () if settings.labels is None else ("relabelled",)
-    needy = [REMEDIES[arm] for arm in arms if arm in REMEDIES and REMEDIES[arm].needs and arm not in given]
+    cures = [cure_named(arm) for arm in arms if arm.partition(JOINED_BY)[0] not in given]
+    needy = [cure for cure in cures if cure is not None and cure.needs]
     if needy:
         shown = data.train.select(data.train.table.ids[:2])
         for cure in needy:

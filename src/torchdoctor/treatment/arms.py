@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.treatment.constraints import Constraint, constraints_named, default_constraints
 from torchdoctor.treatment.cure import Cure, Remedy
-from torchdoctor.treatment.remedies import FROM_LISTS, REMEDIES
+from torchdoctor.treatment.remedies import FROM_LISTS, REMEDIES, cure_named
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError
 
@@ -66,11 +66,15 @@ def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
             remedies[name] = arm
         elif name == "treated":
             remedies[name] = None
-        elif name in REMEDIES:
-            remedies[name] = REMEDIES[name]
+        elif (cure := cure_named(name)) is not None:
+            remedies[name] = cure
         else:
             known = ", ".join(["control", "treated", *list(REMEDIES)[1:]])
-            raise InputError(f"arm {name!r} is unknown; there are: {known}")
+            edits = ", ".join(each.name for each in REMEDIES.values() if not each.passes)
+            raise InputError(
+                f"arm {name!r} is unknown; there are: {known}; behind a plus sign, as in swap+balance, "
+                f"may be: {edits}"
+            )
     if len(remedies) == 1:
         raise InputError("no arm but the control: name an arm to compare it with, such as treated")
     return remedies

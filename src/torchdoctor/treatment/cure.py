@@ -21,6 +21,8 @@ from torchdoctor.types import InputError
 # diagnosis and a seed.
 Remedy = Callable[[nn.Module, TrainingImages, Diagnosis, int], Course]
 
+JOINED_BY = "+"  # between the names of two remedies, of which the second edits what the first has trained
+
 Need = Literal["masks", "labels", "linear head", "batch-norm", "drifted kernels"]
 
 
@@ -40,6 +42,8 @@ class Cure:
             not done twice.
         solves_on_validation: Whether it fits more than a number or two to the validation images, so that
             they say nothing of how good it is.
+        edits: The name of the arm whose finished network it edits, where it is trained as that arm is; None:
+            it stands alone.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Cure:
     needs: frozenset[Need] = frozenset()
     passes: float = 1.0
     solves_on_validation: bool = False
+    edits: str | None = None
 
     def __call__(self, model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
         """Return the course of an arm.
@@ -93,6 +98,30 @@ class Cure:
         for need in sorted(self.needs):
             if need in found and not found[need]():
                 raise InputError(f"arm {self.name!r} needs {MISSING[need]}, or leave the arm out")
+
+
+def together(first: Cure, then: Cure) -> Cure:
+    """Return the remedy that trains as one does, and edits the finished network as another does.
+
+    Args:
+        first: The remedy that says how the network is trained.
+        then: One that trains as the control does, and edits the network afterwards.
+
+    Returns:
+        The remedy, called `FIRST+THEN`.
+    """
+
+    def remedy(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+        own = first.remedy(model, images, diagnosis, seed)
+        edit = then.remedy(model, images, diagnosis, seed)
+        return own.and_then(edit)
+
+    remedy.__doc__ = f"{first.summary} Then: {then.summary}"
+    return Cure(
+        f"{first.name}{JOINED_BY}{then.name}", remedy, tuple(dict.fromkeys((*first.causes, *then.causes))),
+        first.needs | then.needs, max(first.passes, 1.0),
+        first.solves_on_validation or then.solves_on_validation, first.name,
+    )  # fmt: skip
 
 
 MISSING: dict[Need, str] = {

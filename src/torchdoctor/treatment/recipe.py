@@ -175,6 +175,25 @@ class Course:
         """Whether the training is that of the control, and only edited afterwards."""
         return self.afterwards is not None and replace(self, afterwards=None, facts=()) == PLAIN
 
+    def and_then(self, edit: Course) -> Course:
+        """Return this course with an edit of the finished network, which it does not edit itself.
+
+        Args:
+            edit: A course that trains as the control does.
+
+        Returns:
+            The course; its facts are those of both.
+
+        Raises:
+            InputError: `edit` trains in another way than the control, or this course edits the network too.
+        """
+        if not edit.only_edits or self.afterwards is not None:
+            raise InputError(
+                "of two joined remedies the first says how the network is trained, as swap does, and only "
+                "the second edits it afterwards, as balance does"
+            )
+        return replace(self, afterwards=edit.afterwards, facts=(*self.facts, *edit.facts))
+
     def recipe_from(self, shared: Recipe) -> Recipe:
         """Return the recipe that the arm is trained by.
 

@@ -14,7 +14,7 @@ from torchdoctor.diagnosis.causes_result import Cause
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import TrainingImages
 from torchdoctor.treatment.balancing import balance, balanced_head
-from torchdoctor.treatment.cure import Cure, Need
+from torchdoctor.treatment.cure import JOINED_BY, Cure, Need, together
 from torchdoctor.treatment.labels_by_hand import drop_suspects, unanswered
 from torchdoctor.treatment.masked_remedies import background_swap, input_gradients
 from torchdoctor.treatment.norm_statistics import damaged_layers, renewed_statistics
@@ -80,6 +80,25 @@ _BUILT_IN: tuple[Cure, ...] = (
 REMEDIES: Mapping[str, Cure] = {cure.name: cure for cure in _BUILT_IN}
 FROM_LISTS = ("relabelled", "drop-suspects")  # cures that a run or a user completes with a list of images
 GENERAL = ("averaging", "ema", "smoothing")  # what is tried where no cause of errors has a cure
+
+
+def cure_named(name: str) -> Cure | None:
+    """Return a built-in remedy, or two of them joined.
+
+    Args:
+        name: A name in REMEDIES, or two joined by a plus sign, such as `swap+balance`: the network is trained
+            with the first, and then edited by the second.
+
+    Returns:
+        The remedy; None where there is none of that name, or where the second trains in a way of its own.
+    """
+    first, joined, then = name.partition(JOINED_BY)
+    if not joined:
+        return REMEDIES.get(name)
+    edit = REMEDIES.get(then)
+    if first not in REMEDIES or edit is None or edit.passes or REMEDIES[first].passes == 0:
+        return None
+    return together(REMEDIES[first], edit)
 
 
 def meant_for(cause: str) -> tuple[str, ...]:

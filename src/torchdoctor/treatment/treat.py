@@ -277,9 +277,8 @@ class Trial:
         names = list(self.remedies)
         for name in names if self.budget_kind == "steps" else [names[1], names[0], *names[2:]]:
             finished = store.finished(name, number) if store is not None else None
-            control = done.get("control")
             done[name] = finished or self._arm(
-                name, recipe, number, stream, control, (validation, store, progress)
+                name, recipe, number, stream, done, (validation, store, progress)
             )
             if len(done) == 1 and self.budget_kind == "time":
                 recipe = replace(recipe, seconds=done[name].seconds)
@@ -293,20 +292,26 @@ class Trial:
         recipe: Recipe,
         number: int,
         stream: int,
-        control: Arm | None,
+        done: Mapping[str, Arm],
         surroundings: tuple[Images | None, ArmStore | None, Progress],
     ) -> Arm:
         """Train a copy under a remedy; all arms of a repetition draw from the same random stream.
 
-        A remedy that only edits the network afterwards is not trained again: its training is the control's.
+        A remedy that only edits the network afterwards is not trained again: its training is the control's,
+        or that of the arm which it edits.
         """
         validation, store, progress = surroundings
         model = copy_of(self.model)
         course = self.remedies[name](model, self.images, self.diagnosis, stream)
-        if control is not None and course.only_edits and same_state(model, self.model):
-            load_state(model, control.state)
+        remedy, edited = self.remedies[name], None
+        if isinstance(remedy, Cure) and remedy.edits is not None and remedy.edits in done:
+            edited = done[remedy.edits]
+        elif course.only_edits and same_state(model, self.model):
+            edited = done.get("control")
+        if edited is not None:
+            load_state(model, edited.state)
             trained = Trained(
-                control.history, control.steps, control.seconds, control.skipped, control.passes,
+                edited.history, edited.steps, edited.seconds, edited.skipped, edited.passes,
                 tuple(course.facts),
             )  # fmt: skip
         else:

@@ -14,9 +14,9 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.suspects_result import FILE as SUSPECTS
 from torchdoctor.diagnosis.suspects_result import Suspects
 from torchdoctor.treatment.arms import LEAST_MASKS
-from torchdoctor.treatment.cure import Cure
+from torchdoctor.treatment.cure import JOINED_BY, Cure, together
 from torchdoctor.treatment.labels_by_hand import relabelled, without
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.remedies import REMEDIES, cure_named
 from torchdoctor.types import InputError
 
 
@@ -89,7 +89,8 @@ def validation_images(case: Case, arms: Iterable[str]) -> tuple[Loader, Loader]:
         category, and the rest.
     """
     images = case.data.validation
-    if not any(name in REMEDIES and REMEDIES[name].solves_on_validation for name in arms):
+    known = map(cure_named, arms)
+    if not any(cure is not None and cure.solves_on_validation for cure in known):
         return images, images
     by_category = np.argsort(images.table.labels, kind="stable")  # so that both halves have every category
     ids = images.table.ids[by_category]
@@ -104,6 +105,14 @@ def remedies_for(arms: Iterable[str], cures: Mapping[str, Cure]) -> list[str | C
         cures: The cures of the run (see `cures_of`).
 
     Returns:
-        The names; the cure itself where the run has put a list into it.
+        The names; the cure itself where the run has put a list into it, joined ones too.
     """
-    return [cures[name] if name in cures and cures[name] is not REMEDIES.get(name) else name for name in arms]
+    found: list[str | Cure] = []
+    for name in arms:
+        first, _, then = name.partition(JOINED_BY)
+        own = cures.get(first)
+        if own is None or own is REMEDIES.get(first) or (then and cure_named(name) is None):
+            found.append(name)
+        else:
+            found.append(together(own, cures[then]) if then else own)
+    return found

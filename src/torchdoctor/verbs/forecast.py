@@ -31,7 +31,7 @@ from torchdoctor.treatment.arms import remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS
 from torchdoctor.treatment.learning_rate import TIMES
 from torchdoctor.treatment.masked_images import drawn_per_batch
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.remedies import cure_named
 from torchdoctor.verbs.demo import demo_settings
 from torchdoctor.verbs.diagnose import cost_of, passes_of
 from torchdoctor.verbs.learning_rate import steps_of_rates
@@ -225,7 +225,8 @@ def _treatment_seconds(
         arms = tuple(dict.fromkeys(["control", CHOSEN, *listed_arms(case.plan)]))
     price = 1.0 + (constraint_price(case, constraints_of(case), shares) - 1.0) / case.plan.penalty_every
     for arm in arms:
-        factor = REMEDIES[arm].passes if arm in REMEDIES else price
+        cure = cure_named(arm)
+        factor = price if cure is None else 0.0 if cure.edits in arms else cure.passes
         if arm == CHOSEN and not case.plan.auto:
             factor = 1.0  # without --auto and --budget only cures are tried whose steps cost no more
         seconds[arm] = factor * step.seconds * steps * case.plan.seeds
@@ -240,7 +241,7 @@ def _steps_per_epoch(case: Case, verb: Verb) -> int:
     train, names = case.data.train, constraints_of(case)
     constrained = any(CONSTRAINTS[name.partition(" ")[0]].needs_masks for name in names)
     arms = _arms(case)
-    uses = ("treated" in arms and constrained) or any(uses_masks(REMEDIES.get(arm)) for arm in arms)
+    uses = ("treated" in arms and constrained) or any(uses_masks(cure_named(arm)) for arm in arms)
     if verb in ("treat", "checkup") and case.data.has_masks and uses:
         size = min(train.batch_size, len(train))
         train = replace(train, annotated_per_batch=drawn_per_batch(case.plan.annotated_per_batch, size))

@@ -27,7 +27,7 @@ from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import Gain, SplitComparison
 from torchdoctor.report.number_text import number, signed
 from torchdoctor.report.verdict_text import explanation, headline
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.remedies import cure_named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -338,4 +338,5 @@ def _meaning(arm: str) -> str:
     """Return what an arm does, in the words of its function."""
     if arm == "treated":
         return "Train under the constraints below, added to the loss with their weights."
-    return REMEDIES[arm].summary if arm in REMEDIES else "A remedy of its own."
+    cure = cure_named(arm)
+    return "A remedy of its own." if cure is None else cure.summary

@@ -18,9 +18,9 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
 from torchdoctor.treatment.arms import LEAST_MASKS
-from torchdoctor.treatment.cure import Remedy
+from torchdoctor.treatment.cure import JOINED_BY, Remedy
 from torchdoctor.treatment.heads import linear_head
-from torchdoctor.treatment.remedies import REMEDIES
+from torchdoctor.treatment.remedies import REMEDIES, cure_named
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.search import (
     CONTROL,
@@ -66,8 +66,14 @@ class Choice:
 
     @property
     def tried(self) -> tuple[str, ...]:
-        """The arms that are trained in full, of which one is compared with the control."""
-        return tuple(dict.fromkeys(one.arm for one in (self.best, self.rival) if one is not None))
+        """The arms that are trained in full, of which one is compared with the control.
+
+        Where one of them only edits the trained network, it also edits what the other has trained.
+        """
+        names = [one.arm for one in (self.best, self.rival) if one is not None]
+        joined = [JOINED_BY.join(pair) for pair in (names, names[::-1])]
+        both = [name for name in joined if len(names) == 2 and cure_named(name) is not None]
+        return tuple(dict.fromkeys([*names, *both]))
 
 
 def search_forecast(
