@@ -241,6 +241,8 @@ BASE = {
         ("label looks wrong", {"label_wrong_by_share": 0.9, "log_odds": 6.0}),
         ("label looks wrong", {"label_wrong_by_share": 0.9, "overall_validation_accuracy": 60.0,
                                "validation_accuracy": 55.0}),
+        ("over-fitted", {"label_wrong_by_share": 0.9, "log_odds": 6.0, "overall_training_accuracy": 75.0,
+                         "overall_validation_accuracy": 45.0, "validation_accuracy": 45.0}),
         ("background", {"label_wrong_by_share": 0.9, "label_before_others": 1.0,
                         "errors_gone_before_others": 0.5}),
         ("over-fitted", {"overall_validation_accuracy": 60.0, "validation_accuracy": 55.0}),

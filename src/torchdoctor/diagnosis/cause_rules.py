@@ -18,7 +18,7 @@ BEYOND = 4.0  # that share, relative to what a category loses to any other on av
 BOTH = 0.4  # probability of the two categories together
 UNFITTED = 70.0  # training accuracy in percent below which a network has not learned its images
 GAP = 15.0  # percentage points between training and validation accuracy that count as over-fitting
-KNOWN = 50.0  # accuracy of a category in percent below which no image says what is usual for it
+KNOWN = 50.0  # accuracy in percent, of a category or of all images, below which a network judges no image
 NEVER, MOSTLY = 0.05, 0.5  # shares of a category's training images: right, and taken for one other
 BEFORE_LABELS = (
     "preparation", "category order", "too little detail", "unlike the training images", "rare category",
@@ -83,8 +83,8 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
 
     `label looks wrong` and `ambiguous` have probabilities of their own (see `label_doubts`). That of a wrong
     label is taken before the rules about how well the network has learned (`close categories`,
-    `under-fitted`, `over-fitted`), and after the others; where images are prepared wrongly, sure answers say
-    nothing of labels.
+    `under-fitted`, `over-fitted`), and after the others. Where images are prepared wrongly, or fewer than
+    half of them are classified correctly, sure answers say nothing of labels.
 
     Args:
         numbers: Values by the names in NUMBERS; a missing value or NaN meets no condition.
@@ -96,7 +96,8 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     n = {**dict.fromkeys(NUMBERS, float("nan")), **numbers}
     rule = _rule(n)
     known = n["log_odds"] == n["log_odds"]
-    by_share = n["label_wrong_by_share"] if n["right_if_prepared_otherwise"] not in (0, 1) else 0.0
+    judges = n["right_if_prepared_otherwise"] not in (0, 1) and not n["overall_validation_accuracy"] < KNOWN
+    by_share = n["label_wrong_by_share"] if judges else 0.0
     wrong = probability_wrong(by_share, n["log_odds"]) if known else 0.0
     disputed = probability_disputed(n["log_odds"], n["confused_back"]) if known else 0.0
     probabilities: dict[Cause, float] = {}
