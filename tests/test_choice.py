@@ -118,6 +118,22 @@ def test_what_solves_layers_on_validation_images_is_judged_on_others(photos, tra
         assert set(half.table.labels.tolist()) == {0, 1}
 
 
+def test_named_groups_reach_the_cure_that_balances_them(photos, trained, tmp_path):
+    case = a_case(photos, trained)
+    assert cures_of(case, tmp_path)["dfr"] is REMEDIES["dfr"]
+    table = case.data.validation.table
+    groups = ["day"] * len(table)
+    for label in (0, 1):  # half of each category
+        for place in np.flatnonzero(table.labels == label)[::2].tolist():
+            groups[place] = "night"
+    validation = replace(case.data.validation, table=replace(table, groups=tuple(groups)))
+    case = replace(case, data=replace(case.data, validation=validation))
+    cures = cures_of(case, tmp_path)
+    assert remedies_for(["dfr", "swap+dfr"], cures)[0] is cures["dfr"] is not REMEDIES["dfr"]
+    course = cures["dfr"](case.model, case.data.train, fake_diagnosis(("blue", "red")), 0)
+    assert course.afterwards(case.model, case.data.train, validation)["groups"] == 4
+
+
 def suspects_of(ids, chance=0.9):
     return Suspects(tuple(Suspect(one, "blue", "red", chance) for one in ids), 48, 0.1, 90.0)
 

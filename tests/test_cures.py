@@ -26,7 +26,7 @@ from torchdoctor.treatment.norm_statistics import measure_statistics
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.remedies import REMEDIES, cure_named
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.treatment.reweighting import ERROR_WEIGHT, last_layer, weighed_errors
+from torchdoctor.treatment.reweighting import ERROR_WEIGHT, grouped, last_layer, weighed_errors
 from torchdoctor.treatment.soup import mean_of, soup
 from torchdoctor.treatment.treat import trial_of
 from torchdoctor.types import InputError
@@ -170,6 +170,20 @@ def test_dfr_solves_the_head_on_held_out_groups(patient):  # noqa: F811
 def test_without_masks_the_groups_of_dfr_are_the_categories(patient):  # noqa: F811
     assert treated(patient, "dfr", validation=data(masks=False))[1].facts[0]["groups"] == 3
     assert treated(patient, "dfr")[1].facts[0]["held_out"] == "training images"
+
+
+def test_dfr_takes_the_groups_that_the_data_names(patient):  # noqa: F811
+    held_out = data()
+    ids = [image for batch in held_out for image in batch.ids.tolist()]
+    named = {image: ("day", "night")[image % 2] for image in ids}
+    by_name = grouped(REMEDIES["dfr"], named)
+    arm = treated(patient, by_name, validation=held_out)[1]
+    assert arm.facts[0]["groups"] == 6 and arm.facts[0]["images"] == len(ids)
+    alike = grouped(REMEDIES["dfr"], dict.fromkeys(ids, "day"))
+    assert treated(patient, alike, validation=held_out)[1].facts[0]["groups"] == 3
+    assert (
+        treated(patient, by_name)[1].facts[0]["held_out"] == "training images"
+    )  # their groups are not known
 
 
 def test_errors_of_the_start_weigh_more_in_every_loss(patient):  # noqa: F811

@@ -279,6 +279,23 @@ def test_table_files(tmp_path, ending):
     assert both["3.png"] is None
 
 
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_a_table_names_the_group_of_each_image(tmp_path, ending):
+    lines = [{**line, "Group": (" day ", 7, "")[place % 3]} for place, line in enumerate(LINES)]
+    tables = load_tables(f"table:{write_table(tmp_path, lines, ending)}")
+    assert not any("group" in note.lower() for note in tables.notes)  # it has a meaning
+    found = {
+        name: group
+        for table in (tables.train, tables.validation, *tables.tests.values())
+        for name, group in zip(table.names, table.groups or ("",) * len(table), strict=True)
+    }
+    assert found == {f"{place}.png": ("day", "7", "")[place % 3] for place in range(6)}
+    assert load_tables(f"table:{write_table(tmp_path, LINES, ending)}").train.groups is None
+    twice = [*lines, {**lines[0], "Group": "night"}]
+    with pytest.raises(InputError, match="another group each: 'day' and 'night'"):
+        load_tables(f"table:{write_table(tmp_path, twice, ending)}")
+
+
 def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
     files = [f"{n}.png" for n in range(6)] + [f"{n}m.png" for n in range(3)]
     lines = [{"path": file, "label": (2, 10, 9)[n % 3]} for n, file in enumerate(files)]

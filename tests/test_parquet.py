@@ -61,6 +61,16 @@ def write_parquet(path: Path, labels: list[int], names: list[str] | None = None,
     pq.write_table(rows, path)
 
 
+def test_a_parquet_file_names_the_group_of_each_image(tmp_path):
+    groups = pa.array(["day", None, "night", "day"] * 5)
+    write_parquet(tmp_path / "train.parquet", [0, 1] * 10, ["a", "b"], group=groups)
+    write_parquet(tmp_path / "test.parquet", [0, 1], ["a", "b"], group=pa.array(["day", "night"]))
+    tables = load_tables(f"parquet:{tmp_path}")
+    for table in (tables.train, tables.validation):
+        assert table.groups == tuple(("day", "", "night", "day")[row % 4] for row in table.ids.tolist())
+    assert tables.tests["test"].groups == ("day", "night")
+
+
 def test_parquet_folder_with_shards_masks_and_names(tmp_path):
     masks = pa.array([encoded(scene(n)[1]) if n else None for n in range(6)])
     for shard in (0, 1):

@@ -78,6 +78,8 @@ class ImageTable:
         read: `read(position)` decodes an image: the RGB image, and its object mask (an L image, 255 on the
             object) or None.
         has_mask: Which images have an object mask, known without decoding them.
+        groups: A name for each image that says under which circumstances it was taken, such as its background
+            or its hospital; empty for an image without one. None: the source names no groups.
     """
 
     classes: tuple[str, ...]
@@ -86,6 +88,7 @@ class ImageTable:
     ids: Int[np.ndarray, " image"]
     read: ReadImage
     has_mask: Bool[np.ndarray, " image"]
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -108,6 +111,7 @@ class ImageTable:
             ids=self.ids[rows],
             read=ChosenRows(self.read, rows),
             has_mask=self.has_mask[rows],
+            groups=None if self.groups is None else tuple(self.groups[position] for position in rows),
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.treatment.constraints import Constraint, constraints_named, default_constraints
 from torchdoctor.treatment.cure import Cure, Remedy
-from torchdoctor.treatment.remedies import FROM_LISTS, REMEDIES, cure_named
+from torchdoctor.treatment.remedies import COMPLETED, REMEDIES, cure_named
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError
 
@@ -60,7 +60,7 @@ def remedies_named(arms: Sequence[str | Remedy]) -> dict[str, Remedy | None]:
     for arm in arms:
         name = arm if isinstance(arm, str) else name_of(arm)
         if not isinstance(arm, str):
-            listed = isinstance(arm, Cure) and name in FROM_LISTS
+            listed = isinstance(arm, Cure) and name in COMPLETED
             if name in remedies or (name in REMEDIES and not listed) or name in ("treated", "base"):
                 raise InputError(f"arm {name!r}: the name is taken; give your function another")
             remedies[name] = arm

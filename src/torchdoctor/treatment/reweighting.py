@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torchdoctor.images.backgrounds import across_categories
 from torchdoctor.images.batches import Batch, Images, TrainingImages
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.randomness import key
+from torchdoctor.treatment.cure import Cure
 from torchdoctor.treatment.head_solver import balancing_weights, solve_head
 from torchdoctor.treatment.heads import (
     Features,
@@ -33,12 +35,33 @@ ERROR_WEIGHT = 5.0  # of a training image that the network gets wrong, relative 
 LEAST_OF_GROUP = 16  # images of a group in such a choice, where it has them
 
 
+def grouped(cure: Cure, groups: Mapping[int, str]) -> Cure:
+    """Return `dfr` with the groups that the user's data names, such as the background of each image.
+
+    Args:
+        cure: The remedy.
+        groups: The group of each held-out image, by its id; an image of a category and a group is as rare as
+            the two are together.
+
+    Returns:
+        The remedy, which then swaps no backgrounds.
+    """
+
+    def remedy(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+        del diagnosis
+        return _course(model, images, seed, groups)
+
+    remedy.__doc__ = last_layer.__doc__
+    return replace(cure, remedy=remedy)
+
+
 def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
     """Train as the control does, then solve the last layer on held-out images (DFR; Kirichenko et al. 2022).
 
     The held-out images are the validation images, or the training images where there are none. Where they
     have masks, each also stands before the background of another category, and a group is a category before
-    its own background or before another; elsewhere it is a category. Half of the images choose how strongly
+    its own background or before another; elsewhere it is a category. Where the data names groups (see
+    `grouped`), it is a category in one of them. Half of the images choose how strongly
     absolute weights are penalised. Then layers are solved to convergence, each on another choice of images
     in which all groups are alike, and averaged.
 
@@ -57,6 +80,11 @@ def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, s
         InputError: The logits come from no linear layer with a bias.
     """
     del diagnosis
+    return _course(model, images, seed, {})
+
+
+def _course(model: nn.Module, images: TrainingImages, seed: int, named: Mapping[int, str]) -> Course:
+    """Return the course of `last_layer`, with the groups of images by their ids where they are named."""
     head_of(model, images)
 
     def afterwards(
@@ -64,7 +92,7 @@ def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, s
     ) -> Mapping[str, object]:
         held_out = images if validation is None else validation
         layer = head_of(model, images)
-        shown, groups = _shown(model, layer, held_out, seed)
+        shown, groups = _shown(model, layer, held_out, seed, {} if validation is None else named)
         start = present_head(layer)
         strength = _strength(shown, groups, start, seed)
         heads = [
@@ -84,10 +112,14 @@ def last_layer(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, s
 
 
 def _shown(
-    model: nn.Module, layer: nn.Module, images: Images, seed: int
+    model: nn.Module, layer: nn.Module, images: Images, seed: int, named: Mapping[int, str]
 ) -> tuple[Features, Int[np.ndarray, " image"]]:
-    """Return the features of images before both kinds of backgrounds, and the group of each."""
+    """Return the features of images, and the group of each; without named groups before both backgrounds."""
     own = features_of(model, layer, images)
+    if named:
+        numbers = {name: number for number, name in enumerate(sorted(set(named.values())))}
+        place = np.array([numbers[named[image]] for image in own.ids.tolist()], dtype=np.int64)
+        return own, len(numbers) * own.labels + place
     swapped = across_categories(images, key("dfr", seed))
     if not swapped:
         return own, own.labels

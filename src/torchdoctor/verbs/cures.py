@@ -17,6 +17,7 @@ from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.treatment.cure import JOINED_BY, Cure, together
 from torchdoctor.treatment.labels_by_hand import relabelled, without
 from torchdoctor.treatment.remedies import REMEDIES, cure_named
+from torchdoctor.treatment.reweighting import grouped
 from torchdoctor.types import InputError
 
 
@@ -36,6 +37,10 @@ def cures_of(case: Case, folder: Path) -> dict[str, Cure]:
         right = set() if answers is None else {*answers.kept, *answers.labels}
         listed = {one.id for one in Suspects.load(folder).suspects}
         cures["drop-suspects"] = without(listed - right)
+    groups = case.data.validation.table.groups
+    if groups is not None:
+        ids = case.data.validation.table.ids.tolist()
+        cures["dfr"] = grouped(cures["dfr"], dict(zip(ids, groups, strict=True)))
     if answers is not None:
         cures["relabelled"] = relabelled(answers.labels, left_out=answers.unusable)
     return cures

@@ -55,6 +55,30 @@ def find_column(names: Sequence[str], asked: str | None, usual: Sequence[str], f
     )
 
 
+def group_text(cell: object) -> str:
+    """Return the group that a cell of the column `group` names.
+
+    Args:
+        cell: The content of the cell; None where the table has no such column.
+
+    Returns:
+        Its text without spaces around it; empty where it names no group.
+    """
+    return "" if cell is None else str(cell).strip()
+
+
+def groups_of(texts: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the groups of images.
+
+    Args:
+        texts: The group of each image; empty for one that has none.
+
+    Returns:
+        The same; None where no image has a group.
+    """
+    return tuple(texts) if any(texts) else None
+
+
 def splits_of_column(
     values: Sequence[object], column: str, place_of: Callable[[int], str]
 ) -> list[str] | None:

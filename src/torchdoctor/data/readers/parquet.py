@@ -18,7 +18,7 @@ from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
-from torchdoctor.data.readers.columns import splits_of_column
+from torchdoctor.data.readers.columns import group_text, groups_of, splits_of_column
 from torchdoctor.data.readers.parquet_files import split_files
 from torchdoctor.data.readers.parquet_rows import agreed_names, read_rows
 from torchdoctor.data.settings import BoxFormat, DataSettings
@@ -244,7 +244,10 @@ def parquet_table(
     if "mask" in rows.column_names:
         has_mask |= pc.struct_field(rows.column("mask"), "bytes").is_valid().to_numpy()
     read = ParquetImages(rows, names, box_format)
-    return ImageTable(classes, labels, names, np.arange(len(names)), read, has_mask)
+    groups = None
+    if "group" in rows.column_names:
+        groups = groups_of([group_text(cell) for cell in rows.column("group").to_pylist()])
+    return ImageTable(classes, labels, names, np.arange(len(names)), read, has_mask, groups)
 
 
 def row_names(rows: Any) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from torchdoctor.data.readers.columns import IMAGES, LABELS, find_column, split_column
 from torchdoctor.types import InputError
 
-OPTIONAL = ("mask", "bbox")
+OPTIONAL = ("mask", "bbox", "group")
 CATEGORIES = b"categories"  # the key of the schema's metadata under which the names of categories are kept
 
 
@@ -27,8 +27,8 @@ def read_rows(paths: Sequence[Path], image: str | None = None, label: str | None
         label: The column of the labels; None: the one with a usual name.
 
     Returns:
-        An Arrow table with the columns `image` and `label` and, where the files have them, `mask`, `bbox`
-        and, from the column that may name the split of each row, `split`.
+        An Arrow table with the columns `image` and `label` and, where the files have them, `mask`, `bbox`,
+        `group` and, from the column that may name the split of each row, `split`.
 
     Raises:
         InputError: A file cannot be read, lacks a column, or has a column of the wrong type, or the files

@@ -19,14 +19,22 @@ from torchdoctor.data.boxes import boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
-from torchdoctor.data.readers.columns import LABELS, PATHS, find_column, split_column, splits_of_column
+from torchdoctor.data.readers.columns import (
+    LABELS,
+    PATHS,
+    find_column,
+    group_text,
+    groups_of,
+    split_column,
+    splits_of_column,
+)
 from torchdoctor.data.readers.table_rows import TableRow, one_row_each
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.splitting import divide
 from torchdoctor.data.table import ImageTable, Tables
 from torchdoctor.types import InputError
 
-OPTIONAL = ("mask", "bbox", "split")
+OPTIONAL = ("mask", "bbox", "split", "group")
 LONGEST_LINE = 100_000  # characters; a file with a longer line is refused
 ENDINGS = {".csv": ",", ".tsv": "\t"}
 DELIMITERS = (",", ";", "\t", "|")
@@ -218,6 +226,7 @@ def _row(
         label=label_text(fields.get(label), place),
         mask=file_inside(file.parent, mask, f"{place}: mask", settings.follow_links) if mask else None,
         boxes=boxes_of(fields.get("bbox"), place, settings.box_format),
+        group=group_text(fields.get("group")),
     )
 
 
@@ -268,4 +277,5 @@ def _table(
         ids=np.arange(len(rows)),
         read=TableImages(rows),
         has_mask=np.array([row.mask is not None or bool(row.boxes) for row in rows], dtype=bool),
+        groups=groups_of([row.group for row in rows]),
     )

@@ -22,6 +22,7 @@ class TableRow:
         mask: The mask file, or None.
         boxes: Boxes (xmin, ymin, xmax, ymax) around the object in pixels, edges included.
         split: The name of the split that the image belongs to.
+        group: Under which circumstances the image was taken; empty where the file does not say.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class TableRow:
     mask: Path | None
     boxes: tuple[Box, ...]
     split: str = "train"
+    group: str = ""
 
 
 def one_row_each(rows: Sequence[TableRow], place: str) -> tuple[list[TableRow], tuple[str, ...]]:
@@ -43,7 +45,7 @@ def one_row_each(rows: Sequence[TableRow], place: str) -> tuple[list[TableRow], 
         first; and a sentence where rows were joined.
 
     Raises:
-        InputError: The rows of an image differ in the label, the split or the mask.
+        InputError: The rows of an image differ in the label, the split, the mask or the group.
     """
     of_image: dict[str, list[TableRow]] = {}
     for row in rows:
@@ -51,7 +53,12 @@ def one_row_each(rows: Sequence[TableRow], place: str) -> tuple[list[TableRow], 
     joined = []
     for group in of_image.values():
         first = group[0]
-        for told, of_row in (("label", "label"), ("split", "split"), ("mask", "mask")):
+        for told, of_row in (
+            ("label", "label"),
+            ("split", "split"),
+            ("mask", "mask"),
+            ("group", "group"),
+        ):
             values = sorted({str(getattr(row, of_row)) for row in group if getattr(row, of_row) is not None})
             if len(values) > 1:
                 raise InputError(
