@@ -78,13 +78,13 @@ def accuracies(model: nn.Module, images: Loader) -> np.ndarray:
 
 
 def simulated_answers(
-    suspects: Suspects, images: Loader, truth: np.ndarray, categories: int, seed: int
+    suspects: Suspects, images: Loader, truth: np.ndarray, categories: int, seed: int, share: float = ANSWERED
 ) -> Answers | None:
     """Answer for the first suspects as a person would who is right nine times in ten."""
     generator = np.random.default_rng([seed, 5])
     given = dict(zip(images.table.ids.tolist(), images.table.labels.tolist(), strict=True))
     labels, kept = dict[int, int](), set[int]()
-    for suspect in suspects.suspects[: int(ANSWERED * len(images))]:
+    for suspect in suspects.suspects[: int(share * len(images))]:
         answer = int(truth[suspect.id])
         if generator.random() < MISTAKEN:
             answer = (answer + int(generator.integers(1, categories))) % categories

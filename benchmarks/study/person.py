@@ -1,0 +1,183 @@
+"""Measure what the answers of a person bring, by their number: corrected labels, and marked objects.
+
+    TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.person [--kinds labels masks] [--seeds 20 21 22]
+        [--out benchmarks/results/person.jsonl]
+
+A person is simulated, who is wrong one time in ten: with another category, or with a box somewhere else.
+
+`labels`: an EfficientNet-Lite0 with its published weights, whose last layer is fitted on 1,200 images of
+mini-ImageNet with 20 % wrong labels (as in `planted_photos`). The person answers for the first images that
+`find_suspects` lists; the arm `relabelled` trains with the answers.
+
+`masks`: a small residual network, trained on 4,000 images of Tiny-ImageNet in which tinted surroundings give
+the category away (as in `photo_causes`). The person draws boxes on the first images of every category, and the
+arm `swap` uses them. Scored before surroundings of any colour.
+
+All arms have as many steps as the control, whose learning rate the validation images choose for all. A line
+holds the control's accuracy in percent and that of every number of answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.study.photo_causes import EPOCHS as BASE_EPOCHS
+from benchmarks.study.photo_causes import TINTED, Photographs, tinted
+from benchmarks.study.photo_networks import KINDS
+from benchmarks.study.planted_photos import CATEGORIES, planted
+from benchmarks.study.planted_stages import accuracies, simulated_answers
+from torchdoctor import diagnose, find_suspects
+from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.images.batches import Batch, Images, ShuffledBatches, TrainingImages
+from torchdoctor.network.copying import copy_of
+from torchdoctor.network.prediction import predict_logits
+from torchdoctor.treatment.cure import Cure
+from torchdoctor.treatment.labels_by_hand import relabelled
+from torchdoctor.treatment.learning_rate import measured_rate
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.settings import TreatmentSettings
+from torchdoctor.treatment.treat import trial_of
+
+LABELS, MASKS = (15, 30, 60, 120, 240), (2, 5, 10, 20)  # answers; masks of each category
+EPOCHS, REPETITIONS, WRONG = 4, 2, 0.1
+
+Line = dict[str, object]
+
+
+def correct(model: torch.nn.Module, images: Images) -> float:
+    """Return the accuracy in percent."""
+    _, labels, logits = predict_logits(model, images)
+    return 100 * float((logits.argmax(1) == labels).double().mean())
+
+
+def scores(
+    model: torch.nn.Module,
+    images: TrainingImages,
+    diagnosis: Diagnosis,
+    arms: Mapping[str, Cure | str],
+    recipe: Recipe,
+    test: Images,
+    seed: int,
+    masks: int | str = "all",
+) -> dict[str, float]:
+    """Train arms beside the control, and return the mean accuracy of each over the repetitions."""
+    settings = TreatmentSettings(masks_per_category=masks)
+    trial = trial_of(
+        model, images, diagnosis, arms=list(arms.values()), recipe=recipe, settings=settings, seed=seed
+    )
+    own, found = copy_of(model), dict[str, list[float]]()
+    for arm in trial.run(seeds=REPETITIONS).arms:
+        own.load_state_dict(dict(arm.state))
+        found.setdefault(arm.name, []).append(correct(own, test))
+    return {name: round(float(np.mean(values)), 2) for name, values in found.items()}
+
+
+def labels(seed: int) -> Line:
+    """Return what corrected labels bring."""
+    plant = planted("wrong labels", seed)
+    assert plant.truth is not None
+    model, images = plant.faulty, plant.images
+    diagnosis = diagnose(model, images, layers=plant.layers, draws=0)
+    recipe = Recipe(epochs=EPOCHS)
+    rate = measured_rate(model, images, plant.checked, recipe, seed=seed).chosen
+    recipe = replace(recipe, learning_rate=rate)
+    suspects = find_suspects(model, images, seed=seed)
+    line: Line = {"kind": "labels", "seed": seed, "learning_rate": rate, "listed": len(suspects.suspects)}
+    line["faulty"], line["clean"] = (
+        round(float(accuracies(each, plant.test)[0]), 2) for each in (model, plant.clean)
+    )
+    for count in LABELS:
+        few = replace(suspects, suspects=suspects.suspects[:count])
+        answers = simulated_answers(few, images, plant.truth, CATEGORIES, seed, share=1.0)
+        if answers is None or (count > len(suspects.suspects) and count != LABELS[0]):
+            break
+        cure = relabelled(answers.labels)
+        found = scores(model, images, diagnosis, {"relabelled": cure}, recipe, plant.test, seed)
+        line |= {"control": found["control"], str(count): found["relabelled"]}
+    return line
+
+
+def boxed(batches: list[Batch], seed: int) -> list[Batch]:
+    """Return images whose boxes a person drew, who puts one in ten somewhere else."""
+    changed = []
+    for batch in batches:
+        assert batch.masks is not None
+        masks = batch.masks.clone()
+        for row, image in enumerate(batch.ids.tolist()):
+            random = np.random.default_rng([seed, 19, image])
+            if random.random() < WRONG:
+                side = masks.shape[-1]
+                shift = random.integers(side // 4, side // 2 + 1, 2).tolist()
+                masks[row] = masks[row].roll(shift, (-2, -1))
+        changed.append(replace(batch, masks=masks))
+    return changed
+
+
+def masks(seed: int) -> Line:
+    """Return what marked objects bring."""
+    kind = KINDS["residual"]
+    photographs = Photographs("tiny_imagenet20", seed, kind)
+    torch.manual_seed(seed)
+    model = kind.build(CATEGORIES)
+    kind.train(
+        model,
+        photographs.train,
+        lambda batch: tinted(batch, TINTED, seed),
+        BASE_EPOCHS.get("tinted", 16),
+        seed,
+    )
+    shown = [tinted(batch, TINTED, seed) for batch in photographs.train]
+    images = ShuffledBatches(tuple(boxed(shown, seed)))
+    half = len(photographs.checked) // 2
+    checked = [tinted(batch, TINTED, seed) for batch in photographs.checked[:half]]
+    test = [tinted(batch, 0.0, seed) for batch in photographs.checked[half:]]
+    diagnosis = diagnose(model.eval(), images, layers=kind.layers, draws=0)
+    recipe = Recipe(epochs=EPOCHS)
+    rate = measured_rate(model, images, checked, recipe, seed=seed).chosen
+    recipe = replace(recipe, learning_rate=rate)
+    line: Line = {
+        "kind": "masks",
+        "seed": seed,
+        "learning_rate": rate,
+        "faulty": round(correct(model, test), 2),
+    }
+    for count in MASKS:
+        found = scores(model, images, diagnosis, {"swap": "swap"}, recipe, test, seed, masks=count)
+        line |= {f"control {count}": found["control"], str(count): found["swap"]}
+    return line
+
+
+KIND = {"labels": labels, "masks": masks}
+
+
+def main() -> None:
+    """Measure what is missing, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", default=list(KIND), choices=list(KIND))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
+    parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
+    given = parser.parse_args()
+    done = set()
+    if given.out and given.out.is_file():
+        lines = [json.loads(line) for line in given.out.read_text().splitlines()]
+        done = {(line["kind"], line["seed"]) for line in lines}
+    for kind, seed in product(given.kinds, given.seeds):
+        if (kind, seed) in done:
+            continue
+        line = KIND[kind](seed)
+        print(json.dumps(line), flush=True)
+        if given.out:
+            with given.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
