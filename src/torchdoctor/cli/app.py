@@ -13,7 +13,7 @@ import typer
 from torchdoctor import __version__
 from torchdoctor.case.config import schema, settings_from, template
 from torchdoctor.case.settings import USED_BY, Settings, Verb
-from torchdoctor.cli import closer, data, models
+from torchdoctor.cli import closer, data, masks, models
 from torchdoctor.cli.options import (
     AS_JSON,
     CONFIG,
@@ -90,6 +90,7 @@ def build_app(used_by: Mapping[Verb, Groups] = USED_BY, kind: type[Settings] = S
     closer.add_commands(app, every)
     models.add_commands(app)
     data.add_commands(app, every)
+    masks.add_commands(app, every)
     verb_argument = argument(
         "verb", str, f"The command whose settings are printed: {_VERBS}. [checkup]", "checkup"
     )

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageOps
 
-from torchdoctor.data.decoding import stream_of
+from torchdoctor.data.decoding import DAMAGED, LARGEST_PIXELS, stream_of
 from torchdoctor.types import InputError
 
-__all__ = ["check_mask_size", "mask_from_boxes", "mask_from_png"]
+__all__ = [
+    "MaskError", "MaskProblem", "check_mask_size", "mask_from_boxes", "mask_from_ids", "mask_from_png",
+]  # fmt: skip
 
+# What can be wrong with a mask: it cannot be read, marks nothing, has another size than its image, lies off
+# it, may be drawn before or after the image was turned by EXIF; a shape cannot be drawn; the image itself
+# cannot be decoded or found, or there are several; the shapes are of another category than the image.
+MaskProblem = Literal[
+    "unreadable", "empty", "wrong size", "off the image", "turned by EXIF", "shape", "image",
+    "several images", "other category",
+]  # fmt: skip
 Marked = Bool[np.ndarray, "height width"]
 BLACK, VOC_BORDER = (0, 0, 0), (224, 224, 192)
 MOST_COLOURS = 256  # a coloured mask with more colours is a photograph
@@ -30,6 +40,24 @@ NEARLY = 16  # grey values so close to black or white belong to it where there a
 FEW_LEVELS = 6
 TRIMAP = 127  # the usual value of what is undecided in a trimap is this or one more
 LOSSY_SHARE = 0.01  # the share of pixels in flat areas of one grey that compression does not explain
+
+
+class MaskError(InputError):
+    """A mask that cannot be used.
+
+    Attributes:
+        kind: What is wrong with it, in one or two words.
+    """
+
+    def __init__(self, text: str, kind: MaskProblem) -> None:
+        """Keep what is wrong.
+
+        Args:
+            text: The whole message.
+            kind: What is wrong, in one or two words.
+        """
+        super().__init__(text)
+        self.kind: MaskProblem = kind
 
 
 def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
@@ -59,23 +87,66 @@ def mask_from_png(source: bytes | Path, name: str = "mask") -> Image.Image:
     Raises:
         InputError: It is no image, marks no pixel, or can be read in two ways.
     """
-    try:
-        with stream_of(source) as stream, Image.open(stream) as file:
-            lossy = _is_lossy(file, source)
-            marked, brightest = _marked(ImageOps.exif_transpose(file), lossy, name)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: cannot be decoded as a mask ({error}); expected a PNG image") from error
+    marked, brightest = _marked(*_loaded(source, name), name)
     if not marked.any():
         if 1 < brightest <= LARGEST_CLASS:
-            raise InputError(
+            raise MaskError(
                 f"{name}: grey values up to {brightest} seem to be class numbers; nothing tells which is the "
-                "object. Write the object as 255 and the rest as 0"
+                "object. Write the object as 255 and the rest as 0, or let `torchdoctor masks import --ids` "
+                "take every number but 0 for the object",
+                "unreadable",
             )
-        raise InputError(
+        raise MaskError(
             f"{name}: the mask marks no pixel (its brightest value is {brightest}); expected "
-            "the object in white, or 1 in a 0/1 mask. Images without an object need no mask file"
+            "the object in white, or 1 in a 0/1 mask. Images without an object need no mask file",
+            "empty",
         )
     return Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))
+
+
+def mask_from_ids(source: bytes | Path, name: str = "mask") -> Image.Image:
+    """Read an object mask from an image of numbers: each is an instance or a class, 0 is the background.
+
+    The highest value that the file can hold (255, or 65535 in 16 bits) beside other numbers is a border that
+    is to be ignored; each of its pixels belongs to the object or the background by the nearest other pixel.
+
+    Args:
+        source: The file, or its content.
+        name: How error messages call it.
+
+    Returns:
+        The mask as an L image: 255 on the object, 0 elsewhere.
+
+    Raises:
+        MaskError: It is no image of numbers, or holds none but 0.
+    """
+    upright, lossy = _loaded(source, name)
+    if lossy or (upright.mode not in ("1", "L", "P") and not upright.mode.startswith("I")):
+        found = "a format that changes numbers" if lossy else f"an image of mode {upright.mode}"
+        text = f"{name}: {found}; expected numbers in a grey image or a palette without lossy compression"
+        raise MaskError(text, "unreadable")
+    values = np.asarray(upright)
+    highest, others = values.max(initial=0), np.setdiff1d(np.unique(values), [0])
+    ignored = values == highest if highest in (255, 65535) and len(others) > 1 else values < 0
+    marked = _without_border((values > 0) & ~ignored, ignored)
+    if not marked.any():
+        raise MaskError(f"{name}: every pixel has the number 0, the background", "empty")
+    return Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))
+
+
+def _loaded(source: bytes | Path, name: str) -> tuple[Image.Image, bool]:
+    """Decode a mask file, turned upright, and say whether it has lost detail in compression."""
+    try:
+        with stream_of(source) as stream, Image.open(stream) as file:
+            if file.width * file.height > LARGEST_PIXELS:
+                text = (
+                    f"{name}: {file.width} x {file.height} pixels; expected at most {LARGEST_PIXELS} in all"
+                )
+                raise MaskError(text, "unreadable")
+            return ImageOps.exif_transpose(file), _is_lossy(file, source)
+    except DAMAGED as error:
+        text = f"{name}: cannot be decoded as a mask ({error}); expected a PNG image"
+        raise MaskError(text, "unreadable") from error
 
 
 def _is_lossy(file: Image.Image, source: bytes | Path) -> bool:
@@ -232,7 +303,8 @@ def mask_from_boxes(
             )
         left, top, right, bottom = (round(edge) for edge in box)
         if right < 0 or bottom < 0 or left >= width or top >= height:
-            raise InputError(f"{name}: box {list(box)} lies off the image of {width} x {height} pixels")
+            text = f"{name}: box {list(box)} lies off the image of {width} x {height} pixels"
+            raise MaskError(text, "off the image")
         mask[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = 255
     return Image.fromarray(mask)
 
@@ -254,17 +326,19 @@ def check_mask_size(mask: Image.Image, size: tuple[int, int], name: str, orienta
     """
     stored = size[::-1] if orientation in SIDEWAYS else size
     if orientation != 1 and mask.size == stored == size:
-        raise InputError(
+        raise MaskError(
             f"{name}: an image with EXIF orientation {orientation}, and a mask that may be drawn on "
             "the image as stored or as shown; save the image upright without EXIF orientation, and draw the "
-            "mask on that"
+            "mask on that",
+            "turned by EXIF",
         )
     if mask.size == stored != size:
         return mask.transpose(TURNS[orientation])
     if mask.size != size:
         mask_size, image_size = ("{} x {}".format(*pair) for pair in (mask.size, size))
-        raise InputError(
+        raise MaskError(
             f"{name}: the mask is {mask_size} pixels but the image is {image_size}; draw the mask on the "
-            "full image"
+            "full image",
+            "wrong size",
         )
     return mask

@@ -17,6 +17,7 @@ from torchdoctor.data.catalogue import DATASETS, read_named
 from torchdoctor.data.checking import without_broken
 from torchdoctor.data.fingerprints import fingerprint, image_hashes
 from torchdoctor.data.loader import Loader
+from torchdoctor.data.mask_folder import with_masks
 from torchdoctor.data.pixels import AUGMENT, Augment, Preprocessing
 from torchdoctor.data.readers.folder import read_folder
 from torchdoctor.data.readers.parquet import read_parquet
@@ -121,19 +122,19 @@ def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) 
     if seed < 0:
         raise InputError(f"seed {seed}: expected 0 or more")
     tables = _read(spec, seed, settings)
+    tables = tables if settings.masks is None else with_masks(tables, Path(settings.masks).expanduser())
     if settings.classes != "all":
         tables = choose_classes(tables, settings.classes, settings.classes_seed)
     if settings.limit != "all":
         tables = replace(tables, train=limit_per_category(tables.train, settings.limit, seed))
-    primary = settings.primary
-    if primary == "auto":
+    if settings.primary == "auto":
         return tables
-    if primary not in tables.tests:
+    if settings.primary not in tables.tests:
         raise InputError(
-            f"primary {primary!r}: no such test split; {spec} has {', '.join(tables.tests)}"
+            f"primary {settings.primary!r}: no such test split; {spec} has {', '.join(tables.tests)}"
             "; swapped makes one where test images have masks"
         )
-    return replace(tables, primary=primary)
+    return replace(tables, primary=settings.primary)
 
 
 def load_data(

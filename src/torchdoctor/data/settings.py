@@ -25,6 +25,12 @@ class DataSettings(SettingsGroup):
         left_out="it must be given",
         newcomer=True,
     )
+    masks: str | None = setting(
+        None,
+        "A folder of object masks: for the image train/cat/1.jpg of the data the file train/cat/1.png, white "
+        "on the object (`torchdoctor masks import` makes such a folder).",
+        left_out="the masks that the data themselves hold",
+    )
     image_size: Annotated[int, Field(ge=8)] | Literal["auto"] = setting(
         "auto", "Side of the images in pixels.", left_out="that of the weights, else of the data"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -63,6 +64,18 @@ class ChosenRows:
         """
         identity = getattr(self.read, "identity", None)
         return self.stamp(position)[0] if identity is None else identity(int(self.rows[position]))
+
+    def file(self, position: int) -> Path | None:
+        """Return the file of an image.
+
+        Args:
+            position: The position among the chosen images.
+
+        Returns:
+            The file; None where the reader has no file for each image.
+        """
+        file = getattr(self.read, "file", None)
+        return None if file is None else file(int(self.rows[position]))
 
 
 @dataclass(frozen=True)

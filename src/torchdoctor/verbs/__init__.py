@@ -10,6 +10,7 @@ from torchdoctor.verbs.diagnose import run_diagnose
 from torchdoctor.verbs.explain import run_explain
 from torchdoctor.verbs.forecast import plan
 from torchdoctor.verbs.layers import survey
+from torchdoctor.verbs.masks import check_masks, export_masks, import_masks
 from torchdoctor.verbs.predict import predict
 from torchdoctor.verbs.report import run_report
 from torchdoctor.verbs.robustness import run_robustness
@@ -19,6 +20,9 @@ from torchdoctor.verbs.treat import run_treat
 __all__ = [
     "Outcome",
     "Settings",
+    "check_masks",
+    "export_masks",
+    "import_masks",
     "plan",
     "predict",
     "run_checkup",

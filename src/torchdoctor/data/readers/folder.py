@@ -73,6 +73,17 @@ class FolderImages:
         ]
         return image, reduce(ImageChops.lighter, parts)
 
+    def file(self, position: int) -> Path:
+        """Return the file of an image.
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The file.
+        """
+        return self.files[position]
+
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image and with its mask (see `data.fingerprints`).
 

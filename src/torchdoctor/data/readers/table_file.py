@@ -74,6 +74,17 @@ class TableImages:
             return image, mask_from_boxes(row.boxes, image.width, image.height, str(row.path))
         return image, None
 
+    def file(self, position: int) -> Path:
+        """Return the file of an image.
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The file.
+        """
+        return self.rows[position].path
+
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image and with its mask (see `data.fingerprints`).
 
