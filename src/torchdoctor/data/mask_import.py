@@ -251,8 +251,8 @@ def _upright(image: AnnotatedImage, size: Size, orientation: int, leave_out: Seq
         return draw_shapes(image, *size, leave_out)
     if image.size is None and orientation != 1:
         raise MaskError(
-            f"{image.source}: shapes on an image with EXIF orientation {orientation}, that may be drawn on it "
-            "as stored or as shown; save the image upright without EXIF orientation, and draw on that",
+            f"{image.source}: shapes on an image with EXIF orientation {orientation}, that may be drawn on "
+            "it as stored or as shown; save the image upright without EXIF orientation, and draw on that",
             "turned by EXIF",
         )
     area = draw_shapes(image, *drawn_on, leave_out)

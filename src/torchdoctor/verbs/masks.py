@@ -142,8 +142,8 @@ def import_masks(
     there = [target for target in targets if target.exists()]
     if there and not overwrite:
         raise InputError(
-            f"{len(there)} of {len(targets)} masks exist already, such as {there[0]}; nothing was written. Give "
-            "another --out, or --overwrite to replace them"
+            f"{len(there)} of {len(targets)} masks exist already, such as {there[0]}; nothing was written. "
+            "Give another --out, or --overwrite to replace them"
         )
     for target, mask in targets.items():
         write_bytes(target, mask.png)
@@ -218,8 +218,8 @@ def export_masks(
         What was written.
 
     Raises:
-        InputError: The format is unknown, there is no mask, a mask cannot be read and `on_error` is `fail`, or
-            the folder holds files and `overwrite` is False.
+        InputError: The format is unknown, there is no mask, a mask cannot be read and `on_error` is `fail`,
+            or the folder holds files and `overwrite` is False.
     """
     if format not in FORMATS:
         raise InputError(f"--format {format!r}: expected one of {formats_listed()}")

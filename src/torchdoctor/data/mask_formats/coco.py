@@ -22,18 +22,9 @@ from torchdoctor.data.mask_formats.annotation import (
     checked_size,
     safe_path,
 )
+from torchdoctor.data.mask_formats.coordinates import number_of, points_of
 from torchdoctor.data.mask_formats.files import field, files_of, image_beside, json_of, read_each
-from torchdoctor.data.mask_formats.shapes import (
-    Draw,
-    box,
-    corners_of,
-    needed,
-    number_of,
-    outlines,
-    pixels_at,
-    points_of,
-    polygon,
-)
+from torchdoctor.data.mask_formats.shapes import Draw, box, corners_of, needed, outlines, pixels_at, polygon
 
 MOST_RUNS = 10_000_000  # in the run lengths of a single shape
 KEYS = (int, str)
@@ -149,8 +140,8 @@ def _drawing(record: dict[str, Any], size: Size | None, notes: Notes) -> Draw:
     if not isinstance(edges, list) or len(edges) != 4:
         raise MaskError("neither a segmentation nor a bbox of four numbers", "shape")
     notes.add("annotations without segmentation: their boxes are taken")
-    x, y, width, height = (number_of(edge, "bbox") for edge in edges)
-    return box(x, y, x + width, y + height)
+    left, top, wide, high = (number_of(edge, "bbox") for edge in edges)
+    return box(left, top, left + wide, top + high)
 
 
 def _polygon(part: Any) -> Draw:

@@ -23,6 +23,7 @@ from torchdoctor.data.mask_formats.annotation import (
     checked_size,
     safe_path,
 )
+from torchdoctor.data.mask_formats.coordinates import number_of, points_of
 from torchdoctor.data.mask_formats.files import files_of, image_beside, read_each, text_of, xml_of
 from torchdoctor.data.mask_formats.png import pixels_of_file, size_of_mask
 from torchdoctor.data.mask_formats.shapes import (
@@ -30,9 +31,7 @@ from torchdoctor.data.mask_formats.shapes import (
     box,
     discs,
     ellipse,
-    number_of,
     pixels_at,
-    points_of,
     polygon,
     thick_line,
     turned_box,
@@ -42,8 +41,8 @@ from torchdoctor.types import InputError
 
 LABEL_MAP = "labelmap.txt"
 BACKGROUND = "background"
-LINE_WIDTH, POINT_RADIUS = 10, 5  # pixels; lines and points have no area of their own
-AS_DRAWN = f"lines and points: drawn {LINE_WIDTH} pixels wide"
+LINE_WIDTH, POINT_RADIUS = 10.0, 5.0  # pixels; lines and points have no area of their own
+AS_DRAWN = f"lines and points: drawn {LINE_WIDTH:g} pixels wide"
 MOST_CLASSES = 255
 Colour = tuple[int, int, int]
 

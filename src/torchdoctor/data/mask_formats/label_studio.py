@@ -24,15 +24,14 @@ from torchdoctor.data.mask_formats.annotation import (
     safe_path,
 )
 from torchdoctor.data.mask_formats.brush import decode_brush
+from torchdoctor.data.mask_formats.coordinates import number_of, points_of
 from torchdoctor.data.mask_formats.files import field, files_of, image_beside, json_of, read_each
 from torchdoctor.data.mask_formats.shapes import (
     Draw,
     corners_of,
     discs,
     ellipse,
-    number_of,
     outlines,
-    points_of,
     polygon,
     turned_box,
     without_holes,
@@ -211,7 +210,11 @@ def _shape(result: dict[str, Any], tool: str, kind: str, size: Size | None, plac
         return Shape(place, label, draw)
     numbers = _numbers(value, tool)
     _drawing(tool, numbers, PERCENT, PERCENT)
-    return Shape(place, label, lambda width, height: _drawing(tool, numbers, width, height)(width, height))
+    return Shape(
+        place,
+        label,
+        lambda width, height: _drawing(tool, numbers, float(width), float(height))(width, height),
+    )
 
 
 def _numbers(value: dict[str, Any], tool: str) -> dict[str, Any]:

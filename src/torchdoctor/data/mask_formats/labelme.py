@@ -27,6 +27,7 @@ from torchdoctor.data.mask_formats.annotation import (
     checked_size,
     safe_path,
 )
+from torchdoctor.data.mask_formats.coordinates import points_of
 from torchdoctor.data.mask_formats.files import field, files_of, image_beside, json_of, read_each
 from torchdoctor.data.mask_formats.shapes import (
     Draw,
@@ -36,17 +37,16 @@ from torchdoctor.data.mask_formats.shapes import (
     ellipse,
     outlines,
     pixels_at,
-    points_of,
     polygon,
     thick_line,
     without_holes,
 )
 
 VERSION = "5.5.0"  # of LabelMe's files that are written
-LINE_WIDTH, POINT_RADIUS = 10, 5  # pixels; how LabelMe itself makes areas of lines and points
+LINE_WIDTH, POINT_RADIUS = 10.0, 5.0  # pixels; how LabelMe itself makes areas of lines and points
 CUTS, IGNORED = "_background_", "__ignore__"  # labels that LabelMe's own programs treat in a special way
 SHAPES = "polygon, rectangle, oriented_rectangle, circle, line, linestrip, point, points, mask"
-AS_DRAWN = f"lines and points: drawn as wide as LabelMe draws them ({LINE_WIDTH} pixels)"
+AS_DRAWN = f"lines and points: drawn as wide as LabelMe draws them ({LINE_WIDTH:g} pixels)"
 
 
 def is_labelme(content: Any) -> bool:
@@ -194,7 +194,7 @@ def write_labelme(
     del classes
     for image in images:
         place = PurePosixPath(f"{image.place}.json")
-        shapes = [
+        shapes: list[dict[str, Any]] = [
             {"label": image.label, "points": [list(corner) for corner in corners_of(piece)],
              "group_id": group, "description": "", "shape_type": "polygon", "flags": {}, "mask": None}
             for group, part in enumerate(outlines(image.area))
@@ -205,7 +205,7 @@ def write_labelme(
             data = base64.b64encode(image.encoded()).decode()
         else:
             path = Path(os.path.relpath(image.file.resolve(), (out / place).parent.resolve())).as_posix()
-        content = {
+        content: dict[str, Any] = {
             "version": VERSION, "flags": {}, "shapes": shapes, "imagePath": path, "imageData": data,
             "imageHeight": image.size[1], "imageWidth": image.size[0],
         }  # fmt: skip

@@ -80,6 +80,22 @@ def size_of_mask(file: Path) -> Size:
         raise MaskError(text, "unreadable") from error
 
 
+def holds_numbers(file: Path) -> bool:
+    """Return whether a file can hold the numbers of classes: a palette or grey values, not compressed lossily.
+
+    Args:
+        file: The file; it is not decoded.
+
+    Returns:
+        False for colours, and for a file that cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            return image.format in ("PNG", "TIFF", "BMP") and image.mode in ("P", "L", "1", "I", "I;16")
+    except DAMAGED:
+        return False
+
+
 def pixels_of_file(file: Path, ids: bool = False) -> Draw:
     """Return what draws the object in a mask file.
 

@@ -23,9 +23,10 @@ from torchdoctor.data.mask_formats.annotation import (
     checked_size,
     safe_path,
 )
+from torchdoctor.data.mask_formats.coordinates import number_of
 from torchdoctor.data.mask_formats.files import files_of, image_beside, read_each, xml_of
-from torchdoctor.data.mask_formats.png import pixels_of_file, size_of_mask
-from torchdoctor.data.mask_formats.shapes import Draw, box, number_of, outlines, turned_box
+from torchdoctor.data.mask_formats.png import holds_numbers, pixels_of_file, size_of_mask
+from torchdoctor.data.mask_formats.shapes import Draw, box, outlines, turned_box
 from torchdoctor.data.readers.naming import is_readable
 from torchdoctor.types import InputError
 
@@ -69,7 +70,7 @@ def read_voc(source: Path) -> Annotations:
     by_stem = {_stem(image.name): image for image in boxed}
     masked, more = read_each(
         masks.items(),
-        lambda item: _masked(*item, by_stem.get(item[0])),
+        lambda item: _masked(item[0], item[1], by_stem.get(item[0])),
         lambda item: item[1].relative_to(root).as_posix(),
     )
     told = set(masks)
@@ -104,10 +105,12 @@ def mask_files(source: Path) -> dict[str, Path]:
     return found
 
 
-def _masked(stem: str, file: Path, boxed: AnnotatedImage | None) -> AnnotatedImage:
+def _masked(stem: str, file: Path, boxed: AnnotatedImage | None = None) -> AnnotatedImage:
     """Describe an image by its class mask; its label is that of its boxes, where all have the same."""
     labels = () if boxed is None else boxed.labels
-    shape = Shape("the class mask", labels[0] if len(labels) == 1 else None, pixels_of_file(file))
+    shape = Shape(
+        "the class mask", labels[0] if len(labels) == 1 else None, pixels_of_file(file, holds_numbers(file))
+    )
     home = next(place for place in file.parents if place.name in (CLASS_MASKS, OBJECT_MASKS)).parent
     name = stem + ".jpg" if boxed is None else boxed.name
     linked = image_beside(home / IMAGES, name) if boxed is None else boxed.file

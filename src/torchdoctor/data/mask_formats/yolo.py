@@ -17,16 +17,9 @@ from torchdoctor.data.mask_formats.annotation import (
     Notes,
     Shape,
 )
+from torchdoctor.data.mask_formats.coordinates import number_of
 from torchdoctor.data.mask_formats.files import files_of, read_each, text_of
-from torchdoctor.data.mask_formats.shapes import (
-    Draw,
-    box,
-    corners_of,
-    number_of,
-    outlines,
-    polygon,
-    without_holes,
-)
+from torchdoctor.data.mask_formats.shapes import Draw, box, corners_of, outlines, polygon, without_holes
 from torchdoctor.data.readers.naming import is_readable
 
 BEYOND = 0.05  # shares this far outside of 0 to 1 are cut off; those beyond are no shares
