@@ -67,6 +67,8 @@ class DataImages:
             DataImage(split, position, name, place, table.classes[int(table.labels[position])], file)
             for (split, position, file, table), name, place in zip(rows, names, places, strict=True)
         )
+        categories = {_folded(name) for name in tables.classes}
+        self._folders = {part for name in names for part in _folders(name)} - categories
         self._by_name: dict[str, list[DataImage]] = {}
         for image in self.images:
             path = PurePosixPath(_folded(image.name))
@@ -96,8 +98,15 @@ class DataImages:
                 for key, image in found.items()
             }
             best = max(ranks.values())
-            return [image for key, image in found.items() if ranks[key] == best]
+            near = [image for key, image in found.items() if ranks[key] == best]
+            return sorted(
+                (image for image in near if not self._lies_elsewhere(path, image)), key=lambda one: one.name
+            )
         return []
+
+    def _lies_elsewhere(self, path: PurePosixPath, image: DataImage) -> bool:
+        """Return whether a path names a folder of the data set, such as `train`, that an image is not in."""
+        return bool(self._folders.intersection(path.parts[:-1]) - _folders(image.name))
 
     def contradiction(self, name: str, image: DataImage) -> str | None:
         """Return the category that a path names and that is not the image's.
@@ -110,7 +119,7 @@ class DataImages:
             The name of the other category; None where the folders of the path name none, or the image lies in
             folders of these names itself.
         """
-        own = {_folded(part) for part in (*PurePosixPath(image.name).parts[:-1], image.category)}
+        own = {*_folders(image.name), _folded(image.category)}
         for part in PurePosixPath(safe_path(name)).parts[:-1]:
             other = self.category_named(part)
             if other is not None and _folded(part) not in own:
@@ -132,6 +141,11 @@ class DataImages:
 def _folded(name: str) -> str:
     """Return a name as it is compared."""
     return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def _folders(name: str) -> set[str]:
+    """Return the folders in a path, as they are compared."""
+    return set(PurePosixPath(_folded(name)).parts[:-1])
 
 
 def _shared_folders(path: PurePosixPath, image: DataImage) -> int:

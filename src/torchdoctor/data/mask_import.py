@@ -145,6 +145,9 @@ def _targets(
     found: dict[Any, _Target] = {}
     unmatched, problems = [], []
     for image in annotations.images:
+        if not PurePosixPath(image.name).name:
+            problems.append(Problem("image", image.source, f"{image.source}: names no image"))
+            continue
         if data is None:
             found.setdefault(image.name, _Target(image.name, [])).parts.append(image)
             continue

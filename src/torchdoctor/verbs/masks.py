@@ -18,7 +18,13 @@ from torchdoctor.data.load import load_tables
 from torchdoctor.data.mask_check import MaskCheck, check_data_masks, check_drawn_masks
 from torchdoctor.data.mask_folder import RECORD, match_masks
 from torchdoctor.data.mask_formats.annotation import Area, MaskedImage, Notes, Problem
-from torchdoctor.data.mask_formats.registry import AUTO, FORMATS, formats_listed, read_annotations
+from torchdoctor.data.mask_formats.registry import (
+    AUTO,
+    FORMATS,
+    check_libraries,
+    formats_listed,
+    read_annotations,
+)
 from torchdoctor.data.mask_import import DrawnMasks, draw_annotations
 from torchdoctor.data.settings import DataSettings, OnError
 from torchdoctor.data.table import Tables
@@ -223,6 +229,7 @@ def export_masks(
     """
     if format not in FORMATS:
         raise InputError(f"--format {format!r}: expected one of {formats_listed()}")
+    check_libraries(format)  # type: ignore[arg-type]
     tables = _tables(settings)
     if tables is None:
         raise InputError("--data is missing: give the data set whose masks are exported")

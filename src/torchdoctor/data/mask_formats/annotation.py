@@ -206,14 +206,16 @@ def checked_size(width: object, height: object, place: str) -> Size | None:
         Both as whole numbers; None where one is missing or 0.
 
     Raises:
-        InputError: They are no whole numbers above 0, or too large for an image.
+        MaskError: They are no whole numbers above 0, or too large for an image.
     """
     if not width or not height:
         return None
     try:
         whole = (int(float(str(width))), int(float(str(height))))
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{place}: size {width!r} x {height!r}; expected whole numbers of pixels") from error
+        text = f"{place}: size {width!r} x {height!r}; expected whole numbers of pixels"
+        raise MaskError(text, "wrong size") from error
     if min(whole) < 1 or whole[0] * whole[1] > LARGEST_PIXELS:
-        raise InputError(f"{place}: size {width} x {height}; expected 1 to {LARGEST_PIXELS} pixels in all")
+        text = f"{place}: size {width} x {height}; expected 1 to {LARGEST_PIXELS} pixels in all"
+        raise MaskError(text, "wrong size")
     return whole

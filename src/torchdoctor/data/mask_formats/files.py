@@ -14,7 +14,6 @@ from torchdoctor.data.decoding import DAMAGED, orientation_of
 from torchdoctor.data.mask_formats.annotation import Problem, Size, safe_path
 from torchdoctor.data.mask_formats.shapes import needed
 from torchdoctor.data.readers.naming import files_below, is_readable
-from torchdoctor.types import InputError
 
 LARGEST_FILE = 512 * 2**20  # bytes; a larger file of annotations is refused
 
@@ -163,7 +162,7 @@ def read_each(
 
     Args:
         items: What is read.
-        read: Reads an item; InputError says what is wrong with it. None leaves it out.
+        read: Reads an item; MaskError says what is wrong with it. None leaves it out.
         name_of: Returns what a problem calls an item.
 
     Returns:
@@ -173,9 +172,8 @@ def read_each(
     for item in items:
         try:
             result = read(item)
-        except InputError as error:
-            kind = error.kind if isinstance(error, MaskError) else "unreadable"
-            problems.append(Problem(kind, name_of(item), str(error)))
+        except MaskError as error:
+            problems.append(Problem(error.kind, name_of(item), str(error)))
             continue
         if result is not None:
             results.append(result)

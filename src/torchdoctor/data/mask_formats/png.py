@@ -81,7 +81,7 @@ def size_of_mask(file: Path) -> Size:
 
 
 def holds_numbers(file: Path) -> bool:
-    """Return whether a file can hold the numbers of classes: a palette or grey values, not compressed lossily.
+    """Return whether a file can hold the numbers of classes: a palette or grey values, without loss.
 
     Args:
         file: The file; it is not decoded.

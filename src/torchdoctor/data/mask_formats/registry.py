@@ -20,6 +20,7 @@ from torchdoctor.data.mask_formats.label_studio import (
 )
 from torchdoctor.data.mask_formats.labelme import is_labelme, read_labelme, write_labelme
 from torchdoctor.data.mask_formats.png import read_png, write_png
+from torchdoctor.data.mask_formats.shapes import needed
 from torchdoctor.data.mask_formats.voc import is_voc, mask_files, read_voc, write_voc
 from torchdoctor.data.mask_formats.yolo import is_yolo, label_files, read_yolo, write_yolo
 from torchdoctor.data.readers.flatness import is_flat
@@ -28,6 +29,8 @@ from torchdoctor.types import InputError, check_choice
 
 FormatName = Literal["png", "labelme", "coco", "voc", "yolo", "cvat", "label-studio"]
 AUTO = "auto"
+GEOMETRY = ("shapely", "pycocotools.mask")
+XML = (*GEOMETRY, "defusedxml.ElementTree")
 LOOKED_AT = 20  # files of each kind that are opened to recognise a format
 Read = Callable[[Path], Annotations]
 Write = Callable[[Iterable[MaskedImage], Sequence[str], Path], Iterator[tuple[PurePosixPath, bytes]]]
@@ -42,23 +45,25 @@ class MaskFormat:
         title: What it is, in a few words.
         read: Reads a file or folder.
         write: Yields the files for images with masks.
+        needs: The libraries that both use.
     """
 
     name: FormatName
     title: str
     read: Read
     write: Write
+    needs: tuple[str, ...] = GEOMETRY
 
 
 FORMATS: Mapping[FormatName, MaskFormat] = {
     entry.name: entry
     for entry in (
-        MaskFormat("png", "mask files: white on the object, palettes, numbers", read_png, write_png),
+        MaskFormat("png", "mask files: white on the object, palettes, numbers", read_png, write_png, ()),
         MaskFormat("labelme", "LabelMe: a JSON file for each image", read_labelme, write_labelme),
         MaskFormat("coco", "COCO: a JSON file for all images", read_coco, write_coco),
-        MaskFormat("voc", "Pascal VOC: XML files with boxes, class masks", read_voc, write_voc),
+        MaskFormat("voc", "Pascal VOC: XML files with boxes, class masks", read_voc, write_voc, XML),
         MaskFormat("yolo", "YOLO: a text file of boxes or outlines for each image", read_yolo, write_yolo),
-        MaskFormat("cvat", "CVAT: images 1.1, LabelMe 3.0, segmentation mask 1.1", read_cvat, write_cvat),
+        MaskFormat("cvat", "CVAT: images 1.1, LabelMe 3.0, segmentation mask", read_cvat, write_cvat, XML),
         MaskFormat("label-studio", "Label Studio: JSON or JSON-MIN", read_label_studio, write_label_studio),
     )
 }
@@ -99,6 +104,7 @@ def read_annotations(source: Path, name: str = AUTO, ids: bool = False) -> tuple
     chosen: FormatName = recognised(source) if name == AUTO else name  # type: ignore[assignment]
     if ids and chosen != "png":
         raise InputError(f"--ids is for mask files (--format png); {str(source)!r} is read as {chosen}")
+    check_libraries(chosen)
     read = read_png(source, ids) if ids else FORMATS[chosen].read(source)
     if not read.images and not read.problems:
         raise InputError(
@@ -106,6 +112,19 @@ def read_annotations(source: Path, name: str = AUTO, ids: bool = False) -> tuple
             f"The formats are {formats_listed()}"
         )
     return chosen, read
+
+
+def check_libraries(name: FormatName) -> None:
+    """Check that the libraries that a format needs are installed.
+
+    Args:
+        name: The format.
+
+    Raises:
+        InputError: One is not installed.
+    """
+    for library in FORMATS[name].needs:
+        needed(library)
 
 
 def recognised(source: Path) -> FormatName:
