@@ -85,6 +85,11 @@ def one_problem(source, name):
             "off the image",
             "lies off the image of 40 x 30",
         ),
+        (
+            shape("polygon", [[-9e6, 5], [9e6, 25], [-9e6, 25], [9e6, 5]]),
+            "off the image",
+            "crosses itself and reaches far beyond the image of 40 x 30",
+        ),
         (shape("rectangle", [[-9, -9], [0, 0]]), "off the image", "lies off the image of 40 x 30 pixels"),
         (shape("rectangle", [[5, 5], [5, 9]]), "shape", "expected a width and height above 0"),
         (shape("circle", [[5, 5], [5, 5]]), "shape", "radii 0 and 0"),

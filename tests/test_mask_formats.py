@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,8 @@ def test_labelme_polygon(tmp_path):
         (shape("rectangle", [[25, 20], [5, 10]]), BLOCK.sum()),  # drawn from the lower right corner
         (shape("oriented_rectangle", CORNERS), BLOCK.sum()),
         (shape("circle", [[20, 15], [20, 7]]), math.pi * 64),
-        (shape("line", [[5, 15], [30, 15]]), 25 * 10 + math.pi * 25),
-        (shape("linestrip", [[8, 15], [20, 15], [30, 15]]), 22 * 10 + math.pi * 25),
+        (shape("line", [[5, 15], [30, 15]]), 25 * 10),
+        (shape("linestrip", [[8, 15], [20, 15], [30, 15]]), 22 * 10),
         (shape("point", [[20, 15]]), math.pi * 25),
         (shape("points", [[8, 15], [30, 15]]), 2 * math.pi * 25),
     ],
@@ -95,6 +96,26 @@ def test_labelme_polygon(tmp_path):
 def test_labelme_shapes_have_their_area(record, expected, tmp_path):
     written(tmp_path / "1.json", labelme(record))
     assert only_area(tmp_path, "labelme")[1].sum() == pytest.approx(expected, rel=0.06)
+
+
+def test_outlines_that_cross_themselves_leave_out_what_they_enclose_twice(tmp_path):
+    star = [
+        [20 + 14 * math.sin(4 * math.pi * k / 5), 15 - 14 * math.cos(4 * math.pi * k / 5)] for k in range(5)
+    ]
+    for number, moved in enumerate((0, -25)):
+        points = [[x + moved, y] for x, y in star]
+        written(tmp_path / f"{number}.json", labelme(shape("polygon", points), imagePath=f"{number}.jpg"))
+    whole, cut = (draw_shapes(image, WIDTH, HEIGHT) for image in read_annotations(tmp_path)[1].images)
+    assert not whole[15, 20] and whole[6, 20] and np.array_equal(whole[:, 25:], cut[:, :15])
+
+
+def test_scribbles_take_no_time(tmp_path):
+    scribble = (np.random.default_rng(0).random((3000, 2)) * (WIDTH, HEIGHT)).tolist()
+    for number, kind in enumerate(("polygon", "linestrip", "points")):
+        written(tmp_path / f"{number}.json", labelme(shape(kind, scribble), imagePath=f"{number}.jpg"))
+    started = time.process_time()
+    assert len(draw_annotations(read_annotations(tmp_path)[1]).masks) == 3
+    assert time.process_time() - started < 10  # make_valid of shapely takes minutes for a tenth of it
 
 
 def test_labelme_mask(tmp_path):
@@ -344,7 +365,7 @@ def cvat_images(*shapes, name="cats\\1.jpg"):
         ('<box label="cat" xtl="5" ytl="10" xbr="25" ybr="20" rotation="90.0"/>', 200),
         ('<ellipse label="cat" cx="20" cy="15" rx="10" ry="5"/>', math.pi * 50),
         ('<mask label="cat" rle="0, 30, 5, 5" left="5" top="10" width="10" height="4"/>', 35),
-        ('<polyline label="cat" points="5,15;30,15"/>', 250 + math.pi * 25),
+        ('<polyline label="cat" points="5,15;30,15"/>', 250),
         ('<points label="cat" points="20,15"/>', math.pi * 25),
     ],
 )
@@ -416,6 +437,10 @@ def test_cvat_mask_folders(tmp_path):
     )
     image, area = only_area(tmp_path, "cvat")
     assert image.labels == ("cat", "old: tail") and area.sum() == BLOCK.sum() + 9
+    positions = np.where(BLOCK, 1, 0).astype(np.uint8)
+    written(tmp_path / "SegmentationClass" / "cats" / "1.png", encoded(positions))
+    image, area = only_area(tmp_path, "cvat")
+    assert image.labels == ("cat",) and np.array_equal(area, BLOCK)
     pixels[29, 39] = (7, 7, 7)
     written(tmp_path / "SegmentationClass" / "cats" / "1.png", encoded(pixels))
     assert "colour (7, 7, 7) is not in" in read_annotations(tmp_path)[1].problems[0].text

@@ -7,7 +7,7 @@ import math
 from torchdoctor.data.annotations import MaskError
 
 FARTHEST = 1e7  # pixels; coordinates beyond are no places on an image
-MOST_POINTS = 1_000_000  # of a single shape
+MOST_POINTS = 100_000  # of a single shape
 
 
 def points_of(value: object, least: int) -> list[tuple[float, float]]:

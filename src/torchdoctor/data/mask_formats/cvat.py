@@ -251,12 +251,7 @@ def _masked(file: Path) -> list[AnnotatedImage]:
     images = []
     for stem, mask in mask_files(file.parent).items():
         found, missing = _labels_in(mask, labels)
-        shapes = [
-            Shape(
-                f"label {label!r}", label, _of_colours(mask, [key for key in labels if labels[key] == label])
-            )
-            for label in found
-        ]
+        shapes = [Shape(f"label {label!r}", label, _of_label(mask, labels, label)) for label in found]
         if missing is not None:
             text = f"{mask}: the colour {missing} is not in {file}"
             raise MaskError(text, "unreadable")
@@ -265,23 +260,26 @@ def _masked(file: Path) -> list[AnnotatedImage]:
     return images
 
 
-def _pixels(file: Path) -> np.ndarray:
-    """Return the colours of a mask file, each as one number."""
+def _pixels(file: Path, labels: Sequence[Colour]) -> np.ndarray:
+    """Return the colours of a mask file, each as one number; grey values are positions among the labels."""
     try:
         with Image.open(file) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 raise MaskError(f"{file}: {image.width} x {image.height} pixels", "unreadable")
-            pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB")).astype(np.int64)
     except DAMAGED as error:
         text = f"{file}: cannot be decoded as a mask ({error}); expected a PNG image"
         raise MaskError(text, "unreadable") from error
+    if pixels.ndim == 2:
+        numbered = np.array([*labels, *((grey, grey, grey) for grey in range(len(labels), 256))])
+        pixels = numbered[pixels]
     return pixels @ np.array([65536, 256, 1])
 
 
 def _labels_in(file: Path, labels: dict[Colour, str]) -> tuple[list[str], Colour | None]:
     """Return the labels whose colours a mask file holds, and a colour that has no label."""
     found = []
-    for value in np.unique(_pixels(file)).tolist():
+    for value in np.unique(_pixels(file, list(labels))).tolist():
         colour = (value >> 16, value >> 8 & 255, value & 255)
         if colour not in labels and colour != (0, 0, 0):
             return [], colour
@@ -290,11 +288,12 @@ def _labels_in(file: Path, labels: dict[Colour, str]) -> tuple[list[str], Colour
     return list(dict.fromkeys(found)), None
 
 
-def _of_colours(file: Path, colours: Sequence[Colour]) -> Draw:
-    """Return what draws the pixels of some colours of a mask file."""
+def _of_label(file: Path, labels: dict[Colour, str], label: str) -> Draw:
+    """Return what draws the pixels of a label in a mask file."""
+    colours = [key for key in labels if labels[key] == label]
 
     def draw(width: int, height: int) -> Area:
-        pixels = _pixels(file)
+        pixels = _pixels(file, list(labels))
         if pixels.shape != (height, width):
             found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels; the image is {width} x {height}"
             raise MaskError(found, "wrong size")

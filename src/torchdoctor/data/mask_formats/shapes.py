@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from torchdoctor.data.annotations import MaskError
 from torchdoctor.data.mask_formats.annotation import Area
@@ -15,6 +16,8 @@ from torchdoctor.types import InputError
 
 Points = Sequence[tuple[float, float]]
 Draw = Callable[[int, int], Area]
+LONGEST = 4_000_000  # pixels of an outline; its memory grows with it
+SMALL = 1_000_000  # pixels of a canvas that is never too large
 ARC = 64  # segments of a quarter of a circle
 
 
@@ -46,18 +49,37 @@ def polygon(points: Points) -> Draw:
         points: Its corners, at least 3, in pixels: 0, 0 is the upper left corner of the first pixel.
 
     Returns:
-        The function that draws it.
+        The function that draws it: a pixel belongs to it where its centre does. It raises MaskError where the
+        polygon lies off the image, or reaches too far beyond it while it crosses itself.
 
     Raises:
-        MaskError: There are fewer than 3 different points, or they lie on a line.
+        MaskError: There are fewer than 3 different points, they lie on a line, or the outline is too long.
     """
-    if len(set(points)) < 3:
-        raise MaskError(f"{len(set(points))} different points; a polygon needs at least 3", "shape")
+    different = len(set(points))
+    if different < 3:
+        raise MaskError(f"{different} different points; a polygon needs at least 3", "shape")
     shapely = needed("shapely")
-    areas = _areas_of(shapely.make_valid(shapely.Polygon(points)))
-    if not areas:
+    if shapely.MultiPoint(points).convex_hull.area == 0:
         raise MaskError("a polygon whose points lie on a line; it has no area", "shape")
-    return drawn(areas)
+    corners = np.asarray(points, dtype=np.float64)
+
+    def draw(width: int, height: int) -> Area:
+        low, high = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
+        if low[0] >= width or low[1] >= height or high[0] <= 0 or high[1] <= 0:
+            raise MaskError(f"lies off the image of {width} x {height} pixels", "off the image")
+        left, top = -min(int(low[0]), 0), -min(int(low[1]), 0)
+        wide, tall = max(int(high[0]), width) + left, max(int(high[1]), height) + top
+        if wide * tall <= max(2 * width * height, SMALL):  # crossing lines need no care on a larger canvas
+            return _filled(corners + np.array([left, top]), wide, tall)[
+                top : top + height, left : left + width
+            ]
+        shape = shapely.Polygon(corners)
+        if not shape.is_valid:
+            text = f"crosses itself and reaches far beyond the image of {width} x {height} pixels"
+            raise MaskError(text, "off the image")
+        return drawn([shape])(width, height)
+
+    return draw
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Draw:
@@ -138,11 +160,9 @@ def thick_line(points: Points, width: float) -> Draw:
         width: Its width in pixels.
 
     Returns:
-        The function that draws it.
+        The function that draws it; it raises MaskError where the line lies off the image.
     """
-    shapely = needed("shapely")
-    whole = shapely.LineString(points) if len(set(points)) > 1 else shapely.Point(points[0])
-    return drawn([whole.buffer(width / 2, quad_segs=ARC)])
+    return _painted(lambda canvas: canvas.line(list(points), fill=1, width=round(width)))
 
 
 def discs(points: Points, radius: float) -> Draw:
@@ -153,9 +173,29 @@ def discs(points: Points, radius: float) -> Draw:
         radius: The radius of each disc in pixels.
 
     Returns:
-        The function that draws them.
+        The function that draws them; it raises MaskError where they lie off the image.
     """
-    return drawn(_areas_of(needed("shapely").MultiPoint(points).buffer(radius, quad_segs=ARC)))
+
+    def paint(canvas: ImageDraw.ImageDraw) -> None:
+        for x, y in points:
+            right, bottom = max(x + radius - 1, x - radius), max(y + radius - 1, y - radius)
+            canvas.ellipse((x - radius, y - radius, right, bottom), fill=1)
+
+    return _painted(paint)
+
+
+def _painted(paint: Callable[[ImageDraw.ImageDraw], None]) -> Draw:
+    """Return what draws with Pillow, for what has no area of its own."""
+
+    def draw(width: int, height: int) -> Area:
+        image = Image.new("L", (width, height))
+        paint(ImageDraw.Draw(image))
+        area = np.asarray(image) > 0
+        if not area.any():
+            raise MaskError(f"lies off the image of {width} x {height} pixels", "off the image")
+        return area
+
+    return draw
 
 
 def pixels_at(left: int, top: int, read: Callable[[], Area]) -> Draw:
@@ -214,9 +254,9 @@ def drawn(areas: Iterable[Any]) -> Draw:
             frame = shapely.box(0, 0, width, height)
             for piece in pieces:
                 on_image |= piece.intersects(frame) and not piece.touches(frame)
-                covered = _filled(piece.exterior, width, height)
+                covered = _filled(np.asarray(piece.exterior.coords)[:-1], width, height)
                 for hole in piece.interiors:
-                    covered &= ~_filled(hole, width, height)
+                    covered &= ~_filled(np.asarray(hole.coords)[:-1], width, height)
                 area |= covered
         if not on_image:
             raise MaskError(f"lies off the image of {width} x {height} pixels", "off the image")
@@ -225,11 +265,14 @@ def drawn(areas: Iterable[Any]) -> Draw:
     return draw
 
 
-def _filled(ring: Any, width: int, height: int) -> Area:
+def _filled(corners: np.ndarray, width: int, height: int) -> Area:
     """Return the pixels inside a ring that is at most a little larger than the image."""
+    length = float(np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum())
+    if length > LONGEST:
+        raise MaskError(f"an outline of {length:.0f} pixels; expected at most {LONGEST}", "shape")
     library = needed("pycocotools.mask")
-    flat = np.asarray(ring.coords)[:-1].ravel().tolist()
-    return library.decode(library.frPyObjects([flat], height, width))[:, :, 0].astype(bool)
+    runs = library.frPyObjects([corners.ravel().tolist()], height, width)
+    return library.decode(runs)[:, :, 0].astype(bool)
 
 
 def _areas_of(geometry: Any) -> list[Any]:
