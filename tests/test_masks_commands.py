@@ -369,7 +369,7 @@ def test_masks_drawn_from_another_category_are_found(animals, tmp_path):
     annotate(animals, "train/cat/0.jpg", label="dog")
     annotate(animals, "train/cat/1.jpg", label="tail")
     import_masks(animals, tmp_path / "masks")
-    result = check_masks(Settings(data=f"folder:{animals}"), masks=tmp_path / "masks")
+    result = check_masks(Settings(data=f"folder:{animals}", masks=str(tmp_path / "masks")))
     (problem,) = result.problems
     assert problem.kind == "other category" and "0.png: drawn from shapes labelled 'dog'" in problem.text
 

@@ -16,7 +16,7 @@ from torchdoctor.types import InputError
 
 NAMED = 5  # of a list of problems, how many are printed
 LISTED = 30  # categories that still make a table to read
-CHECK = ("data", "masks", "on_error", "download", "split_seed", *SOURCE)
+CHECK = ("data", "on_error", "download", "split_seed", *SOURCE)
 
 
 def add_commands(app: typer.Typer, groups: Groups) -> None:

@@ -18,6 +18,7 @@ from torchdoctor.types import InputError
 NAMED = 5  # of a list of images or problems, how many are printed
 LISTED = 30  # categories that still make a table to read
 DATA = ("data", "on_error", "download", "split_seed", *SOURCE)
+WITHOUT_MASKS = tuple(name for name in DATA if name != "masks")
 IMPORT_LEFT_OUT = {
     "data": "none: the names of the images in the annotations count",
     "on_error": "fail: nothing is written",
@@ -51,7 +52,7 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
         [
             argument("source", str, "A file or folder of annotations."),
             recognised, folder, ids, overwrite,
-            *parameters_of(groups, DATA, IMPORT_LEFT_OUT), AS_JSON.parameter,
+            *parameters_of(groups, WITHOUT_MASKS, IMPORT_LEFT_OUT), AS_JSON.parameter,
         ],
         "Write a PNG mask for each annotated image: white on all its shapes, black elsewhere. --masks reads "
         "the folder.",
@@ -60,7 +61,7 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
         masks, "export", export,
         [
             option("format", str | None, None, "The format to write; it must be given.", metavar=NAMES),
-            folder, overwrite, *parameters_of(groups, (*DATA, "masks")), AS_JSON.parameter,
+            folder, overwrite, *parameters_of(groups, DATA), AS_JSON.parameter,
         ],
         "Write the masks of a data set in the format of an annotation program.",
     )  # fmt: skip
@@ -69,7 +70,7 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
         [
             argument("source", str | None, "A file or folder of annotations, to be checked without being "
                      "imported. [none: the masks of --data]", None),
-            recognised, ids, *parameters_of(groups, (*DATA, "masks"), CHECK_LEFT_OUT), AS_JSON.parameter,
+            recognised, ids, *parameters_of(groups, DATA, CHECK_LEFT_OUT), AS_JSON.parameter,
         ],
         "Compare every mask with its image: which images have none, which masks are empty, of the wrong size "
         "or of another category, and how large objects are in each category.",
@@ -151,10 +152,9 @@ def check(*, source: str | None, format: str, ids: bool, as_json: bool, **values
     from torchdoctor.case.config import settings_from
     from torchdoctor.verbs.masks import check_masks
 
-    masks = values.pop("masks")
     settings = settings_from(values)
     with ProgressBar(as_json, unit="images") as progress:
-        result = check_masks(settings, source, masks=masks, format=format, ids=ids, progress=progress)
+        result = check_masks(settings, source, format=format, ids=ids, progress=progress)
     show(result.to_json(), as_json, _print_check)
     if result.problems and settings.on_error == "fail":
         raise InputError(

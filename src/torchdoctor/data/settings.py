@@ -11,7 +11,7 @@ from torchdoctor.types import Resize
 
 OnError = Literal["fail", "skip"]
 BoxFormat = Literal["auto", "xyxy", "xywh"]
-SOURCE = ("image_column", "label_column", "box_format", "follow_links")
+SOURCE = ("masks", "image_column", "label_column", "box_format", "follow_links")
 """The settings that say how a source is read; every command that reads data has them."""
 
 

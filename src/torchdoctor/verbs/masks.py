@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from torchdoctor.case.settings import Settings
+from torchdoctor.data.annotations import MaskError
 from torchdoctor.data.checking import splits_of
 from torchdoctor.data.decoding import orientation_of
 from torchdoctor.data.image_names import DataImage, DataImages
@@ -157,11 +158,13 @@ def import_masks(
     return MaskImport(name, str(source), str(out), drawn, len(there))
 
 
-def _tables(settings: Settings | None) -> Tables | None:
-    """Read the tables of a data set; None where none is named."""
+def _tables(settings: Settings | None, *, masks: bool = False) -> Tables | None:
+    """Read the tables of a data set, with the masks in a folder of their own or not; None without a name."""
     if settings is None or settings.data is None:
         return None
-    return load_tables(settings.data, seed=settings.split_seed, settings=settings.part(DataSettings))
+    part = settings.part(DataSettings)
+    part = part if masks else part.model_copy(update={"masks": None})
+    return load_tables(settings.data, seed=settings.split_seed, settings=part)
 
 
 def _refuse(problems: tuple[Problem, ...], start: str) -> None:
@@ -230,7 +233,7 @@ def export_masks(
     if format not in FORMATS:
         raise InputError(f"--format {format!r}: expected one of {formats_listed()}")
     check_libraries(format)  # type: ignore[arg-type]
-    tables = _tables(settings)
+    tables = _tables(settings, masks=True)
     if tables is None:
         raise InputError("--data is missing: give the data set whose masks are exported")
     data, folder, notes = DataImages(tables), Path(out).expanduser(), Notes()
@@ -240,28 +243,33 @@ def export_masks(
     masked = [image for image in data.images if splits[image.split].has_mask[image.position]]
     if not masked:
         raise InputError(f"{tables.origin}: no image has a mask; give a folder of masks with --masks")
-    problems: list[Problem] = []
     turned = sum(image.file is not None and orientation_of(image.file) != 1 for image in masked)
     notes.add("images are turned upright by EXIF: their areas belong to the upright image", turned)
-
-    def each() -> Iterator[MaskedImage]:
-        for done, image in enumerate(masked, 1):
-            progress("masks", done, len(masked))
-            try:
-                yield _masked(image, tables)
-            except InputError as error:
-                if on_error == "fail":
-                    raise
-                problems.append(Problem("unreadable", image.name, str(error)))
-
+    problems: list[Problem] = []
+    images = _each(masked, tables, None if on_error == "fail" else problems, progress)
     written = []
-    for path, content in FORMATS[format].write(each(), tables.classes, folder):  # type: ignore[index]
+    for path, content in FORMATS[format].write(images, tables.classes, folder):  # type: ignore[index]
         write_bytes(folder / path, content)
         written.append(path.as_posix())
     return MaskExport(
         format, str(out), tuple(written), len(masked) - len(problems), len(data.images) - len(masked),
         tuple(problems), notes.sentences,
     )  # fmt: skip
+
+
+def _each(
+    masked: Sequence[DataImage], tables: Tables, problems: list[Problem] | None, progress: Progress
+) -> Iterator[MaskedImage]:
+    """Yield images with masks; what cannot be read is added to the problems, or raised without these."""
+    for done, image in enumerate(masked, 1):
+        progress("masks", done, len(masked))
+        try:
+            yield _masked(image, tables)
+        except InputError as error:
+            if problems is None:
+                raise
+            kind = error.kind if isinstance(error, MaskError) else "unreadable"
+            problems.append(Problem(kind, image.name, str(error)))
 
 
 def _masked(image: DataImage, tables: Tables) -> MaskedImage:
@@ -283,7 +291,6 @@ def check_masks(
     settings: Settings,
     source: str | Path | None = None,
     *,
-    masks: str | Path | None = None,
     format: str = AUTO,
     ids: bool = False,
     progress: Progress = silent,
@@ -291,10 +298,9 @@ def check_masks(
     """Check masks: which images have none, which masks do not fit, and how large objects are.
 
     Args:
-        settings: The data set, as `data` and how it is read; without `data` a source is needed.
+        settings: The data set, as `data`, `masks` and how it is read; without `data` a source is needed.
         source: A file or folder of annotations, which are checked without being imported; None checks the
             masks of the data set.
-        masks: A folder with masks of the data set's images.
         format: The name of the format of the source, or `auto`.
         ids: Whether the values of mask files are numbers, of which only 0 is the background.
         progress: Called after every image.
@@ -307,7 +313,7 @@ def check_masks(
     """
     tables = _tables(settings)
     if source is not None:
-        if masks is not None:
+        if settings.masks is not None:
             raise InputError("SOURCE and --masks: give one of them")
         name, annotations = read_annotations(Path(source).expanduser(), format, ids)
         return check_drawn_masks(
@@ -317,9 +323,9 @@ def check_masks(
         raise InputError("nothing to check: give --data, or a file or folder of annotations")
     if format != AUTO or ids:
         raise InputError("--format and --ids are for a file or folder of annotations: give one as SOURCE")
-    if masks is None:
+    if settings.masks is None:
         return check_data_masks(tables, progress=progress)
-    folder = Path(masks).expanduser()
+    folder = Path(settings.masks).expanduser()
     matches = match_masks(DataImages(tables), folder)
     return check_data_masks(tables, folder, matches, _labels(folder), progress)
 
