@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import get_args
 
 import numpy as np
@@ -458,3 +459,53 @@ def test_folders_decide_before_endings(tmp_path):
     assert [image.name for image in data.find(["dog/1.png"])] == ["dog/1.jpg"]
     assert [image.name for image in data.find(["1.png"])] == ["cat/1.png"]
     assert len(data.find(["1"])) == 2 and data.find(["2"]) == []
+
+
+def test_links_in_a_circle_are_named(animals, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "again").symlink_to(tmp_path / "masks")
+    with pytest.raises(InputError, match="a link that leads in a circle"):
+        import_masks(tmp_path / "masks", tmp_path / "out", format="png")
+    with pytest.raises(InputError, match="a link that leads in a circle"):
+        load_tables(f"folder:{animals}", settings=DataSettings(masks=str(tmp_path / "masks")))
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"tab\there"])
+def test_names_that_files_cannot_hold_are_not_exported(name, animals, tmp_path):
+    folder = animals / "train" / "cat"
+    try:
+        (folder / "0.jpg").rename(folder / os.fsdecode(name + b".jpg"))
+    except OSError:
+        pytest.skip("this file system does not allow such names")
+    written(folder / os.fsdecode(name + b".mask.png"), encoded(square()))
+    with pytest.raises(InputError, match="a name that the files of the format cannot hold"):
+        export_masks(Settings(data=f"folder:{animals}"), tmp_path / "out", format="voc")
+
+
+def test_masks_that_exif_turns_are_turned(animals, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(square()).transpose(Image.Transpose.ROTATE_90)
+    (tmp_path / "masks" / "train" / "cat").mkdir(parents=True)
+    turned.save(tmp_path / "masks" / "train" / "cat" / "0.png", exif=exif)
+    settings = Settings(data=f"folder:{animals}")
+    result = import_masks(tmp_path / "masks", tmp_path / "out", format="png", settings=settings)
+    assert [mask.share for mask in result.drawn.masks] == [SHARE]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "train" / "cat" / "0.png")), square())
+
+
+@pytest.mark.slow
+def test_a_diagnosis_uses_the_masks_of_a_folder(command, photos, trained, tmp_path):
+    pixels = np.zeros((24, 24), dtype=np.uint8)
+    pixels[6:18, 6:18] = 255
+    for file in (photos / "train").rglob("*.png"):
+        written(tmp_path / "masks" / file.relative_to(photos), encoded(pixels))
+    weights = ("--weights", trained / "model.safetensors")
+    words = ("diagnose", *weights, "--data", f"folder:{photos}", "--draws", 1)
+    code, _, err = command(*words, "--out", "plain")
+    assert code == 0 and "masks: masks" not in (tmp_path / "plain" / "config.yaml").read_text(), err
+    code, _, err = command(*words, "--masks", "masks", "--out", "masked")
+    assert code == 0, err
+    assert "masks: masks" in (tmp_path / "masked" / "config.yaml").read_text()
+    found = [json.loads((tmp_path / run / "inputs.json").read_text())["data"] for run in ("plain", "masked")]
+    assert found[0] != found[1]

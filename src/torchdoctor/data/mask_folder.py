@@ -14,6 +14,7 @@ from torchdoctor.data.decoding import orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.image_names import DataImages, file_of
 from torchdoctor.data.mask_formats.annotation import Problem
+from torchdoctor.data.readers.folder import check_links
 from torchdoctor.data.readers.naming import MASK_NAME, files_below, is_readable
 from torchdoctor.data.table import ImageTable, ReadImage, Tables
 from torchdoctor.types import InputError
@@ -53,6 +54,7 @@ def match_masks(data: DataImages, folder: Path) -> MaskMatches:
     """
     if not folder.is_dir():
         raise InputError(f"--masks {str(folder)!r}: no such folder")
+    check_links(folder, follow=True)
     files = [file for file in files_below(folder) if is_readable(file)]
     if not files:
         raise InputError(f"--masks {str(folder)!r}: holds no mask files; expected PATH/NAME.png in it")

@@ -274,6 +274,8 @@ def _each(
 
 def _masked(image: DataImage, tables: Tables) -> MaskedImage:
     """Decode an image and its mask."""
+    if any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in image.name):
+        raise InputError(f"{image.name!r}: a name that the files of the format cannot hold; rename the image")
     pixels, mask = splits_of(tables)[image.split].read(image.position)
     if mask is None:
         raise InputError(f"{image.name}: its mask is not there any more")

@@ -19,7 +19,7 @@ from torchdoctor.data.mask_formats.annotation import (
     Shape,
     Size,
 )
-from torchdoctor.data.mask_formats.files import files_of, read_each
+from torchdoctor.data.mask_formats.files import files_of, image_size, read_each
 from torchdoctor.data.mask_formats.shapes import Draw
 from torchdoctor.data.readers.naming import MASK_NAME, is_readable, photographs
 
@@ -61,7 +61,7 @@ def _image(file: Path, root: Path, ids: bool) -> AnnotatedImage:
 
 
 def size_of_mask(file: Path) -> Size:
-    """Return the size of a mask file without decoding it.
+    """Return the size of a mask file, turned upright, without decoding it.
 
     Args:
         file: The file.
@@ -73,10 +73,9 @@ def size_of_mask(file: Path) -> Size:
         MaskError: It is no image.
     """
     try:
-        with Image.open(file) as image:
-            return image.size
-    except DAMAGED as error:
-        text = f"{file}: cannot be decoded as a mask ({error}); expected a PNG image"
+        return image_size(file)[0]
+    except MaskError as error:
+        text = f"{error}; expected a mask as a PNG image"
         raise MaskError(text, "unreadable") from error
 
 

@@ -24,6 +24,7 @@ from torchdoctor.data.mask_formats.shapes import needed
 from torchdoctor.data.mask_formats.voc import is_voc, mask_files, read_voc, write_voc
 from torchdoctor.data.mask_formats.yolo import is_yolo, label_files, read_yolo, write_yolo
 from torchdoctor.data.readers.flatness import is_flat
+from torchdoctor.data.readers.folder import check_links
 from torchdoctor.data.readers.naming import is_readable, photographs
 from torchdoctor.types import InputError, check_choice
 
@@ -94,11 +95,13 @@ def read_annotations(source: Path, name: str = AUTO, ids: bool = False) -> tuple
         The name of the format, and what was read.
 
     Raises:
-        InputError: There is nothing at that place, nothing that can be read in that format, or the format is
-            not certain.
+        InputError: There is nothing at that place, nothing that can be read in that format, the format is not
+            certain, or a link leads nowhere or in a circle.
     """
     if not source.exists():
         raise InputError(f"{str(source)!r}: no such file or folder")
+    if source.is_dir():
+        check_links(source, follow=True)
     if name != AUTO:
         check_choice("--format", name, Literal[(AUTO, *get_args(FormatName))])
     chosen: FormatName = recognised(source) if name == AUTO else name  # type: ignore[assignment]
