@@ -10,8 +10,8 @@ mini-ImageNet with 20 % wrong labels (as in `planted_photos`). The person answer
 `find_suspects` lists; the arm `relabelled` trains with the answers.
 
 `masks`: a small residual network, trained on 4,000 images of Tiny-ImageNet in which tinted surroundings give
-the category away (as in `photo_causes`). The person draws boxes on the first images of every category, and the
-arm `swap` uses them. Scored before surroundings of any colour.
+the category away (as in `photo_causes`). The person draws boxes on the first images of every category, which
+the arm `swap` uses. Scored before surroundings of any colour.
 
 All arms have as many steps as the control, whose learning rate the validation images choose for all. A line
 holds the control's accuracy in percent and that of every number of answers.
