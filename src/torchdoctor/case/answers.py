@@ -37,6 +37,11 @@ class Answers:
         """The number of images that a person looked at."""
         return len(self.labels) + len(self.kept) + len(self.unusable)
 
+    @property
+    def changes(self) -> bool:
+        """Whether an answer changes what is trained on."""
+        return bool(self.labels or self.unusable)
+
 
 def read_answers(file: str, data: Splits) -> Answers:
     """Read a `labels.csv` whose column `answer` a person filled in.
@@ -56,6 +61,33 @@ def read_answers(file: str, data: Splits) -> Answers:
         InputError: The file cannot be read, an answer or an image is unknown, an image has two answers, or
             there is no answer.
     """
+    answers = answers_in(file, data)
+    if not answers.given:
+        raise InputError(
+            f"--labels {file!r} has no answer about a training image: write the right category, {KEEP!r} or "
+            f"{UNUSABLE!r} into the column `answer` of the lines that you looked at"
+        )
+    if not answers.changes:
+        raise InputError(
+            f"--labels {file!r}: all {len(answers.kept)} answers say that the label is right, so there is "
+            f"nothing to train anew; {LIST} of a run lists labels that look wrong"
+        )
+    return answers
+
+
+def answers_in(file: str, data: Splits) -> Answers:
+    """Read the answers in a `labels.csv`, of which there may be none.
+
+    Args:
+        file: The file.
+        data: The images.
+
+    Returns:
+        The answers.
+
+    Raises:
+        InputError: The file cannot be read, an answer or an image is unknown, or an image has two answers.
+    """
     table = data.train.table
     known = {str(name): int(identity) for name, identity in zip(table.names, table.ids, strict=True)}
     given = dict(zip(table.ids.tolist(), table.labels.tolist(), strict=True))
@@ -66,25 +98,14 @@ def read_answers(file: str, data: Splits) -> Answers:
         image = _image(line, known, table, file)
         if image in labels or image in kept or image in unusable:
             raise InputError(f"--labels {file!r}: image {line.image!r} has two answers: leave one of them")
-        category = _category(line, data.classes, file)
+        category = category_of(line, data.classes, file)
         if category == UNUSABLE:
             unusable.add(image)
         elif category == KEEP or category == given[image]:
             kept.add(image)
         else:
             labels[image] = int(category)
-    answers = Answers(labels, frozenset(kept), frozenset(unusable), sha256_of(Path(file)))
-    if not answers.given:
-        raise InputError(
-            f"--labels {file!r} has no answer about a training image: write the right category, {KEEP!r} or "
-            f"{UNUSABLE!r} into the column `answer` of the lines that you looked at"
-        )
-    if not labels and not unusable:
-        raise InputError(
-            f"--labels {file!r}: all {len(kept)} answers say that the label is right, so there is nothing to "
-            f"train anew; {LIST} of a run lists labels that look wrong"
-        )
-    return answers
+    return Answers(labels, frozenset(kept), frozenset(unusable), sha256_of(Path(file)))
 
 
 def _image(line: ListedLabel, known: Mapping[str, int], table: ImageTable, file: str) -> int:
@@ -105,8 +126,20 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _category(line: ListedLabel, classes: tuple[str, ...], file: str) -> int | str:
-    """Return what an answer says: the number of a category, KEEP or UNUSABLE."""
+def category_of(line: ListedLabel, classes: tuple[str, ...], file: str) -> int | str:
+    """Return what an answer says.
+
+    Args:
+        line: A line with an answer.
+        classes: The names of the categories.
+        file: The list, for the message.
+
+    Returns:
+        The number of a category, `keep` or `unusable`.
+
+    Raises:
+        InputError: The answer is neither a category nor one of these words.
+    """
     if line.answer in classes:
         return classes.index(line.answer)
     if line.answer.lower() in (KEEP, UNUSABLE):

@@ -29,6 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         ModelDoctorError: The disk is full or cannot be written; the text names the path and the reason.
     """
     with _told_where(path):
+        made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
@@ -45,7 +46,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         kill_point(f"after/{path.name}")
-        _sync_folder(path.parent)
+        for folder in (path.parent, *(new.parent for new in made)):
+            _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,11 +19,12 @@ from torchdoctor.diagnosis.suspects_result import LIST
 from torchdoctor.files.reading import Record, read_record, sha256_of
 from torchdoctor.files.writing import plain, write_json
 from torchdoctor.runs.lock import LOCK, FolderLock, refuse_locked
+from torchdoctor.runs.review_files import REVIEW
 from torchdoctor.types import InputError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-FILLED_IN = (LIST,)  # files that people write answers into
+FILLED_IN = (LIST,)  # files that people write answers into, beside the folder of a review
 ENVIRONMENT = "environment.json"
 
 # Settings that a resumed run may change: they change no number.
@@ -283,7 +284,8 @@ def seal(path: Path) -> None:
         file
         for file in path.rglob("*")
         if file.is_file() and file.name not in (MANIFEST, LOCK) and not _is_leftover(file)
-    )
+        and file.relative_to(path).parts[0] != REVIEW
+    )  # fmt: skip
     sums = {file.relative_to(path).as_posix(): sha256_of(file) for file in files}
     write_json(path / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": sums})
 
@@ -291,7 +293,7 @@ def seal(path: Path) -> None:
 def open_run(path: Path) -> Path:
     """Check that a folder holds a finished run, and that no file of it is missing or changed.
 
-    A list that people fill in may have changed.
+    A list that people fill in may have changed; what a review wrote is not looked at.
 
     Args:
         path: The folder.
