@@ -13,7 +13,7 @@ import typer
 from torchdoctor import __version__
 from torchdoctor.case.config import schema, settings_from, template
 from torchdoctor.case.settings import USED_BY, Settings, Verb
-from torchdoctor.cli import closer, data, masks, models
+from torchdoctor.cli import closer, data, masks, models, review
 from torchdoctor.cli.options import (
     AS_JSON,
     CONFIG,
@@ -88,6 +88,7 @@ def build_app(used_by: Mapping[Verb, Groups] = USED_BY, kind: type[Settings] = S
     every = list(dict.fromkeys(group for groups in used_by.values() for group in groups))
     _add_reading_commands(app, every)
     closer.add_commands(app, every)
+    review.add_commands(app, every)
     models.add_commands(app)
     data.add_commands(app, every)
     masks.add_commands(app, every)

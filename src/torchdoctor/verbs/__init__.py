@@ -13,6 +13,7 @@ from torchdoctor.verbs.layers import survey
 from torchdoctor.verbs.masks import check_masks, export_masks, import_masks
 from torchdoctor.verbs.predict import predict
 from torchdoctor.verbs.report import run_report
+from torchdoctor.verbs.review import run_propose, run_review
 from torchdoctor.verbs.robustness import run_robustness
 from torchdoctor.verbs.train import run_train
 from torchdoctor.verbs.treat import run_treat
@@ -30,7 +31,9 @@ __all__ = [
     "run_demo",
     "run_diagnose",
     "run_explain",
+    "run_propose",
     "run_report",
+    "run_review",
     "run_robustness",
     "run_train",
     "run_treat",

@@ -1,0 +1,310 @@
+// Questions about objects: a mask for each image, one of each category in turn.
+
+import { Board } from "./canvas.js";
+import { Mask, pixelsOf } from "./marking.js";
+import { get, keep, show } from "./server.js";
+
+const byId = (id) => document.getElementById(id);
+
+function loaded(address) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => resolve(image);
+    image.onerror = () => reject(new Error("The image cannot be loaded: it is gone, or has changed."));
+    image.src = address;
+  });
+}
+
+export class Masks {
+  constructor(state, counted) {
+    this.items = state.masks;
+    this.leastMasks = state.leastMasks;
+    this.counted = counted;
+    this.section = byId("masks");
+    this.board = new Board(byId("board"), () => this.tellState());
+    this.drafts = new Map();
+    this.skipped = new Set();
+    this.last = null;
+    this.place = -1;
+    this.busy = false;
+    byId("mask-worth").textContent = state.maskWorth;
+    this.section.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-do], [data-tool], [data-category]");
+      if (!button) return;
+      if (button.dataset.tool) this.use(button.dataset.tool);
+      else if (button.dataset.category) this.openCategory(button.dataset.category);
+      else this.do(button.dataset.do);
+    });
+    byId("radius").addEventListener("input", () => this.brush(Number(byId("radius").value)));
+    this.brush(8);
+    this.started = false;
+    this.progress();
+  }
+
+  // Nothing is loaded before the tab is opened.
+  start() {
+    if (this.started) return;
+    this.started = true;
+    this.next(-1);
+  }
+
+  get answered() {
+    return this.items.filter((item) => item.kind !== "").length;
+  }
+
+  get unsaved() {
+    return this.drafts.size > 0 || Boolean(this.draft?.touched);
+  }
+
+  next(place) {
+    const open = (item) => item.kind === "" && !this.skipped.has(item.id);
+    let found = this.items.findIndex((item, at) => at > place && open(item));
+    if (found < 0) found = this.items.findIndex(open);
+    if (found < 0 && this.skipped.size) {
+      this.skipped.clear();
+      found = this.items.findIndex(open);
+    }
+    this.open(found);
+  }
+
+  // What is drawn and not saved stays in memory while another image is open.
+  putAside() {
+    if (this.draft?.touched) this.drafts.set(this.item.id, this.draft);
+    this.draft = null;
+  }
+
+  async open(place) {
+    this.putAside();
+    this.place = place;
+    this.item = this.items[place];
+    const { item } = this;
+    const finished = !item;
+    this.section.querySelector(".done").hidden = !finished || !this.items.length;
+    this.section.querySelector(".draw").hidden = finished;
+    this.progress();
+    if (finished) return;
+    byId("mask-category").textContent = item.category;
+    byId("mask-name").textContent = item.name;
+    byId("mask-reason").textContent = item.reason;
+    byId("mask-state").textContent = "Loading …";
+    try {
+      const [image, known] = await Promise.all([loaded(`image/${item.id}`), get(`mask/${item.id}`)]);
+      if (this.item !== item) return;
+      this.draft = this.drafts.get(item.id) ?? this.draftOf(known);
+      this.drafts.delete(item.id);
+      this.board.open(image, this.draft.mask);
+      if (this.board.shows.evidence) this.loadEvidence();
+      this.tellState();
+    } catch (error) {
+      if (this.item === item) byId("mask-state").textContent = `${error.message} Skip it.`;
+    }
+  }
+
+  draftOf(known) {
+    const mask = new Mask(known.width, known.height);
+    if (known.runs) mask.pixels = pixelsOf(known.runs, known.width, known.height);
+    return {
+      mask,
+      proposed: known.kind.includes("proposal"),
+      get touched() {
+        return mask.touched;
+      },
+    };
+  }
+
+  tellState() {
+    if (!this.draft) return;
+    const { mask } = this.draft;
+    const { kind, content } = this.item;
+    const share = mask.pixels.reduce((sum, pixel) => sum + pixel, 0) / mask.pixels.length;
+    let text = share > 0 ? `${(100 * share).toFixed(1)} % of the image is marked.` : "Nothing is marked.";
+    if (this.board.corners.length) text += ` Polygon of ${this.board.corners.length} corners; F closes it.`;
+    if (kind) text += content === "no object" ? " Answered: no object." : ` Saved mask: ${kind}.`;
+    if (mask.touched) text += " Not saved yet.";
+    byId("mask-state").textContent = text;
+  }
+
+  progress() {
+    byId("mask-progress").max = Math.max(this.items.length, 1);
+    byId("mask-progress").value = this.answered;
+    byId("mask-count").textContent = this.items.length
+      ? `${this.answered} of ${this.items.length} answered`
+      : "Every image whose mask would teach much has one.";
+    const withMask = this.items.filter((item) => item.kind && item.content !== "no object").length;
+    byId("enough").textContent =
+      withMask >= this.leastMasks || !this.items.length
+        ? ""
+        : `From ${this.leastMasks} masks on, a checkup trains with them; ${this.leastMasks - withMask} more are needed.`;
+    const categories = new Map();
+    for (const item of this.items) {
+      const [done, all] = categories.get(item.category) ?? [0, 0];
+      categories.set(item.category, [done + (item.kind ? 1 : 0), all + 1]);
+    }
+    byId("categories").replaceChildren(
+      ...[...categories].map(([category, [done, all]]) => {
+        const line = document.createElement("li");
+        const button = document.createElement("button");
+        button.dataset.category = category;
+        button.textContent = `${category} ${done}/${all}`;
+        button.classList.toggle("full", done === all);
+        if (this.item?.category === category) button.setAttribute("aria-current", "true");
+        line.append(button);
+        return line;
+      }),
+    );
+    this.counted();
+  }
+
+  openCategory(category) {
+    const place = this.items.findIndex((item) => item.category === category && !item.kind);
+    this.open(place >= 0 ? place : this.items.findIndex((item) => item.category === category));
+  }
+
+  use(tool) {
+    this.board.giveUp();
+    if (this.board.tool === "polygon" && tool !== "polygon") this.board.closePolygon();
+    this.board.tool = tool;
+    for (const button of byId("tools").children) {
+      button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
+    }
+  }
+
+  brush(radius) {
+    this.board.radius = Math.min(Math.max(radius, 1), 80);
+    byId("radius").value = this.board.radius;
+    byId("radius-text").textContent = `${this.board.radius} px`;
+  }
+
+  replace(pixels, proposed = false) {
+    this.draft.mask.replace(pixels);
+    this.draft.proposed = proposed;
+    this.board.refresh();
+    this.tellState();
+  }
+
+  async proposal() {
+    const { item, draft } = this;
+    try {
+      const { runs } = await get(`proposal/${item.id}`);
+      if (this.draft !== draft) return;
+      const pixels = pixelsOf(runs, draft.mask.width, draft.mask.height);
+      if (pixels.includes(1)) this.replace(pixels, true);
+      else byId("mask-state").textContent = "The network looks nowhere here: there is no proposal.";
+    } catch (error) {
+      show(error.message, true);
+    }
+  }
+
+  async loadEvidence() {
+    const { item } = this;
+    try {
+      const evidence = await loaded(`evidence/${item.id}`);
+      if (this.item !== item) return;
+      this.board.evidence = evidence;
+      this.board.draw();
+    } catch {
+      show("There is no map of evidence of this image.", true);
+    }
+  }
+
+  async save(body, sent = this.draft) {
+    const { item } = this;
+    if (this.busy) return;
+    this.busy = true;
+    try {
+      const kept = await keep(`answer/mask/${item.id}`, body);
+      Object.assign(item, { kind: kept.kind, content: kept.content });
+      sent.mask.forget();
+      this.drafts.delete(item.id);
+      if (body.remove) {
+        sent.mask.pixels.fill(0);
+        this.open(this.place);
+      } else if (this.item === item) this.next(this.place);
+      else this.progress();
+    } catch {
+      // The page says that it is not saved; the drawing stays.
+    } finally {
+      this.busy = false;
+    }
+  }
+
+  do(action) {
+    const { board, draft } = this;
+    if (action === "again") this.open(0);
+    if (action === "back" && this.items.length) {
+      this.open((this.place < 0 ? this.items.length : this.place + this.items.length) - 1 - (this.place > 0 ? this.items.length : 0));
+      return;
+    }
+    if (action === "skip" && this.item) {
+      this.skipped.add(this.item.id);
+      this.next(this.place);
+      return;
+    }
+    if (!draft) return;
+    const { mask } = draft;
+    if (action === "save") {
+      if (board.corners.length) board.closePolygon();
+      if (!mask.marked) {
+        show("Nothing is marked: mark the object, or answer that there is none.", true);
+        return;
+      }
+      this.last = mask;
+      this.save({ runs: mask.runs(), proposed: draft.proposed });
+    } else if (action === "none") this.save({ noObject: true });
+    else if (action === "remove") this.save({ remove: true });
+    else if (action === "whole") this.replace(new Uint8Array(mask.pixels.length).fill(1));
+    else if (action === "clear") this.replace(new Uint8Array(mask.pixels.length));
+    else if (action === "last") this.sameAsLast();
+    else if (action === "proposal") this.proposal();
+    else if (action === "undo") board.undo();
+    else if (action === "redo") board.redo();
+    else if (action === "close") board.closePolygon();
+    else if (action === "closer") board.zoom(1.5);
+    else if (action === "farther") board.zoom(1 / 1.5);
+    else if (action === "fit") board.fit();
+    else if (action === "evidence") {
+      board.shows.evidence = !board.shows.evidence;
+      this.section.querySelector("[data-do=evidence]").setAttribute("aria-pressed", String(board.shows.evidence));
+      if (board.shows.evidence && !board.evidence) this.loadEvidence();
+      board.draw();
+    }
+  }
+
+  // The last mask that was saved, stretched where the images differ in size.
+  sameAsLast() {
+    const { last } = this;
+    const { mask } = this.draft;
+    if (!last) {
+      show("No mask has been saved since the page was opened.", true);
+      return;
+    }
+    const pixels = new Uint8Array(mask.pixels.length);
+    for (let y = 0; y < mask.height; y += 1) {
+      const row = Math.floor(((y + 0.5) * last.height) / mask.height) * last.width;
+      for (let x = 0; x < mask.width; x += 1) {
+        pixels[y * mask.width + x] = last.pixels[row + Math.floor(((x + 0.5) * last.width) / mask.width)];
+      }
+    }
+    this.replace(pixels);
+  }
+
+  key(key) {
+    const tools = { 1: "box", 2: "polygon", 3: "brush", 4: "eraser", 5: "hand" };
+    const actions = {
+      enter: "save", a: "proposal", l: "last", w: "whole", n: "none", v: "evidence", s: "skip", q: "back",
+      z: "undo", y: "redo", x: "clear", f: "close", 0: "fit", "+": "closer", "=": "closer", "-": "farther",
+      delete: "remove",
+    };
+    const moves = { arrowleft: [60, 0], arrowright: [-60, 0], arrowup: [0, 60], arrowdown: [0, -60] };
+    if (tools[key]) this.use(tools[key]);
+    else if (actions[key]) this.do(actions[key]);
+    else if (moves[key]) this.board.pan(...moves[key]);
+    else if (key === "[" || key === "]") this.brush(this.board.radius + (key === "[" ? -2 : 2));
+    else if (key === "escape" && this.board.corners.length) {
+      this.board.corners = [];
+      this.board.draw();
+      this.tellState();
+    } else return false;
+    return true;
+  }
+}

@@ -1,0 +1,128 @@
+"""A small finished run with labels and masks to ask about, and a server of its review in a process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+from PIL import Image
+
+from torchdoctor import Suspects
+from torchdoctor.case.settings import Settings
+from torchdoctor.diagnosis.suspects_result import Suspect
+from torchdoctor.runs.folder import seal
+from torchdoctor.verbs.diagnose import run_diagnose
+from torchdoctor.verbs.train import run_train
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = "<img src=x onerror=alert(1)>"
+CLASSES = (HOSTILE, "blue", "red")  # in the order of their names
+WIDTH, HEIGHT = 60, 40
+
+
+def draw_photographs(root: Path) -> None:
+    """Draw photographs of 60 x 40 pixels: a bright square in the colour of the category."""
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", 14), ("test", 4)):
+        for channel, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for position in range(number):
+                pixels = torch.randint(0, 120, (HEIGHT, WIDTH, 3), generator=generator, dtype=torch.uint8)
+                pixels[10:30, 20:40, 2 - channel] += 120
+                file = f"{position}.png" if position else "<script>alert(2)</script>&\"'.png".replace("/", "")
+                Image.fromarray(pixels.numpy()).save(root / split / name / file)
+
+
+def make_run(folder: Path, suspects: int = 12) -> Path:
+    """Train, diagnose, and list the first images of every category as suspicious; return the run."""
+    draw_photographs(folder / "photographs")
+    data = f"folder:{folder / 'photographs'}"
+    base = Settings(
+        model="small_resnet", data=data, out=str(folder / "base"), epochs=3, batch_size=16, image_size=32
+    )
+    assert run_train(base).exit_code == 0
+    run = folder / "run"
+    weights = str(folder / "base" / "model.safetensors")
+    settings = Settings(model="small_resnet", data=data, weights=weights, out=str(run), device="cpu")
+    assert run_diagnose(settings).exit_code in (0, 4)
+    list_suspects(run, folder / "photographs" / "train", suspects)
+    return run
+
+
+def list_suspects(run: Path, train: Path, number: int) -> None:
+    """Write a list of suspicious labels into a run, and seal it again."""
+    files = sorted((CLASSES.index(one.parent.name), one.name, one) for one in train.rglob("*.png"))
+    names = {place: f"{one.parent.name}/{one.name}" for place, (_, _, one) in enumerate(files)}
+    labels = [label for label, _, _ in files]
+    from torchdoctor.case.config import read_config, settings_from
+    from torchdoctor.case.preparation import prepare
+
+    table = prepare(settings_from(read_config(run / "config.yaml")), "diagnose").data.train.table
+    assert all(names[one] == name for one, name in zip(table.ids.tolist(), table.names, strict=True))
+    assert all(labels[one] == label for one, label in zip(table.ids.tolist(), table.labels, strict=True))
+    listed = [
+        Suspect(
+            image, CLASSES[labels[image]], CLASSES[(labels[image] + 1) % 3], 0.99 - place / 100,
+            tuple(one for one in table.ids.tolist() if labels[one] == labels[image] and one != image)[:2],
+            tuple(one for one in table.ids.tolist() if labels[one] == (labels[image] + 1) % 3)[:2],
+        )
+        for place, image in enumerate(table.ids.tolist()[:: max(len(table) // number, 1)][:number])
+    ]  # fmt: skip
+    Suspects(tuple(listed), len(table), 0.2, 90.0).save(run, names=names)
+    seal(run)
+
+
+@dataclass
+class Server:
+    """A server of a review in a process of its own."""
+
+    run: Path
+    words: tuple[str, ...] = ("--no-browser",)
+    said: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Server:
+        """Start it and wait for the address of the page."""
+        surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+        command = [sys.executable, "-m", "torchdoctor", "review", str(self.run), *self.words]
+        self.process = subprocess.Popen(
+            command, env=surroundings, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for line in self.process.stderr:
+            self.said.append(line)
+            found = re.search(r"http://\S+", line)
+            if found:
+                break
+        else:
+            raise AssertionError(f"no address: {self.said}")
+        self.address = found[0]
+        self._rest = threading.Thread(target=lambda: self.said.extend(self.process.stderr), daemon=True)
+        self._rest.start()
+        parts = urlsplit(self.address)
+        self.host, self.port, self.token = parts.hostname, parts.port, parts.path.strip("/")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """End it, where it still runs."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+        self._rest.join(5)
+        self.process.stderr.close()
+        self.process.stdout.close()
+
+    def kill(self) -> None:
+        """Kill it as kill -9 does."""
+        self.process.kill()
+        self.process.wait(20)
