@@ -456,7 +456,7 @@ def test_a_run_without_questions_is_refused(own, command):
     assert code == 2 and "has nothing to review" in said
 
 
-def test_proposals_are_stored_apart(run, command):
+def test_proposals_are_stored_apart(own, command):
     code, out, _ = command("review", own, "--propose", "--json")
     assert code == 0
     record = json.loads(out)

@@ -1,6 +1,7 @@
 // An image with its mask on a canvas: zoom, pan, and drawing with a pointer, a finger or two.
 
-const INK = [0, 110, 230, 110]; // the object, over the image
+const INK = [0, 150, 255, 105]; // the object, over the image
+const EDGE = [0, 235, 255, 235]; // its outermost pixels
 const PIXELATED = 3; // screen pixels of an image pixel from which pixels are shown as squares
 const MOST_ZOOM = 40;
 const CLOSING = 12; // screen pixels from the first corner within which a polygon is closed
@@ -227,8 +228,13 @@ export class Board {
     const context = this.layer.getContext("2d");
     const picture = context.createImageData(width, height);
     const colours = new Uint32Array(picture.data.buffer);
-    const [ink] = new Uint32Array(new Uint8Array(INK).buffer);
-    for (let place = 0; place < pixels.length; place += 1) if (pixels[place]) colours[place] = ink;
+    const [ink, edge] = [INK, EDGE].map((colour) => new Uint32Array(new Uint8Array(colour).buffer)[0]);
+    for (let place = 0; place < pixels.length; place += 1) {
+      if (!pixels[place]) continue;
+      const inner =
+        pixels[place - 1] && pixels[place + 1] && pixels[place - width] && pixels[place + width];
+      colours[place] = inner ? ink : edge;
+    }
     context.putImageData(picture, 0, 0);
     this.draw();
   }

@@ -70,7 +70,7 @@ export class Labels {
     byId("like-given-name").textContent = item.given;
     byId("like-proposed-name").textContent = item.proposed;
     byId("label-state").textContent =
-      `The label is wrong with ${percent(item.probability)}.` +
+      `The label is wrong with a probability of ${percent(item.probability)}.` +
       (item.answer === "" ? "" : ` Your answer: ${this.words(item)}.`);
     this.alike("like-given", item.likeGiven, item.given);
     this.alike("like-proposed", item.likeProposed, item.proposed);
