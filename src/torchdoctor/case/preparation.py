@@ -15,10 +15,17 @@ import torch
 from torch import nn
 
 from torchdoctor.case.answers import Answers, read_answers
-from torchdoctor.case.defaults import best_select, check_constraints, check_remedies, prescribed
+from torchdoctor.case.defaults import (
+    answered_arms,
+    best_select,
+    check_constraints,
+    check_remedies,
+    prescribed,
+)
 from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
 from torchdoctor.case.own_weights import in_order_of_weights, model_of_card
+from torchdoctor.case.reviewed import with_review, with_run_of_review
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
 from torchdoctor.case.surroundings import card_of
 from torchdoctor.case.training_images import note_on_tests, refuse_seen_tests, trained_on
@@ -49,6 +56,7 @@ class Case:
         card: What is written beside saved weights: model, categories, preprocessing, training images.
         notes: Sentences about what cannot be known of this case.
         answers: What a person said of the labels; None where nobody was asked.
+        review: How many answers of a review are used, by kind; None without a review.
     """
 
     plan: Plan
@@ -57,6 +65,7 @@ class Case:
     card: Mapping[str, object]
     notes: tuple[str, ...] = ()
     answers: Answers | None = None
+    review: Mapping[str, object] | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -106,6 +115,7 @@ class Case:
             "preprocessing": self.data.preprocessing.to_json(),
             "skipped_images": list(self.data.skipped),
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"review": dict(self.review)} if self.review is not None else {}),
         }
         return facts | ({"data_notes": list(self.data.notes)} if self.data.notes else {})
 
@@ -129,6 +139,7 @@ def prepare(
         InputError: A flag is missing, a name or layer is unknown, weights or numbers of categories do not
             fit, or the data cannot serve the constraints.
     """
+    settings = with_run_of_review(settings)
     check_verb(settings, verb)
     if needs_weights and settings.weights is None:
         raise InputError(
@@ -156,9 +167,13 @@ def prepare(
     if checkpoint is not None and "preprocessing" not in (card or {}) and try_out is None:
         fitting = suited(model, data, settings.part(DataSettings))
         data, notes = fitting.data, notes + fitting.notes
+    settings, data, reviewed, said = with_review(settings, data)
     found = case_of(settings.but(primary=primary), verb, model, data, name=name, card=card, try_out=try_out)
+    if reviewed is not None:
+        answers = reviewed.answers if reviewed.answers.given else None
+        found = replace(found, answers=answers, review=reviewed.facts)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
-    return replace(found, notes=notes + found.notes + ((unknown,) if unknown else ()))
+    return replace(found, notes=notes + said + found.notes + ((unknown,) if unknown else ()))
 
 
 def case_of(
@@ -243,6 +258,7 @@ def _decided(
         "layers": layers,
         "expand_pixels": default_expansion(fitted.image_size) if growth == "auto" else growth,
         "select": best_select(settings, data),
+        "answered_arms": answered_arms(settings, data),
     }
     return Plan(**{**dict(settings), **decided})
 

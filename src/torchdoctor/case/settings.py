@@ -63,13 +63,19 @@ class DiagnosisRunSettings(SettingsGroup):
 
 
 class AnswerSettings(SettingsGroup):
-    """What a person said of the labels."""
+    """What a person said of labels and objects."""
 
     labels: str | None = setting(
         None,
         "A labels.csv of an earlier run on the same data, with right categories in its column answer (or "
         "keep, or unusable): the arm relabelled trains with them.",
         left_out="no label is changed",
+    )
+    review: str | None = setting(
+        None,
+        "A run whose questions a person answered (torchdoctor review): its labels and masks are used, and "
+        "the arms relabelled and swap train with them. Without --weights and --data, those of the run.",
+        left_out="no review is used",
     )
 
 
@@ -162,6 +168,7 @@ class Plan(Settings):
     constraints: tuple[str, ...]
     expand_pixels: int
     select: Literal["iid", "balanced", "swapped", "mean"]
+    answered_arms: tuple[str, ...] = ()  # arms that use a person's answers, compared whatever is chosen
 
     @property
     def chooses(self) -> bool:

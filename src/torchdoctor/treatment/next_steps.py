@@ -61,6 +61,7 @@ class Known:
         has_masks: Whether training images have object masks.
         command: The command that runs a checkup of this network; empty where there is none.
         treated: Whether a checkup has already tried the cures of the causes.
+        review: The command that asks a person about labels and masks; empty where there is none.
     """
 
     causes: Causes
@@ -69,6 +70,7 @@ class Known:
     has_masks: bool = False
     command: str = ""
     treated: bool = False
+    review: str = ""
 
     def of(self, cause: Cause) -> list[ErrorCause]:
         """Return the errors of a cause.
@@ -197,9 +199,11 @@ def _labels(known: Known) -> Step:
         )
     assert known.suspects is not None
     expected = 100 * known.suspects.expected()
+    page = f" {known.review} asks about them in a browser, one key each." if known.review else ""
     return (
         f"Write the right category into the column answer of {LIST} for these {len(suspects)} training "
-        f"images ({expected:.0f} % of them are expected to be wrong), and let a checkup train with them.",
+        f"images ({expected:.0f} % of them are expected to be wrong), and let a checkup train with "
+        f"them.{page}",
         effect_of("label looks wrong"),
         f"{known.command} --labels {LIST}" if known.command else "",
     )
@@ -250,7 +254,7 @@ def _background(known: Known) -> Step | None:
         f"Draw masks, or boxes, around the objects of {wanted or FOR_MASKS} images of each category (the "
         "diagnosis lists the most useful), and run a checkup on them: the network goes by the background.",
         effect_of("background"),
-        "",
+        known.review,
     )
 
 

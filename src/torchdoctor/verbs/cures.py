@@ -41,7 +41,7 @@ def cures_of(case: Case, folder: Path) -> dict[str, Cure]:
     if groups is not None:
         ids = case.data.validation.table.ids.tolist()
         cures["dfr"] = grouped(cures["dfr"], dict(zip(ids, groups, strict=True)))
-    if answers is not None:
+    if answers is not None and answers.changes:
         cures["relabelled"] = relabelled(answers.labels, left_out=answers.unusable)
     return cures
 

@@ -66,6 +66,7 @@ def steps_stage(
         has_masks=int(case.data.train.table.has_mask.sum()) >= LEAST_MASKS,
         command=_command(folder, treated=outcome is not None),
         treated=outcome is not None,
+        review=f"torchdoctor review {shlex.quote(str(folder))}",
     )
     steps = next_steps(known)
     if outcome is not None and outcome.comparison is not None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from torchdoctor.case.preparation import Case
-from torchdoctor.case.settings import BUDGET_TIMES, Settings
+from torchdoctor.case.settings import BUDGET_TIMES, Plan, Settings
 from torchdoctor.diagnosis.causes_result import Cause, Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
@@ -295,10 +295,12 @@ def listed_arms(settings: Settings) -> tuple[str, ...]:
         settings: What was asked for, or a plan.
 
     Returns:
-        The arms' names; where `arms` was left at its default, the labels that a person gave, or none.
+        The arms' names; where `arms` was left at its default, those that use a person's answers, or none.
     """
     if settings.arms != "auto":
         return settings.arms
+    if isinstance(settings, Plan):
+        return settings.answered_arms
     return ("relabelled",) if settings.labels is not None else ()
 
 
