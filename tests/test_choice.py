@@ -256,6 +256,18 @@ def test_steps_name_categories_counts_lists_and_commands():
     assert again[0].command == "" and "tried in this run" in again[0].effect
 
 
+def test_steps_that_a_person_follows_lead_to_the_page_that_asks():
+    errors, review = (
+        [an_error(1, "label looks wrong"), an_error(2, "background")],
+        "torchdoctor review runs/a",
+    )
+    labels, masks = next_steps(known(*errors, suspects=suspects_of([1], 0.8), review=review))
+    assert labels.action.endswith(f"{review} asks about them in a browser, one key each.")
+    assert masks.command == review
+    without = next_steps(known(*errors, suspects=suspects_of([1], 0.8)))
+    assert not any("review" in step.action + step.command for step in without)
+
+
 def test_backgrounds_need_masks_before_anything_can_be_run():
     error = an_error(1, "background")
     (drawn,) = next_steps(known(error, command="torchdoctor checkup"))

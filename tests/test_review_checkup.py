@@ -13,6 +13,7 @@ from review_runs import CLASSES, HEIGHT, WIDTH, make_run
 from torchdoctor import InputError
 from torchdoctor.case.config import read_config, settings_from
 from torchdoctor.case.preparation import prepare
+from torchdoctor.case.reviewed import answered_arms
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.suspects_result import Suspects
 from torchdoctor.review.label_store import LabelStore
@@ -69,7 +70,7 @@ def test_the_case_holds_answers_masks_and_where_they_came_from(run):
     before = prepare(settings_from(read_config(run / "config.yaml")), "diagnose")
     assert (case.plan.data, case.plan.weights) == (before.plan.data, before.plan.weights)
     assert case.data.train.table.has_mask.sum() == DRAWN and not before.data.train.table.has_mask.any()
-    assert case.plan.answered_arms == ("relabelled", "swap") and case.plan.labels == str(run / "labels.csv")
+    assert answered_arms(case.plan) == ("relabelled", "swap") and case.plan.labels == str(run / "labels.csv")
     assert len(case.answers.labels) == 2 and len(case.answers.kept) == len(case.answers.unusable) == 1
     assert case.facts["review"] == {
         "labels": {"accepted proposal": 1, "by hand": 3},

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from torchdoctor.case.reviewed import answered_arms
 from torchdoctor.case.settings import Settings, Verb
 from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.cause_rules import RARE
-from torchdoctor.treatment.arms import LEAST_MASKS, default_arms, remedies_named, uses_masks
+from torchdoctor.treatment.arms import default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints, on_layers
 from torchdoctor.treatment.cure import JOINED_BY
 from torchdoctor.treatment.remedies import cure_named
@@ -88,28 +89,13 @@ def prescribed(
     """
     masked = masked_count(data)
     names = default_constraints(masked > 0) if settings.constraints == "auto" else settings.constraints
-    answered = answered_arms(settings, data)
+    answered = answered_arms(settings)
     usual = ("control", *answered) if answered else default_arms(masked)
     chooses = verb in CHOOSING and (settings.auto or settings.constraints == "auto")
     return {
         "arms": settings.arms if settings.arms != "auto" or chooses else usual,
         "constraints": tuple(on_layers(name, layers[-1:]) for name in names),
     }
-
-
-def answered_arms(settings: Settings, data: Splits) -> tuple[str, ...]:
-    """Return the arms that use what a person answered.
-
-    Args:
-        settings: What was asked for.
-        data: The images, with the masks of a review.
-
-    Returns:
-        `relabelled` where there are answers about labels; `swap` where a review left enough masks.
-    """
-    labels = ("relabelled",) if settings.labels is not None else ()
-    drawn = settings.review is not None and masked_count(data) >= LEAST_MASKS
-    return (*labels, *(("swap",) if drawn else ()))
 
 
 def best_select(settings: Settings, data: Splits) -> Select:

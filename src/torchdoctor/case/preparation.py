@@ -16,7 +16,6 @@ from torch import nn
 
 from torchdoctor.case.answers import Answers, read_answers
 from torchdoctor.case.defaults import (
-    answered_arms,
     best_select,
     check_constraints,
     check_remedies,
@@ -258,7 +257,6 @@ def _decided(
         "layers": layers,
         "expand_pixels": default_expansion(fitted.image_size) if growth == "auto" else growth,
         "select": best_select(settings, data),
-        "answered_arms": answered_arms(settings, data),
     }
     return Plan(**{**dict(settings), **decided})
 

@@ -17,6 +17,7 @@ from torchdoctor.diagnosis.suspects_result import LIST, read_labels
 from torchdoctor.models.settings import ModelSettings
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.review_files import MaskRecord, check_mask_file, read_masks
+from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.types import InputError
 
 OF_RUN = (*ModelSettings.model_fields, *DataSettings.model_fields)  # settings that a review brings along
@@ -127,6 +128,20 @@ def _check_image(run: str, record: MaskRecord, data: Splits) -> None:
         raise InputError(
             f"--review {run!r}: {record.image!r} has changed since its mask was drawn: bring the image back"
         )
+
+
+def answered_arms(settings: Settings) -> tuple[str, ...]:
+    """Return the arms that use what a person answered.
+
+    Args:
+        settings: What was asked for, or a plan.
+
+    Returns:
+        `relabelled` where there are answers about labels; `swap` where a review left 20 masks or more.
+    """
+    arms = () if settings.labels is None else ("relabelled",)
+    records = () if settings.review is None else read_masks(Path(settings.review)).values()
+    return (*arms, "swap") if sum(bool(record.file) for record in records) >= LEAST_MASKS else arms
 
 
 def with_review(

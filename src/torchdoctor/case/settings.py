@@ -168,7 +168,6 @@ class Plan(Settings):
     constraints: tuple[str, ...]
     expand_pixels: int
     select: Literal["iid", "balanced", "swapped", "mean"]
-    answered_arms: tuple[str, ...] = ()  # arms that use a person's answers, compared whatever is chosen
 
     @property
     def chooses(self) -> bool:

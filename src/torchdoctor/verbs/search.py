@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from torchdoctor.case.preparation import Case
-from torchdoctor.case.settings import BUDGET_TIMES, Plan, Settings
+from torchdoctor.case.reviewed import answered_arms
+from torchdoctor.case.settings import BUDGET_TIMES, Settings
 from torchdoctor.diagnosis.causes_result import Cause, Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
@@ -299,9 +300,7 @@ def listed_arms(settings: Settings) -> tuple[str, ...]:
     """
     if settings.arms != "auto":
         return settings.arms
-    if isinstance(settings, Plan):
-        return settings.answered_arms
-    return ("relabelled",) if settings.labels is not None else ()
+    return answered_arms(settings)
 
 
 def plan_with_choice(settings: Chosen, choice: Choice) -> Chosen:
