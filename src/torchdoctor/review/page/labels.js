@@ -3,7 +3,11 @@
 import { get, keep } from "./server.js";
 
 const byId = (id) => document.getElementById(id);
-const percent = (share) => `${Math.round(100 * share)} %`;
+
+function percent(share) {
+  if (share > 0.995) return "over 99 %";
+  return share < 0.005 ? "under 1 %" : `${Math.round(100 * share)} %`;
+}
 
 export class Labels {
   constructor(state, counted) {
