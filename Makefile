@@ -38,6 +38,7 @@ format: install
 docs: install
 	$(BIN)/python docs/write_pages.py
 	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/make_review_pictures.py
 
 # The page of the paper's numbers and ours, from the lines in benchmarks/results.
 ledger: install

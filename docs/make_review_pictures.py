@@ -25,18 +25,13 @@ from torchdoctor import load_data
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 IMAGES, WRONG = 60, 0.08  # of each category, and the share of them that get another label
-SCREENS = {"review-labels": (1200, 660), "review-masks": (1200, 760)}
+SCREENS = {"review-labels": (1200, 560), "review-masks": (1200, 800)}
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-OUTLINE = (
-    (0.35, 0.3),
-    (0.6, 0.25),
-    (0.72, 0.55),
-    (0.5, 0.75),
-    (0.3, 0.6),
-)  # of a polygon, in shares of the image
+# The corners of a polygon, in shares of the image.
+OUTLINE = ((0.5, 0.11), (0.7, 0.39), (0.55, 0.39), (0.53, 0.64), (0.38, 0.64), (0.39, 0.37), (0.25, 0.36))
 
 
 def draw_folder(folder: Path) -> None:
