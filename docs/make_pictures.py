@@ -39,6 +39,7 @@ def tutorial_commands() -> list[str]:
         one
         for one in lines
         if one.startswith(("torchdoctor train", "torchdoctor checkup", "torchdoctor explain"))
+        and "--review" not in one  # a person has to answer before it
     ]
 
 

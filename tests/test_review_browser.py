@@ -367,7 +367,6 @@ def test_names_with_markup_stay_text(browser, server):
 @pytest.mark.parametrize("name", SCREENS)
 @pytest.mark.parametrize("tab", ["labels", "masks"])
 def test_the_page_fits_and_keeps_nobody_out(browser, server, tab, name, dark):
-    axe = pytest.importorskip("axe_selenium_python")
     screen(browser, name, dark=dark)
     browser.get_log("browser")
     opened(browser, server, tab)
@@ -386,10 +385,23 @@ def test_the_page_fits_and_keeps_nobody_out(browser, server, tab, name, dark):
             .map(one => one.textContent)"""
         assert browser.execute_script(small) == []
     assert browser.get_log("browser") == []
+    assert serious_faults(browser) == []
+
+
+def serious_faults(browser):
+    """Return what axe-core calls serious or critical on the page, with the elements."""
+    axe = pytest.importorskip("axe_selenium_python")
     checker = axe.Axe(browser)
     checker.inject()
     faults = [fault for fault in checker.run()["violations"] if fault["impact"] in SERIOUS]
-    assert [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in faults] == []
+    return [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in faults]
+
+
+def test_faults_of_accessibility_would_be_noticed(browser, server):
+    screen(browser, "desk")
+    opened(browser, server, "labels")
+    browser.execute_script("document.querySelector('#label-image').removeAttribute('alt')")
+    assert [name for name, _ in serious_faults(browser)] == ["image-alt"]
 
 
 def test_what_was_saved_outlives_a_killed_server(browser, run, tmp_path):

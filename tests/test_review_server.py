@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import socket
+import sys
 import time
 from urllib.parse import quote
 
@@ -443,6 +444,12 @@ def test_runs_that_cannot_be_reviewed(run, own, command):
         assert code == 2 and "images was 39 and is 38" in said
     finally:
         one.write_bytes(before)
+
+
+def test_without_the_extra_the_error_says_how_to_get_it(own, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdoctor.review.serve", None)
+    code, _, said = command("review", own, "--no-browser")
+    assert code == 2 and "pip install 'torchdoctor[review]'" in said
 
 
 def test_a_run_without_questions_is_refused(own, command):

@@ -71,6 +71,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
         if file.is_file() and file.suffix != ".pyc"
     }
     assert {"torchdoctor/py.typed", "torchdoctor/report/page.html.jinja"} <= wanted
+    assert {f"torchdoctor/review/page/{name}" for name in ("page.html", "page.css", "main.js")} <= wanted
     with zipfile.ZipFile(wheel) as content:
         assert {name for name in content.namelist() if name.startswith("torchdoctor/")} == wanted
 

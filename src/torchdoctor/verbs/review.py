@@ -64,7 +64,7 @@ def run_review(run: str, changes: Mapping[str, object], serving: Serving, say: S
     try:
         from torchdoctor.review.serve import bound_socket, is_loopback, serve
     except ImportError as error:
-        raise InputError(MISSING) from error
+        raise InputError(f"{MISSING} ({error})") from error
 
     with bound_socket(serving.host, serving.port) as opened, opened_session(run, changes) as session:
         for sentence in session.masks.take_over_changes():

@@ -232,7 +232,7 @@ export class Masks {
     const { board, draft } = this;
     if (action === "again") this.open(0);
     if (action === "back" && this.items.length) {
-      this.open((this.place < 0 ? this.items.length : this.place + this.items.length) - 1 - (this.place > 0 ? this.items.length : 0));
+      this.open((this.place > 0 ? this.place : this.items.length) - 1);
       return;
     }
     if (action === "skip" && this.item) {
