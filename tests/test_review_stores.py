@@ -177,6 +177,18 @@ def test_proposals_and_answers_do_not_mix(tmp_path, photographs):
         MaskStore(tmp_path, photographs).write(image, ~mask, "by hand")
 
 
+def test_two_stores_of_a_run_lose_nothing_of_each_other(tmp_path, photographs):
+    """Where a folder cannot be locked, two servers may work in it."""
+    mask = np.ones((4, 5), dtype=bool)
+    one, other = MaskStore(tmp_path, photographs), MaskStore(tmp_path, photographs)
+    first, second, third = photographs.ids.tolist()[:3]
+    one.write(first, mask, "by hand")
+    other.write(second, mask, "by hand")
+    one.write(third, mask, "by hand")
+    other.remove(first)
+    assert set(read_masks(tmp_path)) == {second, third}
+
+
 def test_masks_that_were_changed_or_are_gone(tmp_path, photographs):
     store = MaskStore(tmp_path, photographs)
     mask = np.ones((4, 5), dtype=bool)

@@ -87,7 +87,7 @@ class MaskStore:
                 if not record.file or (file.is_file() and sha256_of(file) == record.sha256):
                     continue
                 if not file.is_file():
-                    del self.records[record.id]
+                    self.remove(record.id)
                     said.append(f"the mask of {record.image} is gone, so it is asked for again")
                     continue
                 mask = np.asarray(mask_from_png(file, str(file))) > 0
@@ -98,8 +98,6 @@ class MaskStore:
                     )
                 self.write(record.id, mask, "by hand")
                 said.append(f"the mask of {record.image} was changed outside of the review and is taken over")
-            if said:
-                write_masks(self.run, self.records.values(), self.listing)
         return said
 
     def read(self, image: int) -> Marked | None:
@@ -149,6 +147,7 @@ class MaskStore:
         place = self._places[image]
         category, name = self.table.classes[self.table.labels[place]], str(self.table.names[place])
         with self._lock:
+            self.records = read_masks(self.run, self.listing)  # where folders have no locks, others may write
             file, png = "", b""
             if not no_object:
                 taken = {one.file.lower(): one.id for one in self.records.values() if one.file}
@@ -180,6 +179,7 @@ class MaskStore:
             ModelDoctorError: The list cannot be written.
         """
         with self._lock:
+            self.records = read_masks(self.run, self.listing)
             record = self.records.get(image)
             if record is None:
                 return

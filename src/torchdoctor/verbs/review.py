@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import webbrowser
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,7 +80,8 @@ def run_review(run: str, changes: Mapping[str, object], serving: Serving, say: S
             say(f"review of {run}: {address}")
             say("answers are kept as you go; Ctrl-C ends the review")
             if serving.browser:
-                webbrowser.open(address)
+                # A browser in the terminal would keep the server waiting.
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
         serve(session, opened, serving.host, ready)
         return review_record(run, session)

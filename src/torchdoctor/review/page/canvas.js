@@ -44,6 +44,7 @@ export class Board {
     this.pointers.clear();
     this.layer.width = mask.width;
     this.layer.height = mask.height;
+    mask.changed = [0, mask.height];
     this.resize();
     this.fit();
     this.refresh();
@@ -222,21 +223,28 @@ export class Board {
     this.changed();
   }
 
-  // Paint the mask anew into its layer.
+  // Paint the rows of the mask that changed, and those beside them, into its layer.
   refresh() {
-    const { width, height, pixels } = this.mask;
+    const { width, height, pixels, changed } = this.mask;
+    const top = Math.max(changed[0] - 1, 0);
+    const bottom = Math.min(changed[1] + 1, height);
+    this.mask.changed = [height, 0];
+    if (top < bottom) this.paint(width, top, bottom, pixels);
+    this.draw();
+  }
+
+  paint(width, top, bottom, pixels) {
     const context = this.layer.getContext("2d");
-    const picture = context.createImageData(width, height);
+    const picture = context.createImageData(width, bottom - top);
     const colours = new Uint32Array(picture.data.buffer);
     const [ink, edge] = [INK, EDGE].map((colour) => new Uint32Array(new Uint8Array(colour).buffer)[0]);
-    for (let place = 0; place < pixels.length; place += 1) {
+    for (let place = top * width; place < bottom * width; place += 1) {
       if (!pixels[place]) continue;
       const inner =
         pixels[place - 1] && pixels[place + 1] && pixels[place - width] && pixels[place + width];
-      colours[place] = inner ? ink : edge;
+      colours[place - top * width] = inner ? ink : edge;
     }
-    context.putImageData(picture, 0, 0);
-    this.draw();
+    context.putImageData(picture, 0, top);
   }
 
   draw() {

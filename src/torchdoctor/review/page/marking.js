@@ -8,6 +8,7 @@ export class Mask {
     this.width = width;
     this.height = height;
     this.pixels = new Uint8Array(width * height);
+    this.changed = [0, height]; // the rows that were changed since they were painted
     this.forget();
   }
 
@@ -41,12 +42,14 @@ export class Mask {
 
   // Take back what was done since `begin`, as if it had never been.
   abandon() {
-    for (const [y, old] of this.step ?? []) this.pixels.set(old, y * this.width);
+    for (const [y, old] of this.step ?? []) this.pixels.set(old, this.row(y));
     this.step = null;
   }
 
+  // Where a row begins that is about to change.
   row(y) {
     const start = y * this.width;
+    this.changed = [Math.min(this.changed[0], y), Math.max(this.changed[1], y + 1)];
     if (this.step && !this.step.has(y)) this.step.set(y, this.pixels.slice(start, start + this.width));
     return start;
   }
@@ -64,7 +67,7 @@ export class Mask {
     if (!step) return false;
     const back = new Map();
     for (const [y, old] of step) {
-      const start = y * this.width;
+      const start = this.row(y);
       back.set(y, this.pixels.slice(start, start + this.width));
       this.pixels.set(old, start);
     }

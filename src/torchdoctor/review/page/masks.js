@@ -34,6 +34,8 @@ export class Masks {
       if (button.dataset.tool) this.use(button.dataset.tool);
       else if (button.dataset.category) this.openCategory(button.dataset.category);
       else this.do(button.dataset.do);
+      // After a click the keys mean the image again, not the button.
+      if (event.detail) byId("board").focus({ preventScroll: true });
     });
     byId("radius").addEventListener("input", () => this.brush(Number(byId("radius").value)));
     this.brush(8);
