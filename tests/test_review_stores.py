@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +163,18 @@ def test_masks_are_right_to_the_pixel_and_say_who_made_them(tmp_path, photograph
     assert folder_table(tmp_path / "photographs", CLASSES, "folder:photographs").has_mask.sum() == 3
     store.remove(ids[3])
     assert ids[3] not in MaskStore(tmp_path, photographs).records
+
+
+def test_masks_of_data_with_splits_lie_in_the_folder_of_the_split(tmp_path, photographs):
+    (tmp_path / "photographs").rename(tmp_path / "train")
+    divided = folder_table(tmp_path / "train", CLASSES, "folder:.")
+    image = int(divided.ids[0])
+    for table in (divided, divided.select([0, 1]), with_masks(divided, {})):
+        record = MaskStore(tmp_path, table).write(image, np.eye(4, 5, dtype=bool), "by hand")
+        assert record.file == f"masks/train/{Path(divided.names[0]).with_suffix('.png').as_posix()}"
+    # As `masks` beside the splits the data set reads them by itself.
+    (tmp_path / "review" / "masks").rename(tmp_path / "masks")
+    assert folder_table(tmp_path / "train", CLASSES, "folder:.").has_mask.tolist() == [True] + [False] * 5
 
 
 def test_proposals_and_answers_do_not_mix(tmp_path, photographs):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from torchdoctor.data.annotations import mask_from_png
 from torchdoctor.data.given_masks import image_hash
+from torchdoctor.data.splitting import split_role
 from torchdoctor.data.table import ImageTable
 from torchdoctor.files.reading import sha256_of
 from torchdoctor.files.writing import write_bytes
@@ -52,6 +53,7 @@ class MaskStore:
         """
         self.run, self.table, self.listing = run, table, listing
         self._places = {identity: place for place, identity in enumerate(table.ids.tolist())}
+        self._home = f"{listing}/{split_folder(table)}"
         self._lock = RLock()
         self.records = read_masks(run, listing)
         for record in self.records.values():
@@ -150,12 +152,12 @@ class MaskStore:
             self.records = read_masks(self.run, self.listing)  # where folders have no locks, others may write
             file, png = "", b""
             if not no_object:
-                taken = {one.file.lower(): one.id for one in self.records.values() if one.file}
-                prefix = f"{self.listing}/"
-                inner = mask_file(
-                    category, name, image, {path.removeprefix(prefix): one for path, one in taken.items()}
-                )
-                file, png = f"{prefix}{inner}", png_of(mask)
+                home = self._home.lower()
+                taken = {
+                    one.file.lower().removeprefix(home): one.id for one in self.records.values() if one.file
+                }
+                inner = mask_file(category, name, image, taken)
+                file, png = f"{self._home}{inner}", png_of(mask)
                 write_bytes(self.run / REVIEW / file, png)
             record = MaskRecord(
                 id=image, image=name, category=category, kind=kind, content=content,
@@ -197,6 +199,24 @@ class MaskStore:
         """
         kinds = ["no object" if one.content == "no object" else one.kind for one in self.records.values()]
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def split_folder(table: ImageTable) -> str:
+    """Return the folder of the training split within the data, where it has one.
+
+    Args:
+        table: The training images.
+
+    Returns:
+        For instance `train/`; empty where the folders of the categories lie in no folder of a split, or the
+        source has no folders.
+    """
+    read: object = table.read
+    while hasattr(read, "read") or hasattr(read, "images"):
+        read = getattr(read, "read", None) or getattr(read, "images", None)
+    root = getattr(read, "root", None)
+    named = isinstance(root, Path) and split_role(root.name) is not None
+    return f"{root.name}/" if isinstance(root, Path) and named else ""
 
 
 def png_of(mask: Marked) -> bytes:
