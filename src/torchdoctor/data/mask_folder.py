@@ -95,12 +95,14 @@ class WithMasks:
         masks: The mask file of each image; None where it keeps the mask that `read` has for it, if any.
         files: The file of each image, or None.
         names: The name of each image, for error messages.
+        drawn_upright: Whether masks are known to be drawn on images that EXIF has turned upright.
     """
 
     read: ReadImage
     masks: tuple[Path | None, ...]
     files: tuple[Path | None, ...]
     names: tuple[str, ...]
+    drawn_upright: bool = False
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
         """Decode an image and its mask.
@@ -118,7 +120,7 @@ class WithMasks:
         file, mask = self.files[position], self.masks[position]
         if mask is None:
             return image, own
-        orientation = 1 if file is None else orientation_of(file)
+        orientation = 1 if file is None or self.drawn_upright else orientation_of(file)
         drawn = mask_from_png(mask, str(mask))
         return image, check_mask_size(drawn, image.size, self.names[position], orientation)
 
