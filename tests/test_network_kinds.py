@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import re
 import threading
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import densenet
 
 from pictures import write_split
 from torchdoctor import Batch, InputError, Recipe, check_model, default_layers, diagnose, treat
@@ -23,6 +25,7 @@ from torchdoctor.case.preparation import prepare
 from torchdoctor.evidence.per_image import clean_evidence
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.state import load_state
 from torchdoctor.network.workarounds import right_derivatives, second_derivatives
 from torchdoctor.treatment.constraints import constraints_named
 from torchdoctor.treatment.passes import Noise
@@ -122,7 +125,54 @@ class CheckpointedWhole(Net):
         return checkpoint(super().forward, images, use_reentrant=False)
 
 
+class Encoder(Net):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def between(self, maps):
+        return maps_of(self.encoder(tokens_of(maps)), maps)
+
+
+class EncoderWritten(Encoder):
+    def between(self, maps):
+        tokens, inner = tokens_of(maps), self.encoder
+        tokens = inner.norm1(tokens + inner.self_attn(tokens, tokens, tokens, need_weights=True)[0])
+        return maps_of(inner.norm2(tokens + inner.linear2(inner.linear1(tokens).relu())), maps)
+
+
+class HardSwish(Net):
+    def between(self, maps):
+        return functional.hardswish(maps)
+
+
+class HardSwishWritten(Net):
+    def between(self, maps):
+        return maps * ((maps + 3) / 6).clamp(0, 1)
+
+
+class Dense(Net):
+    """A dense block of torchvision; it computes again in the backward pass where it saves memory."""
+
+    saves_memory = False
+
+    def __init__(self):
+        super().__init__()
+        self.dense = densenet._DenseBlock(2, 8, 2, 4, 0.0, self.saves_memory)
+        self.narrow = nn.Conv2d(16, 8, 1)
+
+    def between(self, maps):
+        return self.narrow(self.dense(maps))
+
+
+class DenseSavingMemory(Dense):
+    saves_memory = True
+
+
 PAIRS = [
+    (Encoder, EncoderWritten),
+    (HardSwish, HardSwishWritten),
+    (DenseSavingMemory, Dense),
     (HardSigmoid, HardSigmoidWritten),
     (HardSigmoidModule, HardSigmoidWritten),
     (Fused, FusedWritten),
@@ -380,11 +430,15 @@ class Collecting(Net):
 
 def test_maps_that_a_network_kept_during_noise_draws_are_left_out_of_copies():
     torch.manual_seed(0)
-    network, batch = Collecting(), some_images(8)
+    network, batch = Collecting().eval(), some_images(8)
     batch = Batch(batch.images.float(), batch.labels, batch.ids)
+    torch.func.vmap(lambda noise: network(batch.images + noise))(torch.randn(2, *batch.images.shape))
+    kept = list(network.kept)
+    assert any(torch._C._functorch.is_functorch_wrapped_tensor(each) for each in kept)
     diagnosis = diagnose(network, [batch], layers=["c.0"], confidence=0.0, draws=1)
     treat(network, [batch], diagnosis, recipe=Recipe(epochs=1), seeds=1)
-    assert len(network.kept) > 1
+    assert len(network.kept) == len(kept)
+    assert all(one is other for one, other in zip(network.kept, kept, strict=True))
 
 
 def test_a_plain_copy_is_the_copy_of_the_standard_library():
@@ -411,3 +465,101 @@ def test_a_network_that_cannot_be_diagnosed_can_be_trained(tmp_path, monkeypatch
     assert case.layers == () and "it cannot be diagnosed as it is" in case.notes[0]
     with pytest.raises(InputError, match="none is called exactly once"):
         prepare(settings_from({**about, "weights": "random"}), "diagnose", needs_weights=False)
+
+
+@pytest.mark.parametrize("side", [(1, 5), (5, 1), (1, 1), (3, 4)])
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_batch_norm_is_differentiated_rightly_however_memory_lies(order, images, side):
+    shape = (images, 4, *side)
+    stored = torch.randn([shape[axis] for axis in order], dtype=torch.float64)
+    maps = stored.permute([order.index(axis) for axis in range(4)]).requires_grad_(True)
+    weights = torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last)
+    norm = nn.BatchNorm2d(4, dtype=torch.float64).eval()
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    nn.init.normal_(norm.weight)
+    with right_derivatives():
+        (found,) = torch.autograd.grad(norm(maps), maps, weights)
+    wanted = weights * (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None]
+    torch.testing.assert_close(found, wanted)
+
+
+class KeepsBias(Net):
+    """Keeps a tensor made from a parameter in evaluation mode, as LeViT's attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(1, 8, 1, 1))
+        self.kept = {}
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode:
+            self.kept = {}
+        return self
+
+    def between(self, maps):
+        if self.training:
+            return maps + torch.sigmoid(self.bias)
+        if "bias" not in self.kept:
+            self.kept["bias"] = torch.sigmoid(self.bias)
+        return maps + self.kept["bias"]
+
+
+class KeepsBiasAnyhow(KeepsBias):
+    """Never forgets by itself what it kept."""
+
+    train = nn.Module.train
+
+
+class KeepsNothing(KeepsBias):
+    def between(self, maps):
+        return maps + torch.sigmoid(self.bias)
+
+
+@pytest.mark.parametrize("kind", [KeepsBias, KeepsBiasAnyhow], ids=lambda kind: kind.__name__)
+def test_tensors_made_from_other_weights_are_not_used(kind):
+    network, plain = made(kind), made(KeepsNothing)
+    plain.load_state_dict(network.state_dict())
+    batch = some_images(8)
+    results = []
+    for each in (network, plain):
+        diagnosis = diagnose(each, [batch], layers=["a.0", "b.0"], confidence=0.0)
+        results.append(treat(each, [batch], diagnosis, recipe=Recipe(epochs=3), seeds=1))
+    for name in ("control", "treated"):
+        one, other = (result.arm(name, 0).state for result in results)
+        for key, value in one.items():
+            torch.testing.assert_close(value, other[key])
+
+
+def test_what_a_network_kept_is_as_before_after_a_look():
+    network, images = made(KeepsBiasAnyhow), some_images(2).images
+    with frozen_eval(network) as frozen:
+        before = frozen.logits(images)
+    assert network.kept == {}
+    with torch.no_grad():
+        network.bias += 1
+    with frozen_eval(network) as frozen:
+        assert not torch.allclose(frozen.logits(images), before)
+
+
+def test_new_weights_make_a_network_forget_what_it_kept():
+    network, other, images = made(KeepsBias), made(KeepsBias), some_images(2).images
+    with torch.no_grad():
+        other.bias += 1
+        network(images)
+    load_state(network, other.state_dict())
+    assert torch.equal(network(images), other(images))
+    assert not network.training
+
+
+def test_second_derivatives_that_are_not_finite_are_found():
+    class Steep(Net):
+        def last(self, maps):
+            deep = self.c[0](maps)
+            small = deep - deep.detach()
+            return deep + torch.sign(small + 1e-3) * (small.square() + 0.0).pow(0.75)
+
+    found = check_model(made(Steep).float(), some_images(2).images.float(), layers=["c.0"])
+    assert [(each.level, each.check) for each in found] == [("error", "derivatives")]
+    assert "not finite" in found[0].message

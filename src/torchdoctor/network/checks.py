@@ -265,6 +265,13 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
             (maps[name] * gradient).abs().sum().backward()
         reached = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         model.zero_grad(set_to_none=True)
+        if not all(bool(torch.isfinite(by_parameter).all()) for by_parameter in reached):
+            yield (
+                "error",
+                f"the second derivatives at {name} are not finite (a root or a norm of 0 behind it?): a "
+                "constraint there would spoil the weights. Choose other layers",
+            )
+            continue
         if not any(bool((by_parameter != 0).any()) for by_parameter in reached):
             yield "error", f"a constraint at {name} reaches no trainable parameter: unfreeze layers"
 

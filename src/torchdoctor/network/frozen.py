@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.kept_tensors import without_kept_tensors
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.workarounds import right_derivatives
 
@@ -58,7 +59,7 @@ class FrozenModel:
 def frozen_eval(model: nn.Module) -> Iterator[FrozenModel]:
     """Put a network into evaluation mode and fix its parameters; put both back after the block.
 
-    Inside the block `right_derivatives` holds.
+    Inside the block `right_derivatives` and `without_kept_tensors` hold.
 
     Args:
         model: The network. Each module's mode and each parameter's `requires_grad` are restored, even if the
@@ -74,7 +75,7 @@ def frozen_eval(model: nn.Module) -> Iterator[FrozenModel]:
         model.eval()
         for parameter in requires_grad:
             parameter.requires_grad_(False)
-        with right_derivatives():
+        with without_kept_tensors(model), right_derivatives():
             yield frozen
     finally:
         frozen._open = False

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from torchdoctor.network.kept_tensors import forget_kept_tensors
+
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
     """Load tensors by name into a network, as `torch.nn.Module.load_state_dict` does.
@@ -28,6 +30,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, strict: bool = 
     versions = getattr(state, "_metadata", None) or getattr(model.state_dict(), "_metadata", None)
     whole._metadata = versions  # type: ignore[attr-defined]
     model.load_state_dict(whole, strict=strict)
+    forget_kept_tensors(model)
 
 
 def same_state(first: nn.Module, second: nn.Module) -> bool:

@@ -22,8 +22,9 @@ _batch_norm = functional.batch_norm
 def right_derivatives() -> Iterator[None]:
     """Make first derivatives right, inside the block, where PyTorch's own are not.
 
-    - The derivative of batch-norm in evaluation mode is wrong for a single image whose memory lies as in
-      channels-last: both the image and what comes back are put in order.
+    - The derivative of batch-norm in evaluation mode is wrong where memory lies as in channels-last, and a
+      single image or a map with a side of 1 does not tell so: both the map and what comes back are put in
+      order.
     - Checkpointing of activations runs modules a second time during the backward pass, where hooks see them
       again, and its older kind cannot be differentiated by maps at all: checkpointed functions run plainly.
     - The fast path of `nn.MultiheadAttention` has no derivatives: the module runs as it does in training.
@@ -32,7 +33,7 @@ def right_derivatives() -> Iterator[None]:
         Nothing.
     """
     with ExitStack() as stack:
-        stack.enter_context(_replaced(functional, "batch_norm", _batch_norm_right_for_one_image))
+        stack.enter_context(_replaced(functional, "batch_norm", _batch_norm_in_order))
         stack.enter_context(_replaced(checkpointing, "CheckpointFunction", _Plainly))
         for name in _GENERATORS:
             if hasattr(checkpointing, name):
@@ -71,7 +72,7 @@ def _replaced(owner: Any, name: str, stand_in: object) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _batch_norm_right_for_one_image(
+def _batch_norm_in_order(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -82,7 +83,8 @@ def _batch_norm_right_for_one_image(
     eps: float = 1e-5,
 ) -> Tensor:
     """Return what `torch.nn.functional.batch_norm` gives; its parameters have that function's names."""
-    if training or running_mean is None or not torch.is_grad_enabled() or len(input) > 1:
+    unequivocal = len(input) > 1 and all(side > 1 for side in input.shape[2:])
+    if training or running_mean is None or not torch.is_grad_enabled() or unequivocal:
         return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     # PyTorch's derivative is right where the map and what comes back both lie in memory in their order:
     # `flatten` puts what comes back in order.

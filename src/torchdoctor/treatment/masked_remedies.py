@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.backgrounds import swapped_backgrounds
 from torchdoctor.images.batches import Batch, TrainingImages
+from torchdoctor.network.kept_tensors import without_kept_tensors
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.randomness import key
@@ -101,7 +102,7 @@ def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.autocast(batch.images.device.type, enabled=False):
+        with without_kept_tensors(model), torch.autocast(batch.images.device.type, enabled=False):
             images = batch.images[rows].detach().requires_grad_(True)
             scores = as_logits(model(images)).log_softmax(1).sum()
             (gradient,) = torch.autograd.grad(scores, [images], create_graph=True)

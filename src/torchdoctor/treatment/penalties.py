@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -17,6 +18,7 @@ from torchdoctor.evidence.mean_over_draws import MeanEvidence, mean_evidence
 from torchdoctor.images.batches import Batch
 from torchdoctor.images.masks import background_mask
 from torchdoctor.network.gradients import evidence_of, pick, score_gradients
+from torchdoctor.network.kept_tensors import without_kept_tensors
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.tails import Trunk
 from torchdoctor.network.workarounds import second_derivatives
@@ -87,9 +89,7 @@ def penalise(
     Raises:
         InputError: A layer cannot be used.
     """
-    modes = {module: module.training for module in model.modules() if module.training}
-    _set_modes(dict.fromkeys(modes, False))
-    try:
+    with _held_still(model):
         if logits is None:
             with torch.no_grad():
                 logits = as_logits(model(batch.images))
@@ -107,6 +107,16 @@ def penalise(
                 value = value.where(annotated_rows(batch)[rows].to(value.device), torch.zeros_like(value))
             results[constraint.name] = results[constraint.name].index_add(0, rows.to(value.device), value)
         return results
+
+
+@contextmanager
+def _held_still(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode inside the block, without tensors that it kept (see there)."""
+    modes = {module: module.training for module in model.modules() if module.training}
+    _set_modes(dict.fromkeys(modes, False))
+    try:
+        with without_kept_tensors(model):
+            yield
     finally:
         _set_modes(modes)
 
