@@ -14,8 +14,8 @@ from torchdoctor import Batch, InputError, check_model, diagnose, load_model, tr
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.models.catalogue import MODELS, ModelEntry
 from torchdoctor.models.stems import halvings_to_drop, set_input_channels
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.outputs import as_logits, auxiliary_logits
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.training import fit

@@ -14,7 +14,7 @@ import torch
 from benchmarks.experiment.cells import Cell, remedy
 from benchmarks.experiment.networks import network
 from torchdoctor import candidate_layers
-from torchdoctor.network.layers import Candidate
+from torchdoctor.network.candidates import Candidate
 from torchdoctor.treatment.cure import Remedy
 
 TAU = 0.3

@@ -38,7 +38,7 @@ from benchmarks.paper.figure5_drawing import draw_maps
 from torchdoctor import treat
 from torchdoctor.evidence.measurement import first_images
 from torchdoctor.images.masks import background_mask
-from torchdoctor.network.hooks import map_shapes
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.proof.compare import background_share
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import Evidence

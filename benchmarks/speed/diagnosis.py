@@ -34,8 +34,8 @@ from torchdoctor.evidence.per_image import clean_evidence
 from torchdoctor.evidence.probes import NoiseSource, probe
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import FrozenModel, frozen_eval
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.randomness import uniform_noise
 
 DRAWS, DELTA, SEED = 10, 0.05, 0

@@ -24,8 +24,10 @@ with ExitStack() as _paused:
     from torchdoctor.diagnosis.suspects_result import Suspects
     from torchdoctor.images.batches import Batch
     from torchdoctor.models.loading import load_model
+    from torchdoctor.network.candidates import candidate_layers
     from torchdoctor.network.checks import check_model
-    from torchdoctor.network.layers import candidate_layers, default_layers, survey_layers
+    from torchdoctor.network.default_layers import default_layers
+    from torchdoctor.network.layers import survey_layers
     from torchdoctor.proof.compare import compare
     from torchdoctor.proof.result import Comparison
     from torchdoctor.treatment.constraints import Constraint

@@ -12,11 +12,12 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.network.checks import TO_TRAIN, Finding, check_model, try_out
+from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import map_shapes
-from torchdoctor.network.layers import chosen_layers, default_layers
+from torchdoctor.network.layers import chosen_layers
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.prediction import device_of
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.types import InputError, first_line
 
 TryOut = Callable[[str, nn.Module, Splits, tuple[str, ...]], tuple[str, ...]]

@@ -18,11 +18,11 @@ from torchdoctor.evidence.measurement import Parts, first_images, measure, tenso
 from torchdoctor.evidence.probes import Draws
 from torchdoctor.evidence.survey import Survey
 from torchdoctor.images.batches import Images
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.layers import chosen_layers, refuse_text
 from torchdoctor.network.norms import norms_behind
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import predict_logits
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.types import Evidence, InputError, Progress, silent
 
 DEFAULTS = DiagnosisSettings()

@@ -22,6 +22,7 @@ from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.layers import chosen_layers
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.taps import grids
 from torchdoctor.types import Evidence, InputError
 
 UNUSUAL = 3.0  # standard deviations above the mean of the category's images
@@ -183,10 +184,11 @@ class _Subject:
         with frozen_eval(self.model) as frozen:
             targets = self.batch.labels.to(self.pixels.device)
             maps = clean_evidence(frozen, self.pixels, targets, layers, kind)[0]
-        layer = finest(layers, {name: (maps[name].shape[2], maps[name].shape[3]) for name in layers})
+            places = grids(frozen.model, self.pixels, layers)
+        layer = finest(layers, places)
         size = (self.pixels.shape[2], self.pixels.shape[3])
-        share = float(background_shares_of(maps[layer], self.batch)[0])
-        return layer, summed_maps(maps[layer], size)[0], share
+        share = float(background_shares_of(maps[layer], self.batch, places[layer])[0])
+        return layer, summed_maps(maps[layer], size, places[layer])[0], share
 
     def _check(
         self, evidence: Mapping[str, np.ndarray], kernels: Sequence[StandingOut], seed: int

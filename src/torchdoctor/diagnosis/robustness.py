@@ -15,11 +15,11 @@ from torch.nn import functional
 from torchdoctor.diagnosis.robustness_result import Robustness, Units
 from torchdoctor.evidence.measurement import first_images
 from torchdoctor.images.batches import Images
+from torchdoctor.network.candidates import candidate_layers
 from torchdoctor.network.frozen import FrozenModel, frozen_eval
-from torchdoctor.network.hooks import map_shapes, run_tapped
-from torchdoctor.network.layers import candidate_layers
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.taps import map_shapes, run_tapped
 from torchdoctor.randomness import key, uniform_noise
 from torchdoctor.types import InputError, Progress, check_choice, silent
 

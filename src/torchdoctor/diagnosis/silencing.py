@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import run_tapped
+from torchdoctor.network.taps import run_tapped
 
 
 def silenced_logits(

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from torchdoctor.images.batches import Batch, Images
-from torchdoctor.network.hooks import Tap, run_tapped
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.network.taps import Tap, run_tapped
 
 LEAST = 100  # images that are classified correctly, to learn from them what is usual
 IMAGES_PER_DIRECTION = 10  # directions of spread are estimated from ten images each

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchdoctor.evidence.gates import Gated, NoClosedFormError, gated
 from torchdoctor.network.frozen import FrozenModel
 from torchdoctor.network.gradients import evidence_of, noisy_tail, pick, score_gradients
-from torchdoctor.network.hooks import run_tapped
+from torchdoctor.network.taps import run_tapped
 from torchdoctor.randomness import uniform_noise
 from torchdoctor.types import Evidence
 

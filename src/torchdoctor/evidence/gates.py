@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchdoctor.network.hooks import run_tapped
+from torchdoctor.network.taps import run_tapped
 
 # By the names of ATen operations; whatever is not listed ends the search.
 SAME = {"clone", "detach", "alias", "contiguous", "_to_copy", "dropout", "lift_fresh"}

@@ -16,9 +16,9 @@ from torchdoctor.evidence.probes import Draws, Probe, probes
 from torchdoctor.evidence.rows import ImageRows, merge
 from torchdoctor.images.batches import Batch, Images, only, take
 from torchdoctor.network.frozen import FrozenModel, frozen_eval
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.memory import in_halves, out_of_memory
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.taps import map_shapes, token_grids
 from torchdoctor.types import Evidence, InputError, Progress, silent
 
 Parts = MutableMapping[
@@ -195,7 +195,10 @@ def _rows_together(
     device = device_of(frozen.model)
     pixels, targets = batch.images.to(device, dtype_of(frozen.model)), batch.labels.to(device)
     evidence, maps, _ = clean_evidence(frozen, pixels, targets, layers, kind)
-    return {layer: _reduced(batch, [(evidence[layer][None], maps[layer])]) for layer in layers}
+    places = token_grids(frozen.model, pixels, layers)
+    return {
+        layer: _reduced(batch, [(evidence[layer][None], maps[layer])], places.get(layer)) for layer in layers
+    }
 
 
 def _rows_with_noise(way: Probe, batch: Batch) -> ImageRows:
@@ -203,20 +206,23 @@ def _rows_with_noise(way: Probe, batch: Batch) -> ImageRows:
     model = way.frozen.model
     device = device_of(model)
     pixels, targets = batch.images.to(device, dtype_of(model)), batch.labels.to(device)
+    grid = token_grids(model, pixels, [way.noise.layer]).get(way.noise.layer)
     while True:
         try:
-            return _reduced(batch, way.draws(pixels, targets, batch.ids.to(device)))
+            return _reduced(batch, way.draws(pixels, targets, batch.ids.to(device)), grid)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not way.shrink(len(pixels)):
                 raise
 
 
-def _reduced(batch: Batch, pairs: Iterable[tuple[DrawnEvidence, Maps]]) -> ImageRows:
+def _reduced(
+    batch: Batch, pairs: Iterable[tuple[DrawnEvidence, Maps]], grid: tuple[int, int] | None
+) -> ImageRows:
     """Sum the evidence over space, draw by draw in float64, so that the chunks of draws do not matter."""
     by_kernel, everywhere, outside, last = [], [], [], None
     for evidence, maps in pairs:
         by_kernel.append(evidence.sum((-2, -1), dtype=torch.float64))
-        total, on_background = evidence_by_place(evidence, batch)
+        total, on_background = evidence_by_place(evidence, batch, grid)
         everywhere.append(total)
         outside.append(on_background)
         last = maps

@@ -18,7 +18,8 @@ from torchdoctor.images.masks import background_mask
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import FrozenModel, frozen_eval
 from torchdoctor.network.gradients import evidence_of, pick, score_gradients
-from torchdoctor.network.hooks import keep_in, run_tapped
+from torchdoctor.network.layouts import on_grid
+from torchdoctor.network.taps import keep_in, run_tapped
 from torchdoctor.types import Evidence
 
 LEAST_MAP_SIDE = 7  # coarser maps say little about where the evidence lies
@@ -109,34 +110,41 @@ def passes_per_image(
 
 
 def background_shares_of(
-    evidence: Float[Tensor, "batch kernel map_height map_width"], batch: Batch
+    evidence: Float[Tensor, "batch kernel map_height map_width"],
+    batch: Batch,
+    grid: tuple[int, int] | None = None,
 ) -> Float[np.ndarray, " batch"]:
     """Return the share of each image's evidence that lies on the background.
 
     Args:
         evidence: The evidence at one layer.
         batch: The images, with their masks.
+        grid: The height and width of the layer's space (see `taps.grids`); None: that of the evidence.
 
     Returns:
         Shares, 0 to 1; NaN for an image without a mask or without evidence.
     """
-    total, outside = evidence_by_place(evidence, batch)
+    total, outside = evidence_by_place(evidence, batch, grid)
     return background_share(total.cpu().numpy(), outside.cpu().numpy())
 
 
 def evidence_by_place(
-    evidence: Float[Tensor, "*draw batch kernel map_height map_width"], batch: Batch
+    evidence: Float[Tensor, "*draw batch kernel map_height map_width"],
+    batch: Batch,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[Float[Tensor, "*draw batch"], Float[Tensor, "*draw batch"]]:
-    """Sum the evidence everywhere, and on the background.
+    """Sum the evidence at all places of the image, and on the background.
 
     Args:
         evidence: The evidence at one layer, of one or several draws.
         batch: The images, with their masks.
+        grid: The height and width of the layer's space (see `taps.grids`), tokens without a place are left
+            out; None: that of the evidence.
 
     Returns:
         Both sums in float64; NaN on the background for an image without a mask.
     """
-    per_place = evidence.sum(-3)
+    per_place = evidence.sum(-3) if grid is None else on_grid(evidence.sum(-3), grid)
     total = per_place.sum((-2, -1), dtype=torch.float64)
     if batch.masks is None:
         return total, torch.full_like(total, math.nan)
@@ -179,18 +187,22 @@ def finest(layers: Sequence[str], sizes: Mapping[str, tuple[int, int]]) -> str:
 
 
 def summed_maps(
-    evidence: Float[Tensor, "batch kernel map_height map_width"], size: tuple[int, int]
+    evidence: Float[Tensor, "batch kernel map_height map_width"],
+    size: tuple[int, int],
+    grid: tuple[int, int] | None = None,
 ) -> Float[np.ndarray, "batch height width"]:
     """Sum evidence over the kernels and stretch it onto the image: the summed derivative map of Fig. 2b.
 
     Args:
         evidence: The evidence at one layer.
         size: [height, width] of the images, in pixels.
+        grid: The height and width of the layer's space (see `taps.grids`); None: that of the evidence.
 
     Returns:
         One map per image, float32, interpolated bilinearly.
     """
     summed = evidence.detach().float().sum(1, keepdim=True)
+    summed = summed if grid is None else on_grid(summed, grid)
     stretched = functional.interpolate(summed, size=size, mode="bilinear", align_corners=False)
     pictures: np.ndarray = stretched[:, 0].cpu().numpy()
     return pictures

@@ -19,8 +19,8 @@ from torch import Tensor
 from torchdoctor.evidence.closed_form import ClosedForm, closed_form
 from torchdoctor.network.frozen import FrozenModel
 from torchdoctor.network.gradients import evidence_of, noisy_tail, pick, score_gradients
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.memory import floats_at_hand
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.randomness import uniform_noise
 from torchdoctor.types import Evidence, InputError
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from torchdoctor.evidence.measurement import Parts, kept_part
 from torchdoctor.images.batches import Batch
-from torchdoctor.network.hooks import run_tapped
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.taps import run_tapped
 
 
 class Survey:

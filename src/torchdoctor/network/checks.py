@@ -10,13 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.candidates import candidate_layers
 from torchdoctor.network.copying import copy_of, flaw_of_copy
+from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import score_gradients
-from torchdoctor.network.hooks import hooked, keep_in, map_shapes, run_tapped
-from torchdoctor.network.layers import candidate_layers, default_layers
+from torchdoctor.network.hooks import hooked
+from torchdoctor.network.kept_tensors import without_kept_tensors
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.probabilities import probabilities_in
+from torchdoctor.network.taps import keep_in, map_shapes, run_tapped
 from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.types import InputError, first_line
 
@@ -230,8 +233,9 @@ def _calls(model: nn.Module, example: Tensor) -> dict[str, int]:
     counts = dict.fromkeys(convolutions, 0)
 
     def counting(name: str) -> Callable[..., None]:
-        def count(*_call: object) -> None:
-            counts[name] += 1
+        def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            # One of windows or heads in place of images is no layer of the image, and not missed.
+            counts[name] += len(output) == 1
 
         return count
 
@@ -245,7 +249,7 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
     chosen = tuple(layers) if layers else default_layers(model, example)
     for name in chosen:
         maps: dict[str, Tensor] = {}
-        with torch.enable_grad(), second_derivatives():
+        with without_kept_tensors(model), torch.enable_grad(), second_derivatives():
             logits = run_tapped(model, example, {name: keep_in(maps, name)})
             gradient = score_gradients([logits.max(1).values], maps, create_graph=True)[0][name]
             if not bool(torch.isfinite(gradient).all()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchdoctor.network.closures import Rebinding, holders
 from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.layouts import hand_on
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.types import InputError
 
@@ -57,6 +58,7 @@ def copy_of(network: Network, memo: dict[int, Any] | None = None) -> Network:
             "of the network, or leave it out in __getstate__"
         ) from error
     Rebinding(known).everywhere()
+    hand_on(network, copied)
     return copied
 
 

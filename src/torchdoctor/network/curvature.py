@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import score_gradients
-from torchdoctor.network.hooks import keep_in, run_tapped, tapped
+from torchdoctor.network.taps import keep_in, run_tapped, tapped
 
 
 def bends(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -37,7 +37,7 @@ def bends(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, 
 
     with frozen_eval(model) as frozen, torch.no_grad():
         for name in names:
-            with tapped(model, {name: changed}):
+            with tapped(model, example, {name: changed}):
                 base, once, twice, back = frozen.logits(example.expand(4, -1, -1, -1))
             slope = float((once - base).abs().max())
             bend = torch.stack([twice - 2 * once + base, once - 2 * base + back]).abs().max()

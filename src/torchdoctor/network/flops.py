@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import tapped
+from torchdoctor.network.taps import find_layouts, tapped
 
 
 def compute_before(
@@ -41,6 +41,8 @@ def compute_before(
 
         return tap
 
-    with frozen_eval(model), torch.no_grad(), counter, tapped(model, {name: note(name) for name in names}):
+    find_layouts(model, example, names)  # not to be counted
+    taps = {name: note(name) for name in names}
+    with frozen_eval(model), torch.no_grad(), counter, tapped(model, example, taps):
         model(example)
     return {**flops, "": counter.get_total_flops()}, shapes

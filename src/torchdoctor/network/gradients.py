@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.network.hooks import run_tapped
+from torchdoctor.network.taps import find_layouts, run_tapped
 from torchdoctor.types import InputError, PenaltyEvidence
 
 
@@ -53,6 +53,7 @@ def noisy_tail(
         InputError: The layer does not exist, is not called once, or gives no 4-dimensional map.
     """
     noise = noise.requires_grad_(True)
+    find_layouts(model, images, [layer])  # outside of vmap
     try:
         logits, maps = torch.func.vmap(
             lambda draw: run_with_noise(model, images, layer, draw), randomness="different"

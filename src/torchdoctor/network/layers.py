@@ -1,4 +1,4 @@
-"""List the layers of a network that can be diagnosed, and choose three where the user names none."""
+"""Find the layers that names mean, and measure what decides whether they are worth constraining."""
 
 from __future__ import annotations
 
@@ -10,27 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.candidates import candidate_layers
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.curvature import bends, gradients_move
-from torchdoctor.network.cut_off import why_no_layer
+from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import hooked, run_tapped
 from torchdoctor.network.outputs import unwrap
+from torchdoctor.network.taps import run_tapped
 from torchdoctor.types import Evidence, InputError
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A convolution that can be diagnosed.
-
-    Attributes:
-        name: Its dotted name in the network.
-        shape: [channel, height, width] of its map.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -57,112 +45,6 @@ class LayerFacts:
     def kernels(self) -> int:
         """The number of the map's channels."""
         return self.shape[0]
-
-
-def candidate_layers(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"]
-) -> tuple[Candidate, ...]:
-    """List the convolutions that can be diagnosed.
-
-    These have a map [batch, channel, height, width], are called once in a forward pass, and feed the logits.
-
-    Args:
-        model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; only the first image is run.
-
-    Returns:
-        The convolutions in the order of the forward pass; empty if there are none.
-
-    Raises:
-        InputError: The network cannot be used (see `unwrap`), or returns no logits.
-
-    Example:
-        >>> import torch
-        >>> from torchdoctor import candidate_layers
-        >>> convolutions = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3)]
-        >>> tail = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 2)]
-        >>> network = torch.nn.Sequential(*convolutions, *tail)
-        >>> for candidate in candidate_layers(network, torch.rand(1, 3, 8, 8)):
-        ...     print(candidate.name, candidate.shape)
-        0 (4, 6, 6)
-        2 (6, 4, 4)
-    """
-    model = unwrap(model)
-    names: dict[nn.Module, str] = {
-        module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
-    }
-    calls: list[tuple[str, Tensor]] = []
-
-    def remember(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        leaf = output if output.requires_grad else output.detach().requires_grad_(True)
-        calls.append((names[module], leaf))
-        return leaf.clone()
-
-    with (
-        hooked((module, remember) for module in names),
-        frozen_eval(model) as frozen,
-        torch.enable_grad(),
-    ):
-        logits = frozen.logits(images[:1])
-        maps = [output for _, output in calls]
-        gradients: Sequence[Tensor | None] = [None] * len(maps)
-        if maps and logits.requires_grad:
-            gradients = torch.autograd.grad(logits.sum(), maps, allow_unused=True)
-    counts: dict[str, int] = {}
-    for name, _ in calls:
-        counts[name] = counts.get(name, 0) + 1
-    return tuple(
-        Candidate(name, (output.shape[1], output.shape[2], output.shape[3]))
-        for (name, output), gradient in zip(calls, gradients, strict=True)
-        if gradient is not None and output.ndim == 4 and counts[name] == 1
-    )
-
-
-def default_layers(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"], number: int = 3
-) -> tuple[str, ...]:
-    """Choose the last convolution and earlier ones.
-
-    The earlier ones are the last convolutions of the map sizes before; a network with fewer sizes
-    fills up with the convolutions nearest the end. Gates that squeeze the map to 1 x 1 are passed over.
-
-    Args:
-        model: The network; it is left as it was.
-        images: Normalised images, as the network takes them; only the first image is run.
-        number: How many layers to choose.
-
-    Returns:
-        At most `number` names, in the order of the forward pass.
-
-    Raises:
-        InputError: No convolution feeds the logits, or the network cannot be used.
-
-    Example:
-        >>> import torch
-        >>> from torchdoctor import default_layers
-        >>> convolutions = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3)]
-        >>> tail = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 2)]
-        >>> network = torch.nn.Sequential(*convolutions, *tail)
-        >>> default_layers(network, torch.rand(1, 3, 8, 8), number=1)
-        ('2',)
-    """
-    candidates = candidate_layers(model, images)
-    if not candidates:
-        raise InputError(why_no_layer(model, images))
-    order = {candidate.name: position for position, candidate in enumerate(candidates)}
-    usable = [layer for layer in candidates if layer.shape[1] * layer.shape[2] > 1] or list(candidates)
-    last_of_size: dict[tuple[int, int], str] = {}
-    for candidate in usable:
-        size = (candidate.shape[1], candidate.shape[2])
-        last_of_size.pop(size, None)
-        last_of_size[size] = candidate.name
-    chosen = list(last_of_size.values())[-number:]
-    for candidate in reversed(usable):
-        if len(chosen) >= number:
-            break
-        if candidate.name not in chosen:
-            chosen.append(candidate.name)
-    return tuple(sorted(chosen, key=order.__getitem__))
 
 
 def refuse_text(wanted: Sequence[str]) -> None:

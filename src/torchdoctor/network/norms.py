@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import hooked, run_tapped
+from torchdoctor.network.hooks import hooked
+from torchdoctor.network.taps import run_tapped
 
 
 def norms_behind(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import Hook, find_layer, hooked
-from torchdoctor.network.layers import chosen_layers, default_layers
+from torchdoctor.network.layers import chosen_layers
+from torchdoctor.network.layouts import Layout, remembered
+from torchdoctor.network.taps import find_layouts
 from torchdoctor.types import InputError
 
 STAGES = 2  # how many sizes of maps are kept where nobody names layers
@@ -25,10 +28,12 @@ class Places:
     Attributes:
         layers: Names of layers whose outputs are kept.
         linear: The name of the linear layer that gives the logits, whose input is kept; None: nothing.
+        layouts: How outputs that are no maps as they are hold them, by the layer's name.
     """
 
     layers: tuple[str, ...]
     linear: str | None = None
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
 
 @dataclass
@@ -86,10 +91,12 @@ def places_of(
             that can be used nor a linear layer that gives the logits.
     """
     if wanted is not None:
-        return Places(chosen_layers(model, images, wanted))
+        layers = chosen_layers(model, images, wanted)
+        return Places(layers, None, _layouts(model, images, layers))
     linear = _last_linear(model, images)
     try:
-        return Places(default_layers(model, images, STAGES), linear)
+        layers = default_layers(model, images, STAGES)
+        return Places(layers, linear, _layouts(model, images, layers))
     except InputError as error:
         if linear is None:
             raise InputError(
@@ -97,6 +104,14 @@ def places_of(
                 "categories apart"
             ) from error
     return Places((), linear)
+
+
+def _layouts(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Layout]:
+    """Return how outputs that are no maps as they are hold them."""
+    find_layouts(model, images, layers)
+    size = (images.shape[-2], images.shape[-1])
+    found = {name: remembered(find_layer(model, name), size) for name in layers}
+    return {name: layout for name, layout in found.items() if layout is not None and not layout.is_plain}
 
 
 def _last_linear(model: nn.Module, images: Tensor) -> str | None:
@@ -148,7 +163,13 @@ def pooling(model: nn.Module, places: Places) -> Iterator[Pooled]:
         pooled.kept.setdefault(name, []).append(value.detach().float().cpu())
 
     def after(name: str) -> Hook:
-        return lambda _module, _inputs, output: keep(name, output, False)
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            value = output[0] if isinstance(output, tuple) and output else output
+            if name in places.layouts and isinstance(value, Tensor):
+                value = places.layouts[name].read(value)
+            keep(name, value, False)
+
+        return hook
 
     def before(name: str) -> Hook:
         return lambda _module, inputs: keep(f"{name} (input)", inputs[0], True)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import run_with_noise
-from torchdoctor.network.hooks import Hook, Tap, find_layer, hooked, run_tapped
+from torchdoctor.network.hooks import Hook, find_layer, hooked
 from torchdoctor.network.tails import Call, Shortcut, Trunk, remembering
+from torchdoctor.network.taps import Tap, find_layouts, layout_of, run_tapped
 from torchdoctor.randomness import uniform_noise
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}  # of the largest entry; 1e-2 for other types
@@ -32,6 +33,7 @@ def find_shortcuts(model: nn.Module, images: Tensor, layers: Sequence[str]) -> d
     """
     shortcuts: dict[str, Shortcut] = {}
     with frozen_eval(model):
+        find_layouts(model, images, layers)
         for layer in layers:
             try:
                 shortcut = _tried(model, images[:2], layer)
@@ -79,7 +81,8 @@ def _tried(model: nn.Module, images: Tensor, layer: str) -> Shortcut | None:
     with remembering(model, {layer: everything}) as trunk, torch.no_grad():
         model(images)
     trunk.outputs = {call: output.requires_grad_(True) for call, output in trunk.outputs.items()}
-    own = trunk.outputs[everything.own].detach()
+    output = trunk.outputs[everything.own].detach()
+    own = layout_of(find_layer(model, layer), images, output, layer).read(output)
     shape = (own.shape[1], own.shape[2], own.shape[3])
     noise = own.std() * uniform_noise(
         torch.arange(len(own)).to(own.device),

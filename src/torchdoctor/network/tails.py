@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.network.gradients import NoisyTail, noisy_tail
-from torchdoctor.network.hooks import Hook, find_layer, hooked, keep_in, run_tapped
+from torchdoctor.network.hooks import Hook, find_layer, hooked
+from torchdoctor.network.layouts import Layout
 from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.taps import find_layouts, keep_in, layout_of, run_tapped
 
 Call = tuple[str, int]  # a module's name, and how often it was called before in the same forward pass
 
@@ -147,8 +149,9 @@ class Tail:
         if self.shortcut is None:
             return noisy_tail(self.model, self.images, self.layer, noise)
         noise = noise.requires_grad_(True)
-        maps = self._own_map(noise.dtype)[None] + noise
-        answers = {**self._answers(noise), self.shortcut.own: maps.flatten(0, 1).clone()}
+        own, layout = self._own_map(noise.dtype)
+        maps = own[None] + noise
+        answers = {**self._answers(noise), self.shortcut.own: layout.write(maps.flatten(0, 1)).clone()}
         with _answered(self.model, answers):
             logits = as_logits(self.model(self._blank(maps.shape[0] * maps.shape[1])))
         return NoisyTail(logits.unflatten(0, tuple(noise.shape[:2])), noise, maps, "shared trunk")
@@ -170,9 +173,10 @@ class Tail:
         if self.shortcut is None:
             taps = {layer: keep_in(maps, layer) for layer in (self.layer, *behind)}
             return run_tapped(self.model, self.images, taps), maps
-        own = self._own_map(self.images.dtype)
+        own, layout = self._own_map(self.images.dtype)
         maps[self.layer] = own if own.requires_grad else own.requires_grad_(True)
-        answers = {**self._answers(own[None]), self.shortcut.own: own.clone()}
+        answers = {**self._answers(own[None]), self.shortcut.own: layout.write(own).clone()}
+        find_layouts(self.model, self.images, behind)
         with _answered(self.model, answers):
             taps = {layer: keep_in(maps, layer) for layer in behind}
             return run_tapped(self.model, self._blank(len(own)), taps), maps
@@ -189,14 +193,17 @@ class Tail:
         """
         if self.shortcut is None:
             raise RuntimeError(f"layer {self.layer!r} has no shortcut: its tail cannot be run alone")
-        own = self._own_map(self.images.dtype)
-        answers = {**self._answers(own[None]), self.shortcut.own: own}
+        own, layout = self._own_map(self.images.dtype)
+        answers = {**self._answers(own[None]), self.shortcut.own: layout.write(own)}
         with _answered(self.model, answers):
             yield own, self._blank(len(own))
 
-    def _own_map(self, dtype: torch.dtype) -> Tensor:
-        """Return the layer's remembered map."""
-        return self._chosen(self.trunk.outputs[(self.layer, 0)], dtype)
+    def _own_map(self, dtype: torch.dtype) -> tuple[Tensor, Layout]:
+        """Return the layer's remembered map, and how its output holds it."""
+        find_layouts(self.model, self.images, [self.layer])
+        output = self._chosen(self.trunk.outputs[(self.layer, 0)], dtype)
+        layout = layout_of(find_layer(self.model, self.layer), self.images, output, self.layer)
+        return layout.read(output), layout
 
     def _chosen(self, output: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the chosen rows of a remembered output in the penalty's type."""

@@ -18,6 +18,7 @@ from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.network.state import load_state
+from torchdoctor.network.taps import token_grids
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import SplitComparison
 from torchdoctor.proof.statistics import calibration_error, compare_split
@@ -230,6 +231,7 @@ def background_share(
         pixels = batch.images.to(device_of(model), dtype_of(model))
         with frozen_eval(model) as frozen:
             maps = clean_evidence(frozen, pixels, None, layers, evidence)[0]
-        shares += [background_shares_of(layer_maps, batch) for layer_maps in maps.values()]
+            places = token_grids(frozen.model, pixels, layers)
+        shares += [background_shares_of(maps[layer], batch, places.get(layer)) for layer in maps]
     values = np.concatenate(shares) if shares else np.zeros(0)
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan

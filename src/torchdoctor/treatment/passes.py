@@ -12,8 +12,8 @@ from torch import Tensor
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Batch, take
 from torchdoctor.network.double_backward import fast_double_backward
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.tails import Tail, Trunk
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.randomness import uniform_noise
 from torchdoctor.treatment.constraints import Constraint
 from torchdoctor.types import ReduceDraws

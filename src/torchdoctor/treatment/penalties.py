@@ -19,8 +19,10 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.images.masks import background_mask
 from torchdoctor.network.gradients import evidence_of, pick, score_gradients
 from torchdoctor.network.kept_tensors import without_kept_tensors
+from torchdoctor.network.layouts import off_grid
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.tails import Trunk
+from torchdoctor.network.taps import token_grids
 from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.treatment.constraints import Constraint, LayerEvidence
 from torchdoctor.treatment.passes import Noise, Pass, PlannedPass, Tails, annotated_rows, part_of, plan_passes
@@ -98,7 +100,9 @@ def penalise(
         plans = list(plan_passes(batch, active, diagnosis, noise, step, tails or Tails(Trunk(model))))
         in_closed_form = [plan for plan in plans if plan.in_closed_form]
         passes = [plan.run() for plan in plans if not plan.in_closed_form]
-        judged = _Judged(batch, logits, active, diagnosis, expand_pixels)
+        layers = [layer for constraint in active for layer in constraint.layers]
+        places = token_grids(model, batch.images, layers)
+        judged = _Judged(batch, logits, active, diagnosis, expand_pixels, places)
         for evidence, rows, constraint in chain(
             _evidence(judged, passes), _mean_evidence(judged, in_closed_form, noise.reduce)
         ):
@@ -178,6 +182,7 @@ class _Judged:
     constraints: Sequence[Constraint]
     diagnosis: Diagnosis
     expand_pixels: int
+    places: Mapping[str, tuple[int, int]]
 
     def groups(self) -> Iterator[_Group]:
         """Yield the constraints that choose n and s alike together."""
@@ -201,7 +206,7 @@ class _Judged:
         """Yield what each constraint of a group sees of a layer; evidence once for all that read its kind."""
         constraints = group.judges(layer)
         correlated, diagnosed = _rows_of(self.diagnosis, layer, maps.device)
-        background = _background(part_of(self.batch, rows), maps, self.expand_pixels)
+        background = _background(part_of(self.batch, rows), maps, self.expand_pixels, self.places.get(layer))
         for kind in dict.fromkeys(constraint.evidence for constraint in constraints):
             target, runner_up = evidence(kind)
             seen = LayerEvidence(
@@ -287,12 +292,14 @@ def _rows_of(diagnosis: Diagnosis, layer: str, device: torch.device) -> tuple[Te
     return correlated, torch.from_numpy(diagnosis.counts > 0).to(device)
 
 
-def _background(batch: Batch, maps: Tensor, expand_pixels: int) -> Float[Tensor, "batch 1 height width"]:
-    """Return the background mask at the size of the map, 0 for images without a mask."""
+def _background(
+    batch: Batch, maps: Tensor, expand_pixels: int, grid: tuple[int, int] | None
+) -> Float[Tensor, "batch 1 height width"]:
+    """Return the background mask at the size of the map: 0 without a mask, and at tokens without a place."""
     size = (maps.shape[-2], maps.shape[-1])
     everywhere = maps.new_zeros(len(batch.labels), 1, *size)
     rows = torch.arange(len(batch.labels))[annotated_rows(batch)]
     if batch.masks is None or len(rows) == 0:
         return everywhere
-    mask = background_mask(batch.masks[rows].to(maps), size, expand_pixels)
+    mask = off_grid(background_mask(batch.masks[rows].to(maps), grid or size, expand_pixels), size)
     return everywhere.index_copy(0, rows.to(maps.device), mask)

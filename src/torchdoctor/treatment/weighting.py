@@ -15,10 +15,10 @@ from torchdoctor.evidence.closed_form import closed_form
 from torchdoctor.images.batches import Batch, TrainingImages
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.network.shortcuts import find_shortcuts, first_layer
 from torchdoctor.network.tails import remembering
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.network.workarounds import right_derivatives
 from torchdoctor.randomness import key
 from torchdoctor.treatment.constraints import Constraint

@@ -17,6 +17,7 @@ from torchdoctor.display.overlays import overlays
 from torchdoctor.evidence.per_image import clean_evidence, summed_maps
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.taps import token_grids
 from torchdoctor.report.error_cards import ExplainedError
 from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS
 from torchdoctor.types import Progress
@@ -82,8 +83,9 @@ def _overlays(case: Case, ids: list[int]) -> Any:
             pixels = batch.images.to(device_of(case.model), dtype_of(case.model))
             kind = case.plan.evidence
             evidence = clean_evidence(frozen, pixels, batch.labels.to(pixels.device), layers, kind)[0]
+            places = token_grids(case.model, pixels, layers)
         size = (batch.images.shape[2], batch.images.shape[3])
-        summed = {layer: summed_maps(evidence[layer], size) for layer in layers}
+        summed = {layer: summed_maps(evidence[layer], size, places.get(layer)) for layer in layers}
         for row, label in enumerate(batch.labels.tolist()):
             images.append((case.classes[label], displayed_pixels(batch.images[row], case.data.preprocessing)))
             maps.append([(layer, summed[layer][row]) for layer in layers])

@@ -13,9 +13,9 @@ from torchdoctor.evidence.per_image import background_shares_of, clean_evidence,
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.network.state import load_state
+from torchdoctor.network.taps import grids
 from torchdoctor.proof.result import Comparison
 from torchdoctor.report.example_cards import Example, Kind
 from torchdoctor.treatment.result import Treatment
@@ -84,8 +84,7 @@ def _kinds(ids: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> dict[i
 
 def _drawn_layer(case: Case) -> str:
     """Return the deepest of the case's layers whose map is fine enough to look at."""
-    shapes = map_shapes(case.model, example_of(case.model, case.data), case.layers)
-    return finest(case.layers, {name: shape[1:] for name, shape in shapes.items()})
+    return finest(case.layers, grids(case.model, example_of(case.model, case.data), case.layers))
 
 
 def _examples(
@@ -106,9 +105,10 @@ def _examples(
         with frozen_eval(model) as frozen:
             inputs = batch.images.to(device_of(model), dtype_of(model))
             maps = clean_evidence(frozen, inputs, None, [layer], evidence)[0][layer]
-        shares = background_shares_of(maps, batch)
+            grid = grids(model, inputs, [layer])[layer]
+        shares = background_shares_of(maps, batch, grid)
         confidence, category = logits.double().softmax(1).max(1)
-        views.append((category.tolist(), confidence.tolist(), summed_maps(maps, size), shares))
+        views.append((category.tolist(), confidence.tolist(), summed_maps(maps, size, grid), shares))
     names = dict(zip(tests.table.ids.tolist(), tests.table.names, strict=True))
     (before, sure_before, map_before, share_before), (after, sure_after, map_after, share_after) = views
     return [

@@ -6,7 +6,8 @@ import torch
 
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import load_model
-from torchdoctor.network.layers import default_layers, survey_layers
+from torchdoctor.network.default_layers import default_layers
+from torchdoctor.network.layers import survey_layers
 from torchdoctor.randomness import key
 
 

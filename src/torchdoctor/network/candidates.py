@@ -1,0 +1,253 @@
+"""List the layers of a network that can be diagnosed: convolutions, and blocks whose outputs hold maps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchdoctor.network.flops import compute_before
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.hooks import hooked
+from torchdoctor.network.layouts import on_grid
+from torchdoctor.network.outputs import unwrap
+from torchdoctor.network.taps import find_layouts, layout_of
+
+# Steps of autograd that weights take part in.
+WEIGHTED = ("Convolution", "Addmm", "MmBackward", "BmmBackward")
+LIST = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+UNCOVERED = 0.3  # of the arithmetic: where more lies behind the last convolution, blocks are candidates too
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that can be diagnosed.
+
+    Attributes:
+        name: Its dotted name in the network.
+        shape: [channel, height, width] of its map, without tokens that have no place on the image.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What one forward pass and its derivatives show of a candidate.
+
+    Attributes:
+        candidate: The layer.
+        is_block: Whether it is a block of layers, not a convolution.
+        depth: How many layers with weights lie on the longest way from the image to its map, itself included.
+        is_stem: Whether it is a convolution that reads the image with no other before it.
+        has_space: Whether the logits depend on its map at more than one place, as far as can be seen.
+        is_classifier: Whether each of its channels is a logit before it is averaged.
+    """
+
+    candidate: Candidate
+    is_block: bool
+    depth: int
+    is_stem: bool
+    has_space: bool
+    is_classifier: bool
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The height and width of its map."""
+        return self.candidate.shape[1:]
+
+
+def candidate_layers(
+    model: nn.Module, images: Float[Tensor, "batch channel height width"]
+) -> tuple[Candidate, ...]:
+    """List the layers that can be diagnosed.
+
+    These give one map per image, are called once in a forward pass, and feed the logits: the convolutions,
+    and, in networks that do most of their work elsewhere, such as transformers, the blocks of layers.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; only the first image is run.
+
+    Returns:
+        The layers in the order of the forward pass; empty if there are none.
+
+    Raises:
+        InputError: The network cannot be used (see `unwrap`), or returns no logits.
+
+    Example:
+        >>> import torch
+        >>> from torchdoctor import candidate_layers
+        >>> convolutions = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3)]
+        >>> tail = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 2)]
+        >>> network = torch.nn.Sequential(*convolutions, *tail)
+        >>> for candidate in candidate_layers(network, torch.rand(1, 3, 8, 8)):
+        ...     print(candidate.name, candidate.shape)
+        0 (4, 6, 6)
+        2 (6, 4, 4)
+    """
+    return tuple(sighting.candidate for sighting in sightings(model, images))
+
+
+def sightings(model: nn.Module, images: Float[Tensor, "batch channel height width"]) -> tuple[Sighting, ...]:
+    """Look at every layer that can be diagnosed.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Normalised images, as the network takes them; only the first image is run.
+
+    Returns:
+        The layers in the order of the forward pass.
+
+    Raises:
+        InputError: The network cannot be used (see `unwrap`), or returns no logits.
+    """
+    model = unwrap(model)
+    convolutions: dict[nn.Module, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    seen = _look(model, images[:1], convolutions)
+    blocks = _blocks(model)
+    if not blocks or not _leaves_much(model, images[:1], seen):
+        return seen
+    find_layouts(model, images, list(blocks.values()))
+    return _look(model, images[:1], {**convolutions, **blocks})
+
+
+def _leaves_much(model: nn.Module, image: Tensor, seen: tuple[Sighting, ...]) -> bool:
+    """Whether much of the network's arithmetic lies behind the last convolution with a map."""
+    names = [each.candidate.name for each in seen if each.grid != (1, 1)]
+    if not names:
+        return True
+    done = compute_before(model, image, names)[0]
+    return max(done[name] for name in names) < (1 - UNCOVERED) * done[""]
+
+
+def _blocks(model: nn.Module) -> dict[nn.Module, str]:
+    """Return members of lists of modules: with parts, others of their kind beside them, none inside."""
+    found: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, LIST):
+            continue
+        kinds = Counter(type(child) for child in module.children())
+        for part, child in module.named_children():
+            repeated = kinds[type(child)] > 1
+            if repeated and not isinstance(child, LIST) and any(True for _ in child.children()):
+                found[child] = f"{name}.{part}".lstrip(".")
+    return {
+        module: name
+        for module, name in found.items()
+        if not any(inner in found for inner in module.modules() if inner is not module)
+    }
+
+
+def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tuple[Sighting, ...]:
+    """Run the network once, differentiate random sums of its logits by every output, and describe these."""
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def remember(module: nn.Module, _inputs: object, output: object) -> object:
+        value = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return output
+        leaf = value if value.requires_grad else value.detach().requires_grad_(True)
+        calls.append((module, value, leaf))
+        fresh = leaf.clone()
+        if not isinstance(output, tuple):
+            return fresh
+        rest = (fresh, *output[1:])
+        return type(output)(*rest) if hasattr(output, "_fields") else rest
+
+    with hooked((module, remember) for module in names), frozen_eval(model) as frozen, torch.enable_grad():
+        logits = frozen.logits(image)
+        leaves = [leaf for _, _, leaf in calls]
+        weights = torch.linspace(1.0, 2.0, logits.shape[1]).to(logits)
+        together: list[Tensor | None] = [None] * len(leaves)
+        first = list(together)
+        if leaves and logits.requires_grad:
+            together = _derivatives((logits * weights).sum(), leaves)
+            first = _derivatives(logits[:, 0].sum(), leaves)
+    depth_of, counts = _Depths(), dict[nn.Module, int]()
+    for module, _, _ in calls:
+        counts[module] = counts.get(module, 0) + 1
+    found = []
+    for (module, value, leaf), gradient, of_first in zip(calls, together, first, strict=True):
+        if gradient is None or counts[module] > 1 or len(value) != len(image):
+            continue
+        facts = _described(module, names[module], image, leaf, gradient, of_first)
+        if facts is None:
+            continue
+        candidate, has_space, is_classifier = facts
+        is_block = not isinstance(module, nn.Conv2d)
+        found.append(
+            Sighting(
+                candidate=candidate,
+                is_block=is_block,
+                depth=depth_of(value.grad_fn),
+                is_stem=not is_block and not value.requires_grad,
+                has_space=has_space,
+                is_classifier=is_classifier and logits.shape[1] > 1 and value.shape[1] == logits.shape[1],
+            )
+        )
+    return tuple(found)
+
+
+def _derivatives(score: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
+    """Return the derivative of a score by each tensor; None where it does not depend on it."""
+    return list(torch.autograd.grad(score, leaves, allow_unused=True, retain_graph=True))
+
+
+def _described(
+    module: nn.Module, name: str, image: Tensor, leaf: Tensor, gradient: Tensor, of_first: Tensor | None
+) -> tuple[Candidate, bool, bool] | None:
+    """Return the candidate, whether it has space, whether one channel alone makes the first logit."""
+    if leaf.ndim != 4 and isinstance(module, nn.Conv2d):
+        return None
+    try:
+        layout = layout_of(module, image, leaf, name)
+    except Exception:  # no space
+        return None
+    grid = layout.grid
+    slopes = on_grid(layout.read(gradient), grid)
+    places = int((slopes != 0).any(1).sum())
+    has_space = grid[0] * grid[1] > 1 and places != 1 and (isinstance(module, nn.Conv2d) or places > 1)
+    one_channel = of_first is not None and int((layout.read(of_first) != 0).flatten(2).any(2).sum()) <= 1
+    return Candidate(name, (slopes.shape[1], *grid)), has_space, one_channel
+
+
+class _Depths:
+    """Counts the layers with weights on the longest way from the image to a tensor."""
+
+    def __init__(self) -> None:
+        """Start without knowing any."""
+        self._known: dict[Any, int] = {None: 0}
+
+    def __call__(self, end: Any) -> int:
+        """Return the number of layers with weights before a tensor, its own included.
+
+        Args:
+            end: The step of autograd that made the tensor; None: the first layer of all.
+
+        Returns:
+            A number of at least 1.
+        """
+        waiting = [end]
+        while waiting:
+            node = waiting[-1]
+            if node in self._known:
+                waiting.pop()
+                continue
+            inner = [each for each, _ in node.next_functions]
+            open_ones = [each for each in inner if each not in self._known]
+            if open_ones:
+                waiting += open_ones
+                continue
+            waiting.pop()
+            own = 1 if any(word in node.name() for word in (*WEIGHTED, "AccumulateGrad")) else 0
+            self._known[node] = own + max((self._known[each] for each in inner), default=0)
+        return max(self._known[end], 1)
