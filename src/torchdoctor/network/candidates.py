@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.network.copying import copy_of
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import hooked
@@ -21,7 +22,7 @@ from torchdoctor.network.taps import find_layouts, layout_of
 # Steps of autograd that weights take part in.
 WEIGHTED = ("Convolution", "Addmm", "MmBackward", "BmmBackward")
 LIST = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-UNCOVERED = 0.3  # of the arithmetic: where more lies behind the last convolution, blocks are candidates too
+UNCOVERED = 0.1  # of the arithmetic: where more lies behind the last convolution, blocks are candidates too
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Sighting:
         candidate: The layer.
         is_block: Whether it is a block of layers, not a convolution.
         depth: How many layers with weights lie on the longest way from the image to its map, itself included.
-        is_stem: Whether it is a convolution that reads the image with no other before it.
+        is_stem: Whether it reads the image with no other layer with weights before it, as a patch embedding.
         has_space: Whether the logits depend on its map at more than one place, as far as can be seen.
         is_classifier: Whether each of its channels is a logit before it is averaged.
     """
@@ -117,7 +118,17 @@ def sightings(model: nn.Module, images: Float[Tensor, "batch channel height widt
     if not blocks or not _leaves_much(model, images[:1], seen):
         return seen
     find_layouts(model, images, list(blocks.values()))
-    return _look(model, images[:1], {**convolutions, **blocks})
+    both = _look(model, images[:1], {**convolutions, **blocks})
+    if any(each.is_block for each in both):
+        return both
+    # A head that starts at 0 hides what the logits depend on.
+    awake = copy_of(model)
+    with torch.no_grad():
+        for parameter in awake.parameters():
+            if not bool(parameter.any()):
+                parameter.copy_(torch.linspace(0.5, 1.0, parameter.numel()).view(parameter.shape))
+    names = {awake.get_submodule(name): name for name in [*convolutions.values(), *blocks.values()]}
+    return _look(awake, images[:1], names)
 
 
 def _leaves_much(model: nn.Module, image: Tensor, seen: tuple[Sighting, ...]) -> bool:
@@ -152,7 +163,10 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def remember(module: nn.Module, _inputs: object, output: object) -> object:
-        value = output[0] if isinstance(output, tuple) and output else output
+        value = output
+        if isinstance(output, tuple):
+            tensors = [part for part in output if isinstance(part, Tensor) and part.ndim > 2]
+            value = output[0] if len(tensors) == 1 else None  # of several, none is the layer's map
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return output
         leaf = value if value.requires_grad else value.detach().requires_grad_(True)
@@ -183,13 +197,13 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
         if facts is None:
             continue
         candidate, has_space, is_classifier = facts
-        is_block = not isinstance(module, nn.Conv2d)
+        is_block, depth = not isinstance(module, nn.Conv2d), depth_of(value.grad_fn)
         found.append(
             Sighting(
                 candidate=candidate,
                 is_block=is_block,
-                depth=depth_of(value.grad_fn),
-                is_stem=not is_block and not value.requires_grad,
+                depth=depth,
+                is_stem=depth <= 1 if is_block else not value.requires_grad,
                 has_space=has_space,
                 is_classifier=is_classifier and logits.shape[1] > 1 and value.shape[1] == logits.shape[1],
             )

@@ -246,7 +246,7 @@ def _calls(model: nn.Module, example: Tensor) -> dict[str, int]:
 
 def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Messages:
     """Differentiate once for the diagnosis and twice for the treatment, at every layer."""
-    chosen = tuple(layers) if layers else default_layers(model, example)
+    chosen, dead = tuple(layers) if layers else default_layers(model, example), list[str]()
     for name in chosen:
         maps: dict[str, Tensor] = {}
         with without_kept_tensors(model), torch.enable_grad(), second_derivatives():
@@ -256,7 +256,7 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
                 yield "error", f"the derivatives at {name} are not finite"
                 continue
             if not bool((gradient != 0).any()):
-                yield "warning", f"the derivatives at {name} are all 0 on the example: dead units?"
+                dead.append(name)
                 continue
             if not bool((maps[name] * gradient != 0).any()):
                 yield (
@@ -278,6 +278,19 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
             continue
         if not any(bool((by_parameter != 0).any()) for by_parameter in reached):
             yield "error", f"a constraint at {name} reaches no trainable parameter: unfreeze layers"
+    yield from _dead(dead, chosen)
+
+
+def _dead(dead: Sequence[str], chosen: Sequence[str]) -> Messages:
+    """Say at which layers the derivatives are 0: an error where nothing else is left."""
+    if dead and len(dead) == len(chosen):
+        yield (
+            "error",
+            f"the derivatives at {', '.join(dead)} are all 0 on the example (a head that starts at 0, dead "
+            "units?): train the network first",
+        )
+    elif dead:
+        yield "warning", f"the derivatives at {', '.join(dead)} are all 0 on the example: dead units?"
 
 
 def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None) -> Messages:

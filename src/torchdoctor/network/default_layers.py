@@ -92,6 +92,8 @@ def default_choices(
     stages: dict[tuple[int, int], list[Sighting]] = {}
     for each in usable:
         stages.setdefault(each.grid, []).append(each)
+    if blocks:  # convolutions on other sizes come before the first stage of blocks
+        stages = {grid: members for grid, members in stages.items() if any(each.is_block for each in members)}
     last = {grid: _last_call(members, usable) for grid, members in stages.items()}
     in_order = sorted(stages, key=lambda grid: last[grid])[-number:]
     chosen: dict[str, str] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -82,6 +82,11 @@ def find_out(
     modules = {name: module for name, module in modules.items() if not is_known(module, size)}
     if not modules:
         return
+    for name, shape in _shapes(model, images[:1], modules).items():
+        if _can_only_be_plain(shape, size):
+            remember(modules.pop(name), size, Layout((shape[1], shape[2])))
+    if not modules:
+        return
     answers = _answers(model, images[:1], modules, (min(STRIPES, size[0]), min(STRIPES, size[1])))
     in_disorder: dict[str, nn.Module] = {}
     for name, module in modules.items():
@@ -99,6 +104,29 @@ def find_out(
             if layout is not None:
                 remember(module, size, layout)
                 break
+
+
+def _shapes(model: nn.Module, image: Tensor, modules: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of layers' outputs for one image, without the batch."""
+    found: dict[str, tuple[int, ...]] = {}
+    names = {module: name for name, module in modules.items()}
+
+    def look(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found[names[module]] = tuple(output.shape[1:])
+
+    with hooked((module, look) for module in names), torch.no_grad():
+        model(image)
+    return found
+
+
+def _can_only_be_plain(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether the last two axes have the image's proportions, and the first two have not."""
+
+    def alike(height: int, width: int) -> bool:
+        return abs(height - width * size[0] / size[1]) <= 1
+
+    return len(shape) == 3 and alike(shape[1], shape[2]) and not alike(shape[0], shape[1])
 
 
 def _answers(
@@ -178,7 +206,7 @@ def _in_order(answers: Answers, size: tuple[int, int]) -> Layout | None:
 
 
 def _made(
-    shape: tuple[int, ...], axis: int, grid: tuple[int, int], places: Float[np.ndarray, " place"]
+    shape: tuple[int, ...], axis: int, grid: tuple[int, int], places: Int[np.ndarray, " place"]
 ) -> Layout:
     """Return a layout; a plain one where the output is a map as it is."""
     if axis == 1 and shape[1:] == grid:

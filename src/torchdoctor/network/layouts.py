@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PLAIN = (nn.Conv2d, nn.BatchNorm2d)  # their outputs are [batch, channel, height, width] by definition
+# Their outputs are [batch, channel, height, width] by definition.
+PLAIN = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 @dataclass(frozen=True)

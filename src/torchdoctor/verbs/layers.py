@@ -6,7 +6,7 @@ import torch
 
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import load_model
-from torchdoctor.network.default_layers import default_layers
+from torchdoctor.network.default_layers import default_choices
 from torchdoctor.network.layers import survey_layers
 from torchdoctor.randomness import key
 
@@ -24,8 +24,8 @@ def survey(
         seed: The number that the weights are drawn from.
 
     Returns:
-        For each layer {name, shape, kernels, rho, affine, reaches_earlier, default}; `default` says
-        whether it is diagnosed where no layers are named.
+        For each layer {name, shape, kernels, rho, affine, reaches_earlier, default, reason}; `default` says
+        whether it is diagnosed where no layers are named, and `reason` why, or is empty.
 
     Raises:
         InputError: The model is unknown or cannot run on such images.
@@ -33,7 +33,10 @@ def survey(
     torch.manual_seed(key("weights", seed) % (1 << 63))
     network = load_model(model, classes, channels=channels, image_size=image_size).eval()
     images = torch.randn(1, channels, image_size, image_size)
-    chosen = MODELS[model].layers if model in MODELS else default_layers(network, images)
+    if model in MODELS:
+        reasons = dict.fromkeys(MODELS[model].layers, "named in the catalogue of models")
+    else:
+        reasons = {choice.name: choice.reason for choice in default_choices(network, images)}
     return [
         {
             "name": layer.name,
@@ -42,7 +45,8 @@ def survey(
             "rho": round(layer.rho, 4),
             "affine": layer.affine,
             "reaches_earlier": dict(layer.reaches_earlier),
-            "default": layer.name in chosen,
+            "default": layer.name in reasons,
+            "reason": reasons.get(layer.name, ""),
         }
-        for layer in survey_layers(network, images, chosen)
+        for layer in survey_layers(network, images, tuple(reasons))
     ]
