@@ -92,7 +92,7 @@ def _print_layers(console: Console, surveyed: list[dict[str, Any]]) -> None:
     table = Table(title="Layers, in the order of the forward pass", title_justify="left")
     for name, justify in (
         ("layer", "left"), ("map", "right"), ("compute after it", "right"), ("head affine in it", "left"),
-        ("a constraint reaches earlier parameters", "left"), ("default", "left"),
+        ("a constraint reaches earlier parameters", "left"), ("diagnosed by default, because", "left"),
     ):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for layer in surveyed:
@@ -103,6 +103,6 @@ def _print_layers(console: Console, surveyed: list[dict[str, Any]]) -> None:
             f"{100 * layer['rho']:.0f} %",
             "yes" if layer["affine"] else "no",
             " and ".join(reached) or "with no evidence",
-            "default" if layer["default"] else "",
+            layer["reason"],
         )
     console.print(table)

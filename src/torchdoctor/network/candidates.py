@@ -119,7 +119,7 @@ def sightings(model: nn.Module, images: Float[Tensor, "batch channel height widt
         return seen
     find_layouts(model, images, list(blocks.values()))
     both = _look(model, images[:1], {**convolutions, **blocks})
-    if any(each.is_block for each in both):
+    if any(each.is_block and each.has_space for each in both):
         return both
     # A head that starts at 0 hides what the logits depend on.
     awake = copy_of(model)

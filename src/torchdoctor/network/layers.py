@@ -17,7 +17,7 @@ from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
-from torchdoctor.network.taps import run_tapped
+from torchdoctor.network.taps import run_tapped, token_grids
 from torchdoctor.types import Evidence, InputError
 
 
@@ -162,6 +162,7 @@ def survey_layers(
     candidates = [candidate.name for candidate in candidate_layers(model, example)]
     wanted = list(dict.fromkeys(candidates + list(also)))
     flops, maps = compute_before(model, example, wanted)
+    spaces = token_grids(model, example, wanted)
     order = sorted(wanted, key=lambda name: flops[name])
     total = max(flops[""], 1)
     try:
@@ -177,7 +178,7 @@ def survey_layers(
     return tuple(
         LayerFacts(
             name=name,
-            shape=maps[name],
+            shape=(maps[name][0], *spaces.get(name, maps[name][1:])),
             rho=1.0 - flops[name] / total,
             affine=exact_bends.get(name, 1.0) <= tolerance,
             # d abs(m g) / dm holds g itself, so that it is live wherever the layer feeds the logits.

@@ -91,19 +91,43 @@ def find_out(
     in_disorder: dict[str, nn.Module] = {}
     for name, module in modules.items():
         layout = _in_order(answers[name], size) if name in answers else None
-        if layout is None and name in answers and any(_grids_of(answers[name].shape, size)):
+        if layout is None and name in answers and _answers_by_place(answers[name], size):
             in_disorder[name] = module
         remember(module, size, layout)
-    for name, module in in_disorder.items():
-        grids = {grid for _, grid, _ in _grids_of(answers[name].shape, size)}
-        for grid in sorted(grids, reverse=True):
-            if grid[0] * grid[1] > MOST_PLACES or max(grid) > max(size):
-                continue
-            fine = _answers(model, images[:1], {name: module}, grid)
-            layout = _in_own_order(fine[name], grid) if name in fine else None
+    if in_disorder:
+        _find_own_orders(model, images[:1], in_disorder, {name: answers[name].shape for name in in_disorder})
+
+
+def _find_own_orders(
+    model: nn.Module, image: Tensor, modules: dict[str, nn.Module], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Find out the layouts of tokens in an order of their own, from stripes as narrow as their places."""
+    size = (image.shape[-2], image.shape[-1])
+    may_be = {
+        name: {grid for axis, grid, _ in _grids_of(shapes[name], size) if axis == -1} for name in modules
+    }
+    for grid in sorted(set().union(*may_be.values()), reverse=True):
+        waiting = {name: module for name, module in modules.items() if grid in may_be[name]}
+        if not waiting or grid[0] * grid[1] > MOST_PLACES or grid[0] > size[0] or grid[1] > size[1]:
+            continue
+        for name, fine in _answers(model, image, waiting, grid).items():
+            layout = _in_own_order(fine, grid)
             if layout is not None:
-                remember(module, size, layout)
-                break
+                remember(modules.pop(name), size, layout)
+
+
+def _answers_by_place(answers: Answers, size: tuple[int, int]) -> bool:
+    """Whether positions answer to some stripe clearly more than to the others."""
+    rows = min(STRIPES, size[0])
+    share = _shares(answers.of(-1))
+    return bool(min(share[:rows].max(0).mean(), share[rows:].max(0).mean()) >= CONTRAST)
+
+
+def _shares(values: Float[np.ndarray, "stripe position"]) -> Float[np.ndarray, "stripe position"]:
+    """Return the answers relative to the mean of each stripe, then of each position."""
+    share = values / np.maximum(values.mean(1, keepdims=True), 1e-300)
+    shares: np.ndarray = share / np.maximum(share.mean(0, keepdims=True), 1e-300)
+    return shares
 
 
 def _shapes(model: nn.Module, image: Tensor, modules: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:
@@ -244,17 +268,27 @@ def _centres(answers: Float[np.ndarray, "stripe place"]) -> Float[np.ndarray, " 
 def _in_own_order(answers: Answers, grid: tuple[int, int]) -> Layout | None:
     """Return the layout of positions that lie in an order of their own; None where there is none.
 
-    Each position is given the place whose row and column it answers to most, no two the same.
+    Those that answer least to any one stripe have no place. Each other one is given the place that lies
+    nearest to what it answers to, no two the same.
     """
-    values = answers.of(-1)
-    beside = values.shape[1] - grid[0] * grid[1]
-    if beside < 0:
+    values, number = answers.of(-1), grid[0] * grid[1]
+    if values.shape[1] < number:
         return None
-    share = values / np.maximum(values.mean(1, keepdims=True), 1e-300)
-    share = share / np.maximum(share.mean(0, keepdims=True), 1e-300)
-    by_row, by_column = share[: grid[0]], share[grid[0] :]
-    gain = (by_row[:, None] + by_column[None]).reshape(grid[0] * grid[1], -1)
-    cells, places = linear_sum_assignment(gain, maximize=True)
-    clear = gain[cells, places].mean() / 2 >= CONTRAST and len(cells) == grid[0] * grid[1]
+    above = np.maximum(_shares(values) - 1, 0)  # what is common to all positions says nothing of their places
+    by_row, by_column = above[: grid[0]], above[grid[0] :]
+    peak = np.minimum(by_row.max(0), by_column.max(0))
+    placed = np.argsort(-peak, kind="stable")[:number]
+    row, column = np.divmod(np.arange(number), grid[1])
+    down, right = _middle(by_row[:, placed]), _middle(by_column[:, placed])
+    _, nearest = linear_sum_assignment((row[:, None] - down) ** 2 + (column[:, None] - right) ** 2)
+    places = placed[nearest]
+    clear = peak[places].mean() + 1 >= CONTRAST
     fits = clear and _fit(values[:, places], grid, grid[0]) > ALIKE_IF_FEW
     return _made(answers.shape, -1, grid, places) if fits else None
+
+
+def _middle(weights: Float[np.ndarray, "stripe position"]) -> Float[np.ndarray, " position"]:
+    """Return the mean stripe of each position, weighted by its answers."""
+    total = np.maximum(weights.sum(0), 1e-300)
+    middle: np.ndarray = (np.arange(len(weights))[:, None] * weights).sum(0) / total
+    return middle
