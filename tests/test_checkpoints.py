@@ -16,7 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pictures import write_split
 from torchdoctor import InputError, load_model
+from torchdoctor.case.config import settings_from
+from torchdoctor.case.preparation import prepare
+from torchdoctor.models.backbones import load_backbone
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.nested import WRAPPER_KEYS
 from torchdoctor.models.pretrained import load_pretrained, own_preprocessing
@@ -350,3 +354,81 @@ def test_a_network_that_is_there_twice_is_refused(one, two):
         load_into(
             model, {**both, **{two + n: v for n, v in wider.items()}}, "w.pth"
         )  # only one has its shapes
+
+
+def backbone_file(place, kind):
+    """Write weights of a small residual network for five categories, as tools do."""
+    torch.manual_seed(3)
+    model = load_model("small_resnet", 5, image_size=32)
+    state = dict(model.state_dict())
+    if kind == "without a head":
+        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    if kind == "another head":
+        state = {name.replace("fc.", "projector.0."): value for name, value in state.items()}
+    if kind == "lightning":
+        inner = {f"model.{name}": value for name, value in state.items()}
+        state = {"state_dict": {**inner, "loss.weight": torch.ones(5)}, "epoch": 3, "optimizer_states": [{}]}
+    if kind == "parallel":
+        state = {f"module.{name}": value for name, value in state.items()}
+    if kind == "averaged":
+        state = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    if kind == "timm average":
+        other = {name: torch.zeros_like(value) for name, value in state.items()}
+        state = {"epoch": 1, "arch": "small", "state_dict": state, "state_dict_ema": other}
+    if kind == "torchvision reference":
+        state = {"model": state, "optimizer": {"state": {}}, "lr_scheduler": {}, "epoch": 2, "args": None}
+    torch.save(state, place)
+    return model
+
+
+KINDS_OF_FILES = [
+    "plain", "without a head", "another head", "lightning", "parallel", "averaged", "timm average",
+    "torchvision reference",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+@pytest.mark.parametrize("categories", [3, 5])
+def test_a_new_head_is_put_behind_the_weights_of_any_file(kind, categories, tmp_path):
+    before = backbone_file(tmp_path / "w.ckpt", kind).state_dict()
+    torch.manual_seed(4)
+    model = load_model("small_resnet", categories, image_size=32)
+    head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("fc.")}
+    note = load_backbone(model, load_weights(tmp_path / "w.ckpt"), categories, "w.ckpt")
+    assert "the head fc starts from new weights" in note
+    for name, value in model.state_dict().items():
+        wanted = head[name] if name in head else before[name]
+        assert torch.equal(value, wanted), name
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_FILES if "head" not in kind])
+def test_what_training_tools_save_loads_as_it_is(kind, tmp_path):
+    before = backbone_file(tmp_path / "w.ckpt", kind)
+    model = load_model("small_resnet", 5, weights=tmp_path / "w.ckpt", image_size=32)
+    for name, value in before.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_weights_of_another_network_do_not_pass_behind_a_new_head(tmp_path):
+    backbone_file(tmp_path / "w.pth", "plain")
+    other = load_model("squeezenet", 3, image_size=64)
+    with pytest.raises(InputError, match=r"do not fit .* behind a new head: .*missing in the file"):
+        load_backbone(other, load_weights(tmp_path / "w.pth"), 3, "w.pth")
+    with pytest.raises(InputError, match="has no linear layer or convolution with 7"):
+        load_backbone(other, load_weights(tmp_path / "w.pth"), 7, "w.pth")
+
+
+def test_train_goes_on_from_a_file_with_a_new_head(tmp_path, monkeypatch):
+    write_split(tmp_path / "data" / "train", {"a": 4, "b": 4, "c": 4})
+    write_split(tmp_path / "data" / "test", {"a": 2, "b": 2, "c": 2})
+    backbone_file(tmp_path / "w.pth", "plain")
+    asked = {
+        "model": "small_resnet", "data": f"folder:{tmp_path / 'data'}", "weights": str(tmp_path / "w.pth"),
+        "image_size": 32, "new_head": True,
+    }  # fmt: skip
+    case = prepare(settings_from(asked), "train", needs_weights=False)
+    assert any("the head fc starts from new weights" in note for note in case.notes)
+    with pytest.raises(InputError, match="--new-head is of train"):
+        prepare(settings_from(asked), "diagnose")
+    with pytest.raises(InputError, match="--new-head needs --weights"):
+        prepare(settings_from({**asked, "weights": None}), "train", needs_weights=False)

@@ -57,7 +57,7 @@ def in_order_of_weights(
     notes: tuple[str, ...] = (checkpoint.note,) if checkpoint and checkpoint.note else ()
     on_card = (card or {}).get("classes")
     trained = tuple(map(str, on_card)) if isinstance(on_card, list) else checkpoint and checkpoint.classes
-    if not trained or trained == data.classes:
+    if not trained or trained == data.classes or settings.new_head:
         return data, notes
     ordered = same_names(trained, data.classes)
     if ordered is not None:

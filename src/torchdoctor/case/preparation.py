@@ -31,6 +31,7 @@ from torchdoctor.case.training_images import note_on_tests, refuse_seen_tests, t
 from torchdoctor.data.load import EXPECTED, Splits, load_data
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.images.masks import default_expansion
+from torchdoctor.models.backbones import load_backbone
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import WithoutDrawing, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
@@ -162,8 +163,10 @@ def prepare(
         refuse_seen_tests(card, data)
     if settings.weights == PRETRAINED and needs_weights:
         _check_pretrained_head(name, data)
-    model = _network(settings, name, data, checkpoint)
-    if checkpoint is not None and "preprocessing" not in (card or {}) and try_out is None:
+    model, head = _network(settings, name, data, checkpoint)
+    notes += head
+    known = settings.new_head or "preprocessing" in (card or {})
+    if checkpoint is not None and not known and try_out is None:
         fitting = suited(model, data, settings.part(DataSettings))
         data, notes = fitting.data, notes + fitting.notes
     settings, data, reviewed, said = with_review(settings, data)
@@ -213,10 +216,14 @@ def case_of(
     return Case(plan, model, data, _card(plan, data, card, verb), notes, answers)
 
 
-def _network(settings: Settings, name: str, data: Splits, checkpoint: Checkpoint | None) -> nn.Module:
-    """Build the network with its weights, on its device and in evaluation mode."""
+def _network(
+    settings: Settings, name: str, data: Splits, checkpoint: Checkpoint | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the network with its weights, on its device and in evaluation mode; and notes on its head."""
+    notes: tuple[str, ...] = ()
     torch.manual_seed(key("weights", settings.seed) % (1 << 63))
-    with WithoutDrawing() if checkpoint is not None and name in MODELS else nullcontext():
+    drawn = checkpoint is None or settings.new_head or name not in MODELS
+    with nullcontext() if drawn else WithoutDrawing():
         model = load_model(
             name,
             data.classes,
@@ -224,9 +231,11 @@ def _network(settings: Settings, name: str, data: Splits, checkpoint: Checkpoint
             channels=data.preprocessing.channels,
             image_size=data.preprocessing.image_size,
         )
-    if checkpoint is not None:
+    if checkpoint is not None and settings.new_head:
+        notes = (load_backbone(model, checkpoint.state, len(data.classes), str(settings.weights)),)
+    elif checkpoint is not None:
         load_into(model, checkpoint.state, str(settings.weights))
-    return model.to(device_named(settings.device)).eval()
+    return model.to(device_named(settings.device)).eval(), notes
 
 
 def _card(plan: Plan, data: Splits, before: Mapping[str, object] | None, verb: Verb) -> dict[str, object]:

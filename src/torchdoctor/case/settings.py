@@ -49,6 +49,11 @@ class TrainingSettings(SettingsGroup):
     augment: Augment = setting(
         AUGMENT, "Random changes of the training images: none, shifted crops, or crops and left-right flips."
     )
+    new_head: bool = setting(
+        False,
+        "Begin with a new head behind the weights of a file, which may be for other categories or without a "
+        "head (train); pretrained does so by itself where the categories differ in number.",
+    )
     tensorboard: bool = setting(
         False, "Also write the training history as TensorBoard event files (needs the extra tensorboard)."
     )
@@ -227,14 +232,21 @@ def check_verb(settings: Settings, verb: Verb) -> None:
 
     Raises:
         InputError: A treatment of no epochs, the budget of a choice where the arms are named, labels that no
-            arm would use, or a learning rate that is to be measured where nothing trained is there to begin
-            from.
+            arm would use, a new head where a trained one is needed, or a learning rate that is to be measured
+            where nothing trained is there to begin from.
     """
     if verb == "train" and settings.learning_rate == MEASURED:
         raise InputError(
             "--learning-rate 'measured' is of treat and checkup, which begin with a trained network: give a "
             "number"
         )
+    if settings.new_head and verb != "train":
+        raise InputError(
+            "--new-head is of train: a new head knows no category, and there would be nothing to diagnose or "
+            "treat. Train first, and give its weights"
+        )
+    if settings.new_head and settings.weights in (None, "random"):
+        raise InputError("--new-head needs --weights: without weights everything is new")
     if verb in Settings.FURTHER and settings.epochs == 0:
         raise InputError("--epochs 0: nothing would be treated; expected 1 or more")
     if settings.labels is not None and settings.arms != "auto" and "relabelled" not in settings.arms:
