@@ -21,6 +21,7 @@ from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.diagnosis.unlike import distances, logits_and_features, unlike_others
 from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
 from torchdoctor.images.batches import Batch, Images, only
+from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
@@ -98,10 +99,10 @@ class _Facts:
 
 def find_causes(
     model: nn.Module,
-    images: Images,
+    images: ImageSource,
     diagnosis: Diagnosis,
     *,
-    larger: Images | None = None,
+    larger: ImageSource | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Causes:
@@ -133,13 +134,13 @@ def find_causes(
         >>> len(find_causes(model, [validation], diagnosis).errors)
         8
     """
-    model = unwrap(model)
+    model, images = unwrap(model), images_of(images)
     layers = [layer.name for layer in diagnosis.layers]
     (ids, labels, logits), features = logits_and_features(model, images, layers)
     right = (logits.argmax(1) == labels).numpy()
     more = unlike_others(distances(features, right), right)
     if larger is not None and not right.all():
-        more |= with_more_pixels(model, larger, ids, right) or {}
+        more |= with_more_pixels(model, images_of(larger), ids, right) or {}
     examined = _examined(model, images, diagnosis, (ids, labels, logits), more, seed, progress)
     known = [error[-1]["label_before_others"] for error in examined if "label_before_others" in error[-1]]
     gone = {"errors_gone_before_others": float(np.mean(known))} if known else {}

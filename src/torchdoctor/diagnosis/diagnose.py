@@ -18,6 +18,7 @@ from torchdoctor.evidence.measurement import Parts, first_images, measure, tenso
 from torchdoctor.evidence.probes import Draws
 from torchdoctor.evidence.survey import Survey
 from torchdoctor.images.batches import Images
+from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.layers import chosen_layers, refuse_text
 from torchdoctor.network.norms import norms_behind
 from torchdoctor.network.outputs import unwrap
@@ -30,7 +31,7 @@ DEFAULTS = DiagnosisSettings()
 
 def diagnose(
     model: nn.Module,
-    images: Images,
+    images: ImageSource,
     *,
     layers: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
@@ -87,7 +88,7 @@ def diagnose(
         refuse_text(layers)
     names = tuple(layers) if layers is not None else None
     settings = settings.given(layers=names, evidence=evidence, draws=draws, confidence=confidence)
-    return _diagnosed(unwrap(model), images, classes, settings, seed, parts, progress)
+    return _diagnosed(unwrap(model), images_of(images), classes, settings, seed, parts, progress)
 
 
 def _diagnosed(

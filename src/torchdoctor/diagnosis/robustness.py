@@ -15,6 +15,7 @@ from torch.nn import functional
 from torchdoctor.diagnosis.robustness_result import Robustness, Units
 from torchdoctor.evidence.measurement import first_images
 from torchdoctor.images.batches import Images
+from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.candidates import candidate_layers
 from torchdoctor.network.frozen import FrozenModel, frozen_eval
 from torchdoctor.network.outputs import unwrap
@@ -89,7 +90,7 @@ class AttackedImages:
 
 def measure_robustness(
     model: nn.Module,
-    images: Images,
+    images: ImageSource,
     settings: RobustnessSettings | None = None,
     *,
     mean: Sequence[float],
@@ -125,7 +126,7 @@ def measure_robustness(
         >>> curves.normal.shape, float(curves.normal[0, 0])
         ((2, 2), 100.0)
     """
-    model, settings = unwrap(model), settings or RobustnessSettings()
+    model, settings, images = unwrap(model), settings or RobustnessSettings(), images_of(images)
     example = first_images(model, images)
     pixel = _pixel_limits(mean, std, example)
     layers = _layers(model, example, settings.layer, settings.repeats, seed)

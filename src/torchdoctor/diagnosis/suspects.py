@@ -22,6 +22,7 @@ from torchdoctor.diagnosis.label_doubts import label_doubts
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.evidence.measurement import first_images
 from torchdoctor.images.batches import Images
+from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.pooled import places_of, pooling
 from torchdoctor.network.prediction import device_of, predict_logits
@@ -59,7 +60,7 @@ class Seen:
 
 def find_suspects(
     model: nn.Module,
-    images: Images,
+    images: ImageSource,
     layers: Sequence[str] | None = None,
     folds: int = 5,
     seed: int = 0,
@@ -104,7 +105,7 @@ def find_suspects(
     """
     if folds < 2:
         raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
-    model = unwrap(model)
+    model, images = unwrap(model), images_of(images)
     seen = look(model, images, layers, folds, classes)
     if seen.accuracy < LEARNED:
         return Suspects((), len(seen.ids), 0.0, seen.accuracy, _remarks(seen, folds))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence
 from torchdoctor.images.batches import Images
+from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
@@ -30,7 +31,7 @@ from torchdoctor.types import Evidence, InputError, ModelDoctorError, Progress, 
 def compare(
     model: nn.Module,
     treatment: Treatment,
-    tests: Mapping[str, Images],
+    tests: Mapping[str, ImageSource],
     *,
     primary: str | None = None,
     arm: str | None = None,
@@ -73,11 +74,12 @@ def compare(
         >>> list(compare(model, treatment, {"test": images}).splits["test"].accuracy)
         ['base', 'control', 'treated']
     """
-    primary, arm = _primary_split(tests, primary), _first_arm(treatment, arm)
+    splits_of = {name: images_of(source) for name, source in tests.items()}
+    primary, arm = _primary_split(splits_of, primary), _first_arm(treatment, arm)
     _refuse_untrained(treatment)
     layers = _treated_layers(treatment) if layers is None else layers
-    names = tuple(classes or getattr(tests[primary], "classes", None) or ())
-    measured = _measured_splits(model, treatment, tests, layers, evidence, progress)
+    names = tuple(classes or getattr(splits_of[primary], "classes", None) or ())
+    measured = _measured_splits(model, treatment, splits_of, layers, evidence, progress)
     names = names or tuple(map(str, range(measured[primary].categories)))
     splits = {split: numbers.compared(len(names), arm) for split, numbers in measured.items()}
     verdict, reason = overall_verdict(splits, primary, max_loss, min_gain)

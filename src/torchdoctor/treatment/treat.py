@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.images.batches import Batch, Images, ShuffledBatches, TrainingImages
+from torchdoctor.images.batches import Images, ShuffledBatches, TrainingImages
+from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.outputs import unwrap
@@ -78,7 +79,7 @@ class ArmStore(Protocol):
 
 def treat(
     model: nn.Module,
-    images: TrainingImages | Iterable[Batch],
+    images: TrainingImages | ImageSource,
     diagnosis: Diagnosis,
     *,
     arms: Sequence[str | Remedy] | None = None,
@@ -138,7 +139,7 @@ def treat(
 
 def trial_of(
     model: nn.Module,
-    images: TrainingImages | Iterable[Batch],
+    images: TrainingImages | ImageSource,
     diagnosis: Diagnosis,
     *,
     arms: Sequence[str | Remedy] | None = None,
@@ -173,7 +174,7 @@ def trial_of(
     check_choice("norm", recipe.norm, NormPolicy)
     check_choice("precision", recipe.precision, Precision)
     _check_model(model, diagnosis)
-    source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images))
+    source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images_of(images)))
     wanted, chosen, drawn = _arms_and_images(source, diagnosis, arms, constraints, layers, settings)
     for remedy in wanted.values():
         if isinstance(remedy, Cure):
