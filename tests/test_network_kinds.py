@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import densenet
 
 from pictures import write_split
-from torchdoctor import Batch, InputError, Recipe, check_model, default_layers, diagnose, treat
+from torchdoctor import Batch, InputError, Recipe, check_model, compare, default_layers, diagnose, treat
 from torchdoctor.case.config import settings_from
 from torchdoctor.case.preparation import prepare
 from torchdoctor.evidence.per_image import clean_evidence
@@ -563,3 +564,65 @@ def test_second_derivatives_that_are_not_finite_are_found():
     found = check_model(made(Steep).float(), some_images(2).images.float(), layers=["c.0"])
     assert [(each.level, each.check) for each in found] == [("error", "derivatives")]
     assert "not finite" in found[0].message
+
+
+class TakesBytes(Net):
+    def forward(self, images):
+        return super().forward((images.float() - 127) / 50)
+
+
+def pruned():
+    network = Net()
+    prune.l1_unstructured(network.b[0], "weight", 0.5)
+    return network
+
+
+FALSE_ALARMS = {
+    "bfloat16": (lambda: Net().bfloat16(), torch.float32),
+    "double": (lambda: Net().double(), torch.float32),
+    "bytes": (TakesBytes, torch.uint8),
+    "pruned": (pruned, torch.float32),
+    "weight norm": (lambda: with_norm(nn.utils.parametrizations.weight_norm), torch.float32),
+}
+
+
+@pytest.mark.parametrize("kind", FALSE_ALARMS)
+def test_no_alarm_for_types_that_are_converted_and_weights_that_are_computed(kind):
+    make, dtype = FALSE_ALARMS[kind]
+    torch.manual_seed(0)
+    images = (50 * torch.randn(4, 3, 24, 24) + 127).clamp(0, 255).to(dtype)
+    network = make().eval()
+    assert check_model(network, images) == ()
+    batch = Batch(images.float(), torch.arange(4) % 3, torch.arange(4))
+    diagnosis = diagnose(network, [batch], confidence=0.0, draws=1)
+    assert treat(network, [batch], diagnosis, recipe=Recipe(epochs=1), seeds=1).names()
+
+
+def test_weights_in_float16_are_warned_of():
+    torch.manual_seed(0)
+    found = check_model(Net().half().eval(), torch.randn(2, 3, 24, 24))
+    assert [(each.level, each.check) for each in found] == [("warning", "trainable")]
+
+
+def test_one_logit_is_two_categories():
+    torch.manual_seed(0)
+    network, batch = Net(1).eval(), some_images(8)
+    batch = Batch(batch.images.float(), batch.ids % 2, batch.ids)
+    assert check_model(network, batch.images[:2]) == ()
+    with frozen_eval(network) as frozen, torch.no_grad():
+        logits = frozen.logits(batch.images)
+        score = network(batch.images)[:, 0]
+    torch.testing.assert_close(logits.softmax(1)[:, 1], score.sigmoid())
+    losses = functional.binary_cross_entropy_with_logits(score, batch.labels.float(), reduction="none")
+    torch.testing.assert_close(functional.cross_entropy(logits, batch.labels, reduction="none"), losses)
+    diagnosis = diagnose(network, [batch], confidence=0.0, draws=1)
+    assert len(diagnosis.classes) == 2
+    treated = treat(network, [batch], diagnosis, recipe=Recipe(epochs=1), seeds=1)
+    assert compare(network, treated, {"test": [batch]}).splits
+
+
+def test_one_sigmoid_is_still_seen():
+    network = Net(1)
+    network.fc = nn.Sequential(network.fc, nn.Sigmoid())
+    found = check_model(network, torch.randn(2, 3, 24, 24))
+    assert found and "Sigmoid" in found[0].message

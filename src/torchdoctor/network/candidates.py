@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor, nn
 
 from torchdoctor.network.copying import copy_of
@@ -65,7 +65,7 @@ class Sighting:
 
 
 def candidate_layers(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"]
+    model: nn.Module, images: Num[Tensor, "batch channel height width"]
 ) -> tuple[Candidate, ...]:
     """List the layers that can be diagnosed.
 
@@ -96,7 +96,7 @@ def candidate_layers(
     return tuple(sighting.candidate for sighting in sightings(model, images))
 
 
-def sightings(model: nn.Module, images: Float[Tensor, "batch channel height width"]) -> tuple[Sighting, ...]:
+def sightings(model: nn.Module, images: Num[Tensor, "batch channel height width"]) -> tuple[Sighting, ...]:
     """Look at every layer that can be diagnosed.
 
     Args:

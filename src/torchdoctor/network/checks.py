@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor, nn
 
 from torchdoctor.network.candidates import candidate_layers
@@ -18,6 +18,7 @@ from torchdoctor.network.gradients import score_gradients
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.kept_tensors import without_kept_tensors
 from torchdoctor.network.outputs import as_logits, unwrap
+from torchdoctor.network.prediction import dtype_of
 from torchdoctor.network.probabilities import probabilities_in
 from torchdoctor.network.taps import keep_in, map_shapes, run_tapped
 from torchdoctor.network.workarounds import second_derivatives
@@ -44,7 +45,7 @@ class Finding:
 
 def check_model(
     model: nn.Module,
-    example: Float[Tensor, "batch channel height width"],
+    example: Num[Tensor, "batch channel height width"],
     layers: Sequence[str] | None = None,
 ) -> tuple[Finding, ...]:
     """Try on a few images what diagnosis and treatment do to a network.
@@ -77,7 +78,7 @@ def check_model(
 
 def try_out(
     model: nn.Module,
-    example: Float[Tensor, "batch channel height width"],
+    example: Num[Tensor, "batch channel height width"],
     layers: Sequence[str] | None,
     trials: Sequence[str],
 ) -> tuple[Finding, ...]:
@@ -94,6 +95,8 @@ def try_out(
     """
     try:
         plain = copy_of(unwrap(model)).eval()
+        if example.is_floating_point():  # as every verb does
+            example = example.to(dtype_of(plain))
         flaw = flaw_of_copy(unwrap(model), plain, example)
     except Exception as error:  # an odd module can fail in any way, and each is worth reporting
         return (Finding("error", "kind", _first_line(error)),)
@@ -112,7 +115,7 @@ def try_out(
 
 
 def gives_live_maps(
-    model: nn.Module, example: Float[Tensor, "batch channel height width"], layers: Sequence[str]
+    model: nn.Module, example: Num[Tensor, "batch channel height width"], layers: Sequence[str]
 ) -> bool:
     """Whether one forward pass gives finite logits and, at every layer, a finite map that is not all 0.
 
@@ -169,7 +172,10 @@ def _forward(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -
 def _output(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Look for probabilities where logits are expected."""
     with torch.enable_grad():
-        logits = as_logits(model(example.clone().requires_grad_(True)))
+        given = example.clone()
+        logits = as_logits(model(given.requires_grad_(True) if given.is_floating_point() else given))
+    if logits.shape[1] == 2 and bool((logits.sum(1) == 0).all()):  # made of one score
+        logits = 2 * logits[:, 1:]
     kind = probabilities_in(logits)
     if kind:
         level: Level = "warning" if kind.startswith("Log") else "error"
@@ -296,6 +302,12 @@ def _dead(dead: Sequence[str], chosen: Sequence[str]) -> Messages:
 def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Count the trainable parameters."""
     parameters = list(model.parameters())
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        yield (
+            "warning",
+            "weights in float16 can be diagnosed, but in training losses and penalties overflow: give "
+            "model.float(), and compute in half precision by --precision fp16 or bf16",
+        )
     frozen = sum(not parameter.requires_grad for parameter in parameters)
     if frozen == len(parameters):
         yield "error", "no parameter is trainable (all are frozen): nothing could change"

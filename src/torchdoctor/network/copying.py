@@ -9,7 +9,7 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor, nn
 
 from torchdoctor.network.closures import Rebinding, holders
@@ -78,7 +78,7 @@ def _not_copied(network: nn.Module, known: Mapping[int, Any]) -> list[str]:
 
 
 def flaw_of_copy(
-    network: nn.Module, copied: nn.Module, images: Float[Tensor, "batch channel height width"]
+    network: nn.Module, copied: nn.Module, images: Num[Tensor, "batch channel height width"]
 ) -> str | None:
     """Say why a copy of a network is none of its own: it fails, or goes on using the original's weights.
 

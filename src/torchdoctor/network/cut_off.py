@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor, nn
 
 from torchdoctor.network.frozen import frozen_eval
@@ -13,7 +13,7 @@ from torchdoctor.network.hooks import hooked
 from torchdoctor.network.outputs import unwrap
 
 
-def why_no_layer(model: nn.Module, images: Float[Tensor, "batch channel height width"]) -> str:
+def why_no_layer(model: nn.Module, images: Num[Tensor, "batch channel height width"]) -> str:
     """Say why a network has no layer that can be diagnosed, and what can be done.
 
     Args:
@@ -37,7 +37,8 @@ def why_no_layer(model: nn.Module, images: Float[Tensor, "batch channel height w
             without.append("torch.no_grad (or set_grad_enabled(False))")
 
     with hooked((each, look) for each in convolutions), frozen_eval(model) as frozen, torch.enable_grad():
-        frozen.logits(images[:1].clone().requires_grad_(True))
+        given = images[:1].clone()
+        frozen.logits(given.requires_grad_(True) if given.is_floating_point() else given)
     many = f"{name} has {len(convolutions)} two-dimensional convolution(s), of which none "
     if without:
         return (

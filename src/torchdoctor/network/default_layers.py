@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor, nn
 
 from torchdoctor.network.candidates import Sighting, sightings
@@ -31,7 +31,7 @@ class Choice:
 
 
 def default_layers(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"], number: int = 3
+    model: nn.Module, images: Num[Tensor, "batch channel height width"], number: int = 3
 ) -> tuple[str, ...]:
     """Choose the ends of the last stages: see `default_choices`.
 
@@ -59,7 +59,7 @@ def default_layers(
 
 
 def default_choices(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"], number: int = 3
+    model: nn.Module, images: Num[Tensor, "batch channel height width"], number: int = 3
 ) -> tuple[Choice, ...]:
     """Choose the ends of the last stages, and say why.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from torchdoctor.network.kept_tensors import without_kept_tensors
@@ -40,7 +40,7 @@ class FrozenModel:
             )
         return self._network
 
-    def logits(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch category"]:
+    def logits(self, images: Num[Tensor, "batch channel height width"]) -> Float[Tensor, "batch category"]:
         """Run the network once.
 
         Args:

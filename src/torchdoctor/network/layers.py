@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor, nn
 
 from torchdoctor.network.candidates import candidate_layers
@@ -62,7 +62,7 @@ def refuse_text(wanted: Sequence[str]) -> None:
 
 def chosen_layers(
     model: nn.Module,
-    images: Float[Tensor, "batch channel height width"],
+    images: Num[Tensor, "batch channel height width"],
     wanted: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
     """Return the layers that are meant by names and patterns.
@@ -130,7 +130,7 @@ def _blocks(model: nn.Module, images: Tensor, pattern: str) -> list[str]:
 
 
 def survey_layers(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"], also: Sequence[str] = ()
+    model: nn.Module, images: Num[Tensor, "batch channel height width"], also: Sequence[str] = ()
 ) -> tuple[LayerFacts, ...]:
     """Measure what decides whether each candidate layer is worth constraining.
 

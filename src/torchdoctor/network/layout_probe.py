@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ class Answers:
 
 
 def find_out(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"], layers: Sequence[str]
+    model: nn.Module, images: Num[Tensor, "batch channel height width"], layers: Sequence[str]
 ) -> None:
     """Find out the layouts of layers, and note them.
 

@@ -99,14 +99,16 @@ def as_logits(output: object) -> Float[Tensor, "batch category"]:
             whose first matrix they are.
 
     Returns:
-        The logits.
+        The logits. A single logit z for two categories becomes (-z/2, z/2), whose softmax is the sigmoid
+        of z.
 
     Raises:
         InputError: There are none in it; the message says what the network returned instead.
     """
     if isinstance(output, Tensor):
         if output.ndim == 2:
-            return output
+            # One logit z for two categories: softmax(-z/2, z/2) is sigmoid(z), and neither score is constant.
+            return output if output.shape[1] != 1 else torch.cat([-output / 2, output / 2], 1)
         hint = " (one score per image: give a model with one logit per category)" if output.ndim < 2 else ""
         raise InputError(
             f"the model returned shape {tuple(output.shape)}{hint}; expected one tensor of logits, shape "

@@ -286,7 +286,8 @@ def _check_finite(constraint: Constraint, balance: Balance, weight: float) -> No
         raise InputError(
             f"constraint {constraint.name!r} on {', '.join(constraint.layers)}: {', '.join(wrong)} on the "
             "first batches, and training with it would change nothing or spoil the weights. Put it on other "
-            "layers, or look for images or weights that are not finite"
+            "layers, use model.float() if its weights are in half precision, or look for images or weights "
+            "that are not finite"
         )
 
 
