@@ -74,20 +74,19 @@ def compare(
         >>> list(compare(model, treatment, {"test": images}).splits["test"].accuracy)
         ['base', 'control', 'treated']
     """
-    splits_of = {name: images_of(source) for name, source in tests.items()}
-    primary, arm = _primary_split(splits_of, primary), _first_arm(treatment, arm)
+    images = {split: images_of(source) for split, source in tests.items()}
+    primary, arm = _primary_split(images, primary), _first_arm(treatment, arm)
     _refuse_untrained(treatment)
     layers = _treated_layers(treatment) if layers is None else layers
-    names = tuple(classes or getattr(splits_of[primary], "classes", None) or ())
-    measured = _measured_splits(model, treatment, splits_of, layers, evidence, progress)
+    names = tuple(classes or getattr(images[primary], "classes", None) or ())
+    measured = _measured_splits(model, treatment, images, layers, evidence, progress)
     names = names or tuple(map(str, range(measured[primary].categories)))
     splits = {split: numbers.compared(len(names), arm) for split, numbers in measured.items()}
     verdict, reason = overall_verdict(splits, primary, max_loss, min_gain)
-    seeds = treatment.seeds()
     return Comparison(
         classes=names, splits=splits, primary=primary, verdict=verdict, reason=reason, max_loss=max_loss,
-        seeds=seeds, seconds=_seconds(treatment), steps=treatment.arm(arm, seeds[0]).steps, arm=arm,
-        min_gain=min_gain,
+        seeds=treatment.seeds(), seconds=_seconds(treatment), arm=arm, min_gain=min_gain,
+        steps=treatment.arm(arm, treatment.seeds()[0]).steps,
     )  # fmt: skip
 
 
