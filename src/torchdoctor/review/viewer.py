@@ -17,8 +17,8 @@ from torchdoctor.case.preparation import Case
 from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.evidence.per_image import clean_evidence, finest, summed_maps
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.hooks import map_shapes
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.network.taps import map_shapes
 from torchdoctor.types import InputError
 
 LARGEST, SMALL = 2048, 320  # sides in pixels of images that are sent, and of the similar ones beside them
