@@ -317,6 +317,9 @@ def handed_back(name, photos, folder, **more):
     """Treat and compare a network with new weights and return the folder of what is handed back."""
     torch.manual_seed(0)
     fresh = load_model(name, 2, channels=more.get("channels", 3), image_size=32)
+    for module in fresh.modules():  # timm starts with residual branches that are switched off
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
+            torch.nn.init.ones_(module.weight)
     write_weights(folder / "base.safetensors", fresh.state_dict())
     settings = Settings(
         model=name, weights=str(folder / "base.safetensors"), data=f"folder:{photos}",

@@ -15,12 +15,7 @@ import torch
 from torch import nn
 
 from torchdoctor.case.answers import Answers, read_answers
-from torchdoctor.case.defaults import (
-    best_select,
-    check_constraints,
-    check_remedies,
-    prescribed,
-)
+from torchdoctor.case.defaults import best_select, check_constraints, check_remedies, prescribed
 from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
 from torchdoctor.case.own_weights import in_order_of_weights, model_of_card

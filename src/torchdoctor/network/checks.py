@@ -17,7 +17,7 @@ from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import score_gradients
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.kept_tensors import without_kept_tensors
-from torchdoctor.network.outputs import as_logits, unwrap
+from torchdoctor.network.outputs import as_logits, same_for_all, unwrap
 from torchdoctor.network.prediction import dtype_of
 from torchdoctor.network.probabilities import probabilities_in
 from torchdoctor.network.taps import keep_in, map_shapes, run_tapped
@@ -284,16 +284,11 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
             continue
         if not any(bool((by_parameter != 0).any()) for by_parameter in reached):
             yield "error", f"a constraint at {name} reaches no trainable parameter: unfreeze layers"
-    yield from _dead(dead, chosen)
-
-
-def _dead(dead: Sequence[str], chosen: Sequence[str]) -> Messages:
-    """Say at which layers the derivatives are 0: an error where nothing else is left."""
-    if dead and len(dead) == len(chosen):
+    if dead and len(dead) == len(chosen) and same_for_all(model, example):
         yield (
             "error",
-            f"the derivatives at {', '.join(dead)} are all 0 on the example (a head that starts at 0, dead "
-            "units?): train the network first",
+            f"the derivatives at {', '.join(dead)} are all 0, and the logits of different images are the same "
+            "(a head that starts at 0?): train the network first",
         )
     elif dead:
         yield "warning", f"the derivatives at {', '.join(dead)} are all 0 on the example: dead units?"

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -164,3 +164,17 @@ def _fields(output: object) -> Mapping[str, object]:
 def _described(value: object) -> str:
     """Name a part of an output by its shape or type."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def same_for_all(model: nn.Module, images: Num[Tensor, "batch channel height width"]) -> bool:
+    """Tell whether a network gives an image and the image turned upside down exactly the same logits.
+
+    Args:
+        model: The network in evaluation mode; it is left as it was.
+        images: Images as the network takes them.
+
+    Returns:
+        True for a network that does not look at its images, such as one whose last layer is 0.
+    """
+    with torch.no_grad():
+        return torch.equal(as_logits(model(images)), as_logits(model(images.flip(-2))))

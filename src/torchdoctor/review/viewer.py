@@ -61,7 +61,7 @@ def seen_region(width: int, height: int, how: Preprocessing) -> Region:
     """
     size = how.image_size
     if how.resize == "squash" or ((width, height) == (size, size) and how.crop_share == 1):
-        return Region(0, 0, width, height)
+        return Region(0.0, 0.0, float(width), float(height))
     shorter = round(size / how.crop_share)
     scale = shorter / min(width, height)
     wide, high = max(int(width * scale), shorter), max(int(height * scale), shorter)

@@ -298,8 +298,7 @@ class Trial:
     ) -> Arm:
         """Train a copy under a remedy; all arms of a repetition draw from the same random stream.
 
-        A remedy that only edits the network afterwards is not trained again: its training is the control's,
-        or that of the arm which it edits.
+        A remedy that only edits a finished network takes the control's, or that of the arm which it edits.
         """
         validation, store, progress = surroundings
         model = copy_of(self.model)
