@@ -287,8 +287,8 @@ def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None
     if dead and len(dead) == len(chosen) and same_for_all(model, example):
         yield (
             "error",
-            f"the derivatives at {', '.join(dead)} are all 0, and the logits of different images are the same "
-            "(a head that starts at 0?): train the network first",
+            f"the derivatives at {', '.join(dead)} are all 0, and different images have the same logits (a "
+            "head that starts at 0?): train the network first",
         )
     elif dead:
         yield "warning", f"the derivatives at {', '.join(dead)} are all 0 on the example: dead units?"
