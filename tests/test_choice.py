@@ -43,7 +43,7 @@ def test_only_cures_of_weighty_causes_are_proposed_those_of_most_errors_first():
     assert proposed({"rare category": 9.0, "unknown": 50.0}) == list(meant_for("rare category"))
     names = proposed({"over-fitted": 20.0, "rare category": 30.0, "background": 1.0})
     assert names[:2] == [meant_for("rare category")[0], meant_for("over-fitted")[0]]
-    assert "swap" not in names and not any(name.startswith("space") for name in names)
+    assert "dfr" not in names and not any(name.startswith("space") for name in names)
     assert proposed({"background": 5.0})[0] == "swap" and "space-b-tau1" in proposed({"background": 5.0})
     assert "space-b-tau1" not in proposed({"background": 5.0}, constrain=False)
     both = proposed({"over-fitted": 20.0, "rare category": 30.0})

@@ -115,7 +115,7 @@ def test_a_remedy_of_ones_own_is_a_function(patient):  # noqa: F811
     found = td.treat(model, batches, diagnosis, arms=["control", focal], recipe=RECIPE, seeds=1)
     assert found.names() == ("control", "focal")
     assert not same(found.arm("focal", 0).state, found.arm("control", 0).state)
-    with pytest.raises(InputError, match="arm 'rubbish' is unknown; there are: control, treated, swap"):
+    with pytest.raises(InputError, match="arm 'rubbish' is unknown; there are: control, treated, balance"):
         td.treat(model, batches, diagnosis, arms=["rubbish"], seeds=1)
     with pytest.raises(InputError, match="no arm but the control"):
         td.treat(model, batches, diagnosis, arms=["control"], seeds=1)

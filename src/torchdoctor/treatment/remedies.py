@@ -59,14 +59,15 @@ OVER_FITTED: tuple[Cause, ...] = ("over-fitted",)
 
 _BUILT_IN: tuple[Cure, ...] = (
     Cure("control", control, causes=("under-fitted",)),
-    Cure("swap", background_swap, causes=("background",), needs=MASKS),
+    Cure("balance", balance, causes=RARE, needs=HEAD, passes=0.0),
+    Cure("balanced-head", balanced_head, causes=RARE, needs=HEAD, passes=0.0),
+    # Other backgrounds also make few images more varied, of a category or of all.
+    Cure("swap", background_swap, causes=("background", *OVER_FITTED, *RARE), needs=MASKS),
     Cure("dfr", last_layer, causes=("background",), needs=HEAD, passes=0.0, solves_on_validation=True),
     Cure("weighed-errors", weighed_errors, causes=("background",)),
     Cure("smoothing", label_smoothing, causes=OVER_FITTED),
     Cure("averaging", weight_averaging, causes=OVER_FITTED),
     Cure("rrr", input_gradients, causes=("background",), needs=MASKS, passes=3.0),
-    Cure("balance", balance, causes=RARE, needs=HEAD, passes=0.0),
-    Cure("balanced-head", balanced_head, causes=RARE, needs=HEAD, passes=0.0),
     Cure("batchnorm", renewed_statistics, causes=("wrong kernels",), needs=NORM, passes=0.0),
     Cure("damaged-layers", damaged_layers, causes=("wrong kernels",), needs=DRIFTED),
     Cure("decay", stronger_decay, causes=OVER_FITTED),
