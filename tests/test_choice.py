@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fake_results import fake_diagnosis
 from torchdoctor.case.answers import read_answers
@@ -16,6 +17,7 @@ from torchdoctor.case.settings import BUDGET_TIMES, Settings
 from torchdoctor.data.load import load_data
 from torchdoctor.diagnosis.causes_result import MEANINGS, Causes, ErrorCause
 from torchdoctor.diagnosis.suspects_result import COLUMNS, Suspect, Suspects
+from torchdoctor.images.batches import Batch
 from torchdoctor.treatment.cure import Cure
 from torchdoctor.treatment.labels_by_hand import relabelled
 from torchdoctor.treatment.learning_rate import TIMES, affordable_steps, short_steps
@@ -23,11 +25,12 @@ from torchdoctor.treatment.next_steps import OWN_MISTAKES, STEPS, Known, next_st
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.remedies import GENERAL, REMEDIES, meant_for
 from torchdoctor.treatment.result import Arm, Treatment
+from torchdoctor.treatment.scoring import Answered, answers_of, score_of
 from torchdoctor.treatment.search import Candidate, candidates_for
 from torchdoctor.types import InputError
 from torchdoctor.verbs.checkup import with_better_arm
 from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for, validation_images
-from torchdoctor.verbs.judge import judge_of
+from torchdoctor.verbs.judge import Judge, choose_weights, judge_of
 from torchdoctor.verbs.search import Choice, listed_arms, plan_with_choice, weighed
 from torchdoctor.verbs.search_budget import control_steps, fitting_rungs, prices_of
 
@@ -132,6 +135,61 @@ def test_named_groups_reach_the_cure_that_balances_them(photos, trained, tmp_pat
     assert remedies_for(["dfr", "swap+dfr"], cures)[0] is cures["dfr"] is not REMEDIES["dfr"]
     course = cures["dfr"](case.model, case.data.train, fake_diagnosis(("blue", "red")), 0)
     assert course.afterwards(case.model, case.data.train, validation)["groups"] == 4
+
+
+@pytest.mark.parametrize("select", ["iid", "balanced", "swapped", "mean"])
+def test_answers_add_up_to_the_score(select):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    images = [Batch(torch.randn(7, 3, 2, 2), labels, torch.arange(7))]
+    swapped = [Batch(torch.randn(5, 3, 2, 2), labels[:5], torch.arange(5))]
+    answers = answers_of(model, images, swapped, select)
+    assert answers.score == pytest.approx(score_of(model, images, swapped, select)["score"])
+    assert answers.weights.sum() == pytest.approx(1)
+
+
+def test_the_error_of_a_difference_is_that_of_paired_answers():
+    one = Answered(np.array([1.0, 1.0, 0.0, 0.5]), np.full(4, 0.25))
+    other = Answered(np.array([1.0, 0.0, 0.0, 1.0]), np.full(4, 0.25))
+    differences = np.array([0.0, 1.0, 0.0, -0.5])
+    assert one.error_of_difference(other) == pytest.approx(100 * differences.std() / 2)
+    assert one.error_of_difference(one) == 0
+
+
+class StubJudge(Judge):
+    """Scores weights by a list of right and wrong answers that each of them holds."""
+
+    def among(self, _names):
+        return self
+
+    def answers(self, states):
+        right = np.mean([state["right"].numpy() for state in states], axis=0)
+        return Answered(right, np.full(len(right), 1 / len(right)))
+
+    def score(self, state):
+        return {"score": self.answers([state]).score}
+
+
+@pytest.mark.parametrize(("better", "worse", "use"), [(3, 0, "swap"), (3, 2, "control"), (0, 0, "control")])
+def test_weights_are_handed_back_that_are_better_beyond_an_error(
+    photos, trained, tmp_path, better, worse, use
+):
+    control = torch.tensor([1.0] * 60 + [0.0] * 40, dtype=torch.float64)
+    arm = control.clone()
+    arm[60 : 60 + better], arm[:worse] = 1.0, 0.0
+    base = torch.nn.Module()
+    base.register_buffer("right", torch.zeros(100, dtype=torch.float64))
+    case = a_case(photos, trained)
+    images = case.data.validation
+    judge = StubJudge(replace(case, model=base), images, images, (), "iid")
+    states = {"control": control, "swap": arm}
+    arms = tuple(Arm(name, 0, {"right": state}, (), 1, 1.0, ()) for name, state in states.items())
+    (tmp_path / "trials.json").write_text("{}")
+    choice = choose_weights(tmp_path, judge, Treatment(arms, ()), "swap")
+    assert choice["use"] == use and choice["soup"] is None
+    error = 10 * np.std((arm - control).numpy())
+    assert f"standard error of swap less control {error:.1f}" in choice["reason"]
 
 
 def suspects_of(ids, chance=0.9):

@@ -13,7 +13,7 @@ from torchdoctor.treatment.arms import default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints, on_layers
 from torchdoctor.treatment.cure import JOINED_BY
 from torchdoctor.treatment.remedies import cure_named
-from torchdoctor.treatment.search import Select
+from torchdoctor.treatment.scoring import Select
 from torchdoctor.types import InputError
 
 CHOOSING: tuple[Verb, ...] = ("checkup", "demo")  # verbs that choose a cure where no arm is named

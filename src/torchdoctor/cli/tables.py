@@ -91,7 +91,7 @@ def _print_handed_back(console: Console, choice: Any) -> None:
     if not choice:
         return
     use, arm = choice["use"], choice["arm"]
-    hint = "" if use == arm else f": {arm} did not beat both base and control"
+    hint = "" if use == arm else f": {arm} did not beat both base and control by more than a standard error"
     mean = ", the mean over its seeds" if (choice.get("soup") or {}).get("used") else ""
     text = f"Use the weights of {use}{mean} ({choice['reason']}{hint})"
     console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from torchdoctor.diagnosis.causes_result import Cause
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.images.batches import Batch, Images, TrainingImages
-from torchdoctor.network.prediction import predict_logits
+from torchdoctor.images.batches import TrainingImages
 from torchdoctor.randomness import key
 from torchdoctor.treatment.constraints import Constraint, constraints_named
 from torchdoctor.treatment.cure import Cure, Remedy
-from torchdoctor.treatment.heads import balanced_accuracy
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Course, Recipe
 from torchdoctor.treatment.remedies import GENERAL, REMEDIES
-from torchdoctor.treatment.training import accuracy
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 from torchdoctor.types import InputError
 
-Select = Literal["iid", "balanced", "swapped", "mean"]
 CONTROL = "control"
 LEAST_SHARE = 0.05  # of all errors, that a cause is expected to have where its cures are tried
 
@@ -276,27 +271,3 @@ def halve(
         by_name = {candidate.name: candidate for candidate in left}
         left = [by_name[name] for name in rung.ranking]
     return scored
-
-
-def score_of(
-    model: nn.Module, validation: Images, swapped: Collection[Batch], select: Select
-) -> dict[str, float]:
-    """Measure a network on the validation images.
-
-    Args:
-        model: The network.
-        validation: The validation images.
-        swapped: The same images with swapped backgrounds; empty without masks.
-        select: Which accuracy is the score: on the plain images (`iid`), on them with every category weighing
-            the same (`balanced`), `swapped`, or the `mean` of `iid` and `swapped`.
-
-    Returns:
-        The accuracies `iid`, `balanced` and `swapped` and the `score`, in percent; NaN without swapped
-        images.
-    """
-    _, labels, logits = predict_logits(model, validation)
-    iid = 100.0 * float((logits.argmax(1) == labels).double().mean())
-    balanced = 100 * balanced_accuracy(logits.double().numpy(), labels.numpy())
-    other = accuracy(model, list(swapped)) if swapped else math.nan
-    score = {"iid": iid, "balanced": balanced, "swapped": other, "mean": (iid + other) / 2}[select]
-    return {"iid": iid, "balanced": balanced, "swapped": other, "score": score}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.state import load_state
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.treatment.search import Select, score_of
+from torchdoctor.treatment.scoring import Answered, Select, answers_of, score_of
 from torchdoctor.treatment.soup import averaged_seeds
 from torchdoctor.types import InputError
 from torchdoctor.verbs.cures import validation_images
@@ -65,6 +66,22 @@ class Judge:
         own: nn.Module = copy_of(self.case.model)
         load_state(own, state)
         return score_of(own, self.images, self.swapped, self.select)
+
+    def answers(self, states: Sequence[Mapping[str, torch.Tensor]]) -> Answered:
+        """Return the answers to the images that judge, as means over several weights.
+
+        Args:
+            states: States of the case's network.
+
+        Returns:
+            The answers.
+        """
+        own: nn.Module = copy_of(self.case.model)
+        found = []
+        for state in states:
+            load_state(own, state)
+            found.append(answers_of(own, self.images, self.swapped, self.select))
+        return Answered(np.mean([each.right for each in found], axis=0), found[0].weights)
 
     def among(self, arms: Iterable[str]) -> Judge:
         """Return the judge of some arms, which looks at no image that one of them may solve layers on.
@@ -138,10 +155,11 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
         arm: The arm that is compared with the control.
 
     Returns:
-        {use, arm, select, validation_scores, means, soup, reason}. `use` is the arm if it beats both control
-        and base, else the better of these two. Scores are in percent, a score for each seed; `means` are
-        their means, by which `use` is chosen. `soup` is None, or {score, used} of the averaged weights of
-        the seeds of `use`, which are used where they score at least as high as the best of the seeds.
+        {use, arm, select, validation_scores, means, soup, reason}. `use` is the arm if it beats the base, and
+        the control by more than the standard error of the difference; else the better of these two. Scores
+        are in percent, a score for each seed; `means` are their means, by which `use` is chosen. `soup` is
+        None, or {score, used} of the averaged weights of the seeds of `use`, which are used where they score
+        at least as high as the best of the seeds.
     """
     judge = judge.among(treatment.names())
     state = {name: value.detach().cpu() for name, value in judge.case.model.state_dict().items()}
@@ -151,8 +169,13 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
             scores.setdefault(trained.name, []).append(judge.score(trained.state)["score"])
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     fallback = "control" if means["control"] > means["base"] else "base"
-    use = arm if means[arm] > means["control"] and means[arm] > means["base"] else fallback
+    of_arm, of_control = (
+        judge.answers([one.state for one in treatment.arms if one.name == name]) for name in (arm, "control")
+    )
+    error = of_arm.error_of_difference(of_control)
+    use = arm if means[arm] > means["control"] + error and means[arm] > means["base"] else fallback
     numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
+    numbers += f"; standard error of {arm} less control {error:.1f}"
     choice = {
         "use": use,
         "arm": arm,

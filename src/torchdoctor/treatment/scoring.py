@@ -1,0 +1,104 @@
+"""Score a network on the validation images, and say how sure a difference of two scores is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import nn
+
+from torchdoctor.images.batches import Batch, Images
+from torchdoctor.network.prediction import predict_logits
+from torchdoctor.treatment.heads import balanced_accuracy
+from torchdoctor.treatment.training import accuracy
+
+Select = Literal["iid", "balanced", "swapped", "mean"]
+
+
+def score_of(
+    model: nn.Module, validation: Images, swapped: Collection[Batch], select: Select
+) -> dict[str, float]:
+    """Measure a network on the validation images.
+
+    Args:
+        model: The network.
+        validation: The validation images.
+        swapped: The same images with swapped backgrounds; empty without masks.
+        select: Which accuracy is the score: on the plain images (`iid`), on them with every category weighing
+            the same (`balanced`), `swapped`, or the `mean` of `iid` and `swapped`.
+
+    Returns:
+        The accuracies `iid`, `balanced` and `swapped` and the `score`, in percent; NaN without swapped
+        images.
+    """
+    _, labels, logits = predict_logits(model, validation)
+    iid = 100.0 * float((logits.argmax(1) == labels).double().mean())
+    balanced = 100 * balanced_accuracy(logits.double().numpy(), labels.numpy())
+    other = accuracy(model, list(swapped)) if swapped else math.nan
+    score = {"iid": iid, "balanced": balanced, "swapped": other, "mean": (iid + other) / 2}[select]
+    return {"iid": iid, "balanced": balanced, "swapped": other, "score": score}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Which validation images a network classifies correctly, and what each counts in the score.
+
+    Attributes:
+        right: 1 for a correct answer, 0 for a wrong one; a mean over several networks lies between.
+        weights: What each image counts; their sum is 1.
+    """
+
+    right: Float[np.ndarray, " image"]
+    weights: Float[np.ndarray, " image"]
+
+    @property
+    def score(self) -> float:
+        """The score in percent, as `score_of` returns it."""
+        return 100 * float(self.right @ self.weights)
+
+    def error_of_difference(self, other: Answered) -> float:
+        """Return the standard error of the difference of two scores, over the images, in percentage points.
+
+        Args:
+            other: The answers of another network to the same images.
+
+        Returns:
+            The square root of `sum_i (w_i (d_i - d))^2`, where d_i is the difference for image i and d the
+            difference of the scores.
+        """
+        difference = self.right - other.right
+        mean = float(difference @ self.weights)
+        return 100 * float(np.sqrt(np.square(self.weights * (difference - mean)).sum()))
+
+
+def answers_of(model: nn.Module, validation: Images, swapped: Collection[Batch], select: Select) -> Answered:
+    """Return the answers behind a score.
+
+    Args:
+        model: As in `score_of`.
+        validation: As in `score_of`.
+        swapped: As in `score_of`.
+        select: As in `score_of`.
+
+    Returns:
+        The answers, whose score is that of `score_of`.
+    """
+    parts: list[Answered] = []
+    if select != "swapped":
+        _, labels, logits = predict_logits(model, validation)
+        right = (logits.argmax(1) == labels).double().numpy()
+        counts = np.bincount(labels.numpy())
+        each = np.where(select == "balanced", (counts > 0).sum() * counts[labels.numpy()], len(labels))
+        parts.append(Answered(right, 1.0 / each))
+    if select in ("swapped", "mean"):
+        _, labels, logits = predict_logits(model, list(swapped))
+        right = (logits.argmax(1) == labels).double().numpy()
+        parts.append(Answered(right, np.full(len(right), 1.0 / len(right))))
+    return Answered(
+        np.concatenate([part.right for part in parts]),
+        np.concatenate([part.weights for part in parts]) / len(parts),
+    )
