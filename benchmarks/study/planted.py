@@ -85,7 +85,7 @@ class Size:
 
 FULL, QUICK = (
     Size(),
-    Size(pixels=32, images=1600, checked=480, tested=800, base_epochs=16, epochs=4, seeds=2),
+    Size(pixels=32, images=1280, checked=480, tested=800, base_epochs=18, epochs=3, seeds=2),
 )
 
 
