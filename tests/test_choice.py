@@ -26,7 +26,7 @@ from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.remedies import GENERAL, REMEDIES, meant_for
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.scoring import Answered, answers_of, score_of
-from torchdoctor.treatment.search import Candidate, candidates_for
+from torchdoctor.treatment.search import Candidate, Rung, candidates_for, halve
 from torchdoctor.types import InputError
 from torchdoctor.verbs.checkup import with_better_arm
 from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for, validation_images
@@ -135,6 +135,31 @@ def test_named_groups_reach_the_cure_that_balances_them(photos, trained, tmp_pat
     assert remedies_for(["dfr", "swap+dfr"], cures)[0] is cures["dfr"] is not REMEDIES["dfr"]
     course = cures["dfr"](case.model, case.data.train, fake_diagnosis(("blue", "red")), 0)
     assert course.afterwards(case.model, case.data.train, validation)["groups"] == 4
+
+
+def test_of_scores_within_an_error_the_first_proposed_is_the_best():
+    scores = {"control": 70.0, "a": 60.0, "b": 71.0, "c": 73.0, "d": float("nan"), "e": 69.0}
+    assert Rung(1, scores).ranking == ["c", "b", "e", "a", "d"]
+    assert Rung(1, scores, 2.5).ranking == ["b", "c", "e", "a", "d"]
+    assert Rung(1, {"control": 1.0, "a": float("nan"), "b": float("nan")}, 2.0).ranking == ["a", "b"]
+    pool = tuple(map(Candidate, "abc"))
+    found = halve(pool, [(3, 1), (2, 2)], lambda _n, _e, tried: {
+        "control": 50.0, **{one.name: {"a": 60.0, "b": 61.0, "c": 62.0}[one.name] for one in reversed(tried)}
+    }, lambda score: 62.5 - score if score == 62 else 1.5)  # fmt: skip
+    assert [list(rung.scores) for rung in found] == [["control", "a", "b", "c"], ["control", "b", "c"]]
+    assert found[0].ranking == ["c", "b", "a"] and found[1].error == 0.5
+
+
+def test_the_error_of_a_score_follows_from_the_images_that_judge(photos, trained):
+    case = a_case(photos, trained)
+    judge, number = judge_of(case), len(case.data.validation)
+    assert judge.error_of(75.0) == pytest.approx(100 * (0.75 * 0.25 / number) ** 0.5)
+    assert judge.error_of(100.0) == pytest.approx(100 * number**0.5 / (number + 1) / number**0.5)
+    labels = case.data.validation.table.labels
+    rows = [*np.flatnonzero(labels == 0)[:1], *np.flatnonzero(labels == 1)[:4]]
+    few = case.data.validation.select(case.data.validation.table.ids[rows])
+    uneven = replace(judge, images=few, select="balanced")
+    assert uneven.error_of(50.0) == pytest.approx(100 * (0.25 / 1 + 0.25 / 4) ** 0.5 / 2)
 
 
 @pytest.mark.parametrize("select", ["iid", "balanced", "swapped", "mean"])
@@ -395,3 +420,5 @@ def test_errors_of_a_rare_category_count_as_the_score_counts_them(photos, traine
     assert blue < red
     expected = {"rare category": (blue + red) / (2 * blue), "over-fitted": (blue + red) / (2 * red)}
     assert weighed(balanced, causes) == pytest.approx(expected)
+    found = weighed(balanced, Causes((other,), 5, 80.0))  # no error says that a category is rare
+    assert found["rare category"] == pytest.approx(LEAST_SHARE * sum(found.values()))

@@ -50,17 +50,27 @@ class Rung:
 
     Attributes:
         epochs: How many epochs each candidate is trained.
-        scores: The score of each candidate and of the control in percent, by name.
+        scores: The score of each candidate and of the control in percent, by name, in the order in which the
+            candidates were proposed.
+        error: The standard error of the best score, in percentage points.
     """
 
     epochs: int
     scores: Mapping[str, float]
+    error: float = 0.0
 
     @property
     def ranking(self) -> list[str]:
-        """The candidates without the control, best first; of equal scores the first proposed."""
+        """The candidates without the control, best first.
+
+        Those within a standard error of the best come first, in the order in which they were proposed: a
+        short trial cannot tell them apart, and the cause of the errors says more.
+        """
         tried = [name for name in self.scores if name != CONTROL]
-        return sorted(tried, key=lambda name: -_ranked(self.scores[name]))
+        best = max((_ranked(self.scores[name]) for name in tried), default=0.0)
+        close = [name for name in tried if _ranked(self.scores[name]) >= best - self.error]
+        others = [name for name in tried if name not in close]
+        return close + sorted(others, key=lambda name: -_ranked(self.scores[name]))
 
 
 def _ranked(score: float) -> float:
@@ -250,6 +260,7 @@ def halve(
     pool: Sequence[Candidate],
     rungs: Sequence[tuple[int, int]],
     run: Callable[[int, int, Sequence[Candidate]], Mapping[str, float]],
+    error_of: Callable[[float], float] = lambda _score: 0.0,
 ) -> list[Rung]:
     """Run a successive halving.
 
@@ -258,6 +269,8 @@ def halve(
         rungs: The number of candidates and of epochs for each round (see `ladder`).
         run: A function of (round, epochs, candidates) that trains them and the control and returns all
             scores by name.
+        error_of: Returns the standard error of a score, both in percent; by default differences count as
+            they are.
 
     Returns:
         The rounds with their scores.
@@ -266,7 +279,11 @@ def halve(
     left = list(pool)
     for number, (count, epochs) in enumerate(rungs):
         left = left[:count]
-        rung = Rung(epochs, run(number, epochs, left))
+        scores = run(number, epochs, left)
+        best = max((_ranked(scores[one.name]) for one in left), default=0.0)
+        in_order = [CONTROL, *(one.name for one in pool if one in left)]
+        error = 0.0 if math.isinf(best) else error_of(best)
+        rung = Rung(epochs, {name: scores[name] for name in in_order}, error)
         scored.append(rung)
         by_name = {candidate.name: candidate for candidate in left}
         left = [by_name[name] for name in rung.ranking]

@@ -67,6 +67,24 @@ class Judge:
         load_state(own, state)
         return score_of(own, self.images, self.swapped, self.select)
 
+    def error_of(self, score: float) -> float:
+        """Return the standard error of a score, from the number of images that judge.
+
+        Args:
+            score: A score in percent.
+
+        Returns:
+            The square root of `p (100 - p) / n` in percentage points, where p is the score, at least one
+            image away from 0 and 100, and n the number of images; where categories weigh the same, as many
+            images as would have that error if every category had as many.
+        """
+        counts = np.unique(self.images.table.labels, return_counts=True)[1]
+        number = float(len(self.images))
+        if self.select == "balanced":
+            number = len(counts) ** 2 / float((1 / counts).sum())
+        inside = min(max(score, 100 / (number + 1)), 100 * number / (number + 1))
+        return float(np.sqrt(inside * (100 - inside) / number))
+
     def answers(self, states: Sequence[Mapping[str, torch.Tensor]]) -> Answered:
         """Return the answers to the images that judge, as means over several weights.
 

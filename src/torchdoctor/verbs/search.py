@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from torchdoctor.treatment.remedies import REMEDIES, cure_named
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.search import (
     CONTROL,
+    LEAST_SHARE,
     Candidate,
     candidates,
     candidates_for,
@@ -161,7 +161,7 @@ def choose_stage(
         shutil.rmtree(folder / "trials" / f"rung{number}", ignore_errors=True)
         return {name: scored["score"] for name, scored in scores.items()}
 
-    finished = halve(pool, rungs, run)
+    finished = halve(pool, rungs, run, judge.error_of)
     shutil.rmtree(folder / "trials", ignore_errors=True)
     by_name = {candidate.name: candidate for candidate in pool}
     if not finished:
@@ -209,13 +209,16 @@ def weighed(case: Case, causes: Causes) -> Mapping[Cause, float]:
     """
     if case.plan.select != "balanced":
         return causes.expected
+    # A rare category may have so few validation images that no error of theirs says that it is rare.
     labels = case.data.validation.table.labels
     counts = dict(zip(case.classes, np.bincount(labels, minlength=len(case.classes)).tolist(), strict=True))
-    sums: Counter[Cause] = Counter()
+    sums: dict[Cause, float] = {"rare category": 0.0}
     for error in causes.errors:
         weight = len(labels) / (len(case.classes) * max(counts[error.label], 1))
-        sums.update({cause: weight * chance for cause, chance in error.probabilities.items()})
-    return dict(sums)
+        for cause, chance in error.probabilities.items():
+            sums[cause] = sums.get(cause, 0.0) + weight * chance
+    least = LEAST_SHARE * sum(sums.values()) / (1 - LEAST_SHARE)
+    return {**sums, "rare category": max(sums["rare category"], least)}
 
 
 def _costs(candidate: Candidate) -> bool:
