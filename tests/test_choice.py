@@ -26,7 +26,7 @@ from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.remedies import GENERAL, REMEDIES, meant_for
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.scoring import Answered, answers_of, score_of
-from torchdoctor.treatment.search import Candidate, Rung, candidates_for, halve
+from torchdoctor.treatment.search import LEAST_SHARE, Candidate, Rung, candidates_for, halve
 from torchdoctor.types import InputError
 from torchdoctor.verbs.checkup import with_better_arm
 from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for, validation_images
@@ -154,12 +154,14 @@ def test_the_error_of_a_score_follows_from_the_images_that_judge(photos, trained
     case = a_case(photos, trained)
     judge, number = judge_of(case), len(case.data.validation)
     assert judge.error_of(75.0) == pytest.approx(100 * (0.75 * 0.25 / number) ** 0.5)
-    assert judge.error_of(100.0) == pytest.approx(100 * number**0.5 / (number + 1) / number**0.5)
+    assert judge.error_of(100.0) == pytest.approx(100 / (number + 1))
     labels = case.data.validation.table.labels
     rows = [*np.flatnonzero(labels == 0)[:1], *np.flatnonzero(labels == 1)[:4]]
     few = case.data.validation.select(case.data.validation.table.ids[rows])
     uneven = replace(judge, images=few, select="balanced")
-    assert uneven.error_of(50.0) == pytest.approx(100 * (0.25 / 1 + 0.25 / 4) ** 0.5 / 2)
+    blue, red = np.bincount(few.table.labels).tolist()
+    assert blue < red
+    assert uneven.error_of(50.0) == pytest.approx(100 * (0.25 / blue + 0.25 / red) ** 0.5 / 2)
 
 
 @pytest.mark.parametrize("select", ["iid", "balanced", "swapped", "mean"])
