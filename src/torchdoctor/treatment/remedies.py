@@ -79,8 +79,8 @@ _BUILT_IN: tuple[Cure, ...] = (
     Cure("drop-suspects", drop_suspects, causes=WRONG_LABELS),
 )
 REMEDIES: Mapping[str, Cure] = {cure.name: cure for cure in _BUILT_IN}
-COMPLETED = ("relabelled", "drop-suspects", "dfr")  # what a run may complete: with lists, or with groups
 FROM_LISTS = ("relabelled", "drop-suspects")  # cures that a run or a user completes with a list of images
+COMPLETED = (*FROM_LISTS, "dfr")  # what a run may complete: with lists, or with groups of images
 GENERAL = ("averaging", "ema", "smoothing")  # what is tried where no cause of errors has a cure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +73,18 @@ class Answered:
         difference = self.right - other.right
         mean = float(difference @ self.weights)
         return 100 * float(np.sqrt(np.square(self.weights * (difference - mean)).sum()))
+
+
+def mean_answers(answers: Sequence[Answered]) -> Answered:
+    """Return the mean of the answers of several networks to the same images.
+
+    Args:
+        answers: The answers of each network.
+
+    Returns:
+        The share of the networks that classify each image correctly, and what each image counts.
+    """
+    return Answered(np.mean([each.right for each in answers], axis=0), answers[0].weights)
 
 
 def answers_of(model: nn.Module, validation: Images, swapped: Collection[Batch], select: Select) -> Answered:

@@ -20,7 +20,7 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.state import load_state
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.treatment.scoring import Answered, Select, answers_of, score_of
+from torchdoctor.treatment.scoring import Answered, Select, answers_of, mean_answers, score_of
 from torchdoctor.treatment.soup import averaged_seeds
 from torchdoctor.types import InputError
 from torchdoctor.verbs.cures import validation_images
@@ -99,7 +99,7 @@ class Judge:
         for state in states:
             load_state(own, state)
             found.append(answers_of(own, self.images, self.swapped, self.select))
-        return Answered(np.mean([each.right for each in found], axis=0), found[0].weights)
+        return mean_answers(found)
 
     def among(self, arms: Iterable[str]) -> Judge:
         """Return the judge of some arms, which looks at no image that one of them may solve layers on.
@@ -181,16 +181,14 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
     """
     judge = judge.among(treatment.names())
     state = {name: value.detach().cpu() for name, value in judge.case.model.state_dict().items()}
-    scores = {"base": [judge.score(state)["score"]]}
+    answers = {"base": [judge.answers([state])]}
     for trained in treatment.arms:
         if trained.name in ("control", arm):
-            scores.setdefault(trained.name, []).append(judge.score(trained.state)["score"])
+            answers.setdefault(trained.name, []).append(judge.answers([trained.state]))
+    scores = {name: [each.score for each in found] for name, found in answers.items()}
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     fallback = "control" if means["control"] > means["base"] else "base"
-    of_arm, of_control = (
-        judge.answers([one.state for one in treatment.arms if one.name == name]) for name in (arm, "control")
-    )
-    error = of_arm.error_of_difference(of_control)
+    error = mean_answers(answers[arm]).error_of_difference(mean_answers(answers["control"]))
     use = arm if means[arm] > means["control"] + error and means[arm] > means["base"] else fallback
     numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
     numbers += f"; standard error of {arm} less control {error:.1f}"
@@ -212,7 +210,7 @@ def _soup(judge: Judge, treatment: Treatment, use: str, of_seeds: Sequence[float
     """Score the average of an arm's seeds; None where there is a single set of weights."""
     if use == "base" or len(of_seeds) < 2:
         return None
-    score = judge.score(handed_soup(judge.case, treatment, use))["score"]
+    score = judge.answers([handed_soup(judge.case, treatment, use)]).score
     return {"score": score, "used": score >= max(of_seeds)}
 
 
