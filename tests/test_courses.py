@@ -284,7 +284,7 @@ def test_every_built_in_remedy_says_what_it_is_for():
         assert cure.name == name and cure.causes and (cure.passes >= 1 or name in EDITS)
         assert (cure.passes == 0) == (name in EDITS)
         assert cure.summary.endswith(".") and len(cure.summary) < 120, cure.summary
-    assert meant_for("rare category") == ("balance", "balanced-head")
+    assert meant_for("rare category") == ("balance", "balanced-head", "swap")
     assert meant_for("under-fitted") == ("control",)
 
 
