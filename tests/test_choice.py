@@ -23,7 +23,7 @@ from torchdoctor.treatment.labels_by_hand import relabelled
 from torchdoctor.treatment.learning_rate import TIMES, affordable_steps, short_steps
 from torchdoctor.treatment.next_steps import OWN_MISTAKES, STEPS, Known, next_steps, sentences
 from torchdoctor.treatment.recipe import Recipe
-from torchdoctor.treatment.remedies import GENERAL, REMEDIES, meant_for
+from torchdoctor.treatment.remedies import AVERAGES, GENERAL, REMEDIES, meant_for
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.scoring import Answered, answers_of, score_of
 from torchdoctor.treatment.search import LEAST_SHARE, Candidate, Rung, candidates_for, halve
@@ -67,7 +67,10 @@ def test_the_best_edit_also_edits_what_the_best_training_has_trained():
 
 def test_without_a_cure_for_any_cause_general_remedies_are_proposed_and_never_the_control():
     assert proposed({"unknown": 10.0}) == proposed({}) == list(GENERAL)
-    assert proposed({"under-fitted": 10.0}) == list(GENERAL)  # its cure is the control
+    lasting = [name for name in GENERAL if name not in AVERAGES]
+    assert proposed({"under-fitted": 10.0}) == lasting != []  # its cure is the control
+    assert not {*AVERAGES} & {*proposed({"under-fitted": 6.0, "over-fitted": 5.0})}
+    assert {*AVERAGES} <= {*proposed({"under-fitted": 4.0, "over-fitted": 5.0})}
     assert "control" not in proposed(dict.fromkeys(MEANINGS, 1.0))
 
 

@@ -82,6 +82,9 @@ class Problem:
     def solved(self, start: Head) -> Head:
         """Find the minimum by L-BFGS.
 
+        The libraries of NumPy and SciPy get one thread each: the matrices are small, and where two processes
+        shared two cores, their threads waited for each other five times as long as they computed.
+
         With a penalty on absolute weights W is the difference of two parts, neither below 0: |W| is then
         their sum, which has a derivative.
 
@@ -91,6 +94,13 @@ class Problem:
         Returns:
             The layer at the minimum.
         """
+        from threadpoolctl import threadpool_limits  # here: nothing else needs it
+
+        with threadpool_limits(limits=1, user_api="blas"):
+            return self._solved(start)
+
+    def _solved(self, start: Head) -> Head:
+        """Find the minimum, with as many threads as there are."""
         options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS, "gtol": SLOPE, "ftol": PROGRESS}
         flat, size = start.weight.ravel(), start.weight.size
         if not self.l1:

@@ -81,6 +81,7 @@ _BUILT_IN: tuple[Cure, ...] = (
 REMEDIES: Mapping[str, Cure] = {cure.name: cure for cure in _BUILT_IN}
 FROM_LISTS = ("relabelled", "drop-suspects")  # cures that a run or a user completes with a list of images
 COMPLETED = (*FROM_LISTS, "dfr")  # what a run may complete: with lists, or with groups of images
+AVERAGES = ("averaging", "ema")  # hand back a mean of the weights of many steps
 GENERAL = ("averaging", "ema", "smoothing")  # what is tried where no cause of errors has a cure
 
 

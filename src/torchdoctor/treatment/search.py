@@ -16,7 +16,7 @@ from torchdoctor.treatment.constraints import Constraint, constraints_named
 from torchdoctor.treatment.cure import Cure, Remedy
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Course, Recipe
-from torchdoctor.treatment.remedies import GENERAL, REMEDIES
+from torchdoctor.treatment.remedies import AVERAGES, GENERAL, REMEDIES
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 from torchdoctor.types import InputError
 
@@ -85,7 +85,8 @@ def candidates_for(
 
     The first cure of every cause comes first, then the second of every cause, and so on; of causes, those
     with the most errors come first. Where no cause has a cure beside further training, remedies are proposed
-    that help many networks a little.
+    that help many networks a little. Averages of weights are left out where more errors come from too little
+    training than from too much: they lag behind a network that still learns fast.
 
     Args:
         expected: The expected number of errors by cause (see `Causes.expected`).
@@ -98,6 +99,8 @@ def candidates_for(
         The candidates, the most promising first.
     """
     errors = sum(expected.values())
+    if expected.get("under-fitted", 0.0) > max(expected.get("over-fitted", 0.0), LEAST_SHARE * errors):
+        available = {name: cure for name, cure in available.items() if name not in AVERAGES}
     weighty = [cause for cause, number in expected.items() if number >= LEAST_SHARE * errors]
     queues: list[list[Candidate]] = []
     for cause in sorted(weighty, key=lambda cause: -expected[cause]):
