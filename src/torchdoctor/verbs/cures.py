@@ -17,7 +17,7 @@ from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.treatment.cure import JOINED_BY, Cure, together
 from torchdoctor.treatment.labels_by_hand import relabelled, without
 from torchdoctor.treatment.remedies import REMEDIES, cure_named
-from torchdoctor.treatment.reweighting import grouped
+from torchdoctor.treatment.reweighting import LEAST_OF_GROUP, grouped
 from torchdoctor.types import InputError
 
 
@@ -57,7 +57,7 @@ def available_cures(case: Case, folder: Path, diagnosis: Diagnosis) -> dict[str,
     Returns:
         The cures by name. Where no budget is given, those whose steps cost more than the control's are left
         out; where no label looks wrong, the one that leaves such images out; with fewer than 20 masks, those
-        that need masks.
+        that need masks; where a category has fewer than 16 images to solve layers on, those that do so.
     """
     found = dict[str, Cure]()
     masked = int(case.data.train.table.has_mask.sum())
@@ -66,10 +66,18 @@ def available_cures(case: Case, folder: Path, diagnosis: Diagnosis) -> dict[str,
         if name == "drop-suspects" and not suspected:
             continue
         dear = case.plan.budget is None and cure.passes > 1
+        solvable = not cure.solves_on_validation or _enough_to_solve(case)
         few_masks = "masks" in cure.needs and masked < LEAST_MASKS
-        if not dear and not few_masks and _serves(case, cure, diagnosis):
+        if not dear and not few_masks and solvable and _serves(case, cure, diagnosis):
             found[name] = cure
     return found
+
+
+def _enough_to_solve(case: Case) -> bool:
+    """Tell whether half of the validation images, or all training images, have enough of every category."""
+    solved_on = validation_images(case, ["dfr"])[0] if len(case.data.validation) else case.data.train
+    counts = np.bincount(solved_on.table.labels, minlength=len(case.classes))
+    return int(counts.min()) >= LEAST_OF_GROUP
 
 
 def _serves(case: Case, cure: Cure, diagnosis: Diagnosis) -> bool:

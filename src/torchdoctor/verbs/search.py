@@ -108,7 +108,8 @@ def search_forecast(
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
     prices = prices_of(pool, price)
     in_minutes = case.plan.budget is not None and not is_in_steps(case.plan.budget)
-    rungs = fitting_rungs(case, prices if in_minutes else [1.0] * len(pool), control_seconds)
+    planned = prices if in_minutes else prices_of(pool, lambda _texts: 1.0)
+    rungs = fitting_rungs(case, planned, control_seconds)
     steps = sum((1 + count * sum(prices) / len(prices)) * epochs for count, epochs in rungs)
     return {
         "candidates": [one.name for one in pool],
@@ -167,7 +168,7 @@ def choose_stage(
     if not finished:
         record |= {"chosen": asdict(first_choice), "constrained": None}
         write_json(folder / TRIALS, record)
-        return Choice(first_choice, rival=_free_rival(first_choice, pool))
+        return Choice(first_choice, rival=_rival(first_choice, pool))
     # From the last rung, which trained longest, to the first.
     ranked = [by_name[name] for rung in reversed(finished) for name in rung.ranking]
     constrained = next((candidate for candidate in ranked if candidate.constraints), None)
@@ -175,13 +176,12 @@ def choose_stage(
     record["constrained"] = asdict(constrained) if constrained is not None else None
     record["beats_control"] = finished[-1].scores[ranked[0].name] > finished[-1].scores[CONTROL]
     write_json(folder / TRIALS, record)
-    rival = next((one for one in ranked if _costs(one) != _costs(ranked[0])), None)
-    return Choice(ranked[0], constrained, rival)
+    return Choice(ranked[0], constrained, _rival(ranked[0], (*ranked, *pool)))
 
 
-def _free_rival(first: Candidate, pool: Sequence[Candidate]) -> Candidate | None:
-    """Return a candidate that costs nothing beside one that does, where there were no trials."""
-    return next((one for one in pool if not _costs(one)), None) if _costs(first) else None
+def _rival(first: Candidate, others: Sequence[Candidate]) -> Candidate | None:
+    """Return the first candidate that only edits beside one that trains, and the other way round."""
+    return next((one for one in others if _costs(one) != _costs(first)), None)
 
 
 def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tuple[Candidate, ...]:

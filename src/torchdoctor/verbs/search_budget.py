@@ -70,7 +70,7 @@ def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tup
     Raises:
         InputError: If the budget cannot be read, or is too small for two candidates.
     """
-    budget, control_seconds, prices = case.plan.budget, 1.0, [1.0] * len(pool)
+    budget, control_seconds, prices = case.plan.budget, 1.0, prices_of(pool, lambda _texts: 1.0)
     if budget is not None and not is_in_steps(budget):
         control_seconds = seconds_per_step(case, batch, treated=False)
         prices = prices_of(pool, lambda texts: measured_price(case, texts, batch, control_seconds))
