@@ -6,8 +6,8 @@
 Ten categories of a data set, 200 training images and 40 validation images of each. `residual` is a small
 residual network trained from random weights for 20 epochs. `lite0` is an EfficientNet-Lite0 with its
 published weights at 64 pixels, whose last layer is fitted to the images; only that layer is trained further.
-Then the stages of `torchdoctor checkup` run, with nothing chosen by hand, as in `planted`. The seed decides which
-categories are taken, and everything random. Test images are looked at once. The interval is over seeds.
+Then the stages of `torchdoctor checkup` run, with nothing chosen by hand, as in `planted`. The seed decides
+which categories are taken, and everything random. Test images are looked at once. The interval is over seeds.
 """
 
 from __future__ import annotations
