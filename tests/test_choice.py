@@ -18,7 +18,7 @@ from torchdoctor.data.load import load_data
 from torchdoctor.diagnosis.causes_result import MEANINGS, Causes, ErrorCause
 from torchdoctor.diagnosis.suspects_result import COLUMNS, Suspect, Suspects
 from torchdoctor.images.batches import Batch
-from torchdoctor.treatment.cure import Cure
+from torchdoctor.treatment.cure import JOINED_BY, Cure
 from torchdoctor.treatment.labels_by_hand import relabelled
 from torchdoctor.treatment.learning_rate import TIMES, affordable_steps, short_steps
 from torchdoctor.treatment.next_steps import OWN_MISTAKES, STEPS, Known, next_steps, sentences
@@ -30,7 +30,7 @@ from torchdoctor.treatment.search import LEAST_SHARE, Candidate, Rung, candidate
 from torchdoctor.types import InputError
 from torchdoctor.verbs.checkup import with_better_arm
 from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for, validation_images
-from torchdoctor.verbs.judge import Judge, choose_weights, judge_of
+from torchdoctor.verbs.judge import Judge, better_arm, choose_weights, judge_of
 from torchdoctor.verbs.search import Choice, listed_arms, plan_with_choice, weighed
 from torchdoctor.verbs.search_budget import control_steps, fitting_rungs, prices_of
 
@@ -156,15 +156,15 @@ def test_of_scores_within_an_error_the_first_proposed_is_the_best():
 def test_the_error_of_a_score_follows_from_the_images_that_judge(photos, trained):
     case = a_case(photos, trained)
     judge, number = judge_of(case), len(case.data.validation)
-    assert judge.error_of(75.0) == pytest.approx(100 * (0.75 * 0.25 / number) ** 0.5)
-    assert judge.error_of(100.0) == pytest.approx(100 / (number + 1))
+    assert judge.error_of(75.0) == pytest.approx(100 * (2 * 0.75 * 0.25 / number) ** 0.5)
+    assert judge.error_of(100.0) == pytest.approx(100 * 2**0.5 / (number + 1))
     labels = case.data.validation.table.labels
     rows = [*np.flatnonzero(labels == 0)[:1], *np.flatnonzero(labels == 1)[:4]]
     few = case.data.validation.select(case.data.validation.table.ids[rows])
     uneven = replace(judge, images=few, select="balanced")
     blue, red = np.bincount(few.table.labels).tolist()
     assert blue < red
-    assert uneven.error_of(50.0) == pytest.approx(100 * (0.25 / blue + 0.25 / red) ** 0.5 / 2)
+    assert uneven.error_of(50.0) == pytest.approx(100 * (0.5 / blue + 0.5 / red) ** 0.5 / 2)
 
 
 @pytest.mark.parametrize("select", ["iid", "balanced", "swapped", "mean"])
@@ -220,6 +220,39 @@ def test_weights_are_handed_back_that_are_better_beyond_an_error(
     assert choice["use"] == use and choice["soup"] is None
     error = 10 * np.std((arm - control).numpy())
     assert f"standard error of swap less control {error:.1f}" in choice["reason"]
+
+
+@pytest.mark.parametrize(
+    ("select", "scores", "compared"),
+    [
+        ("iid", {"control": 50, "balance": 55, "swap": 56, "swap+balance": 54}, "swap"),
+        ("balanced", {"control": 50, "balance": 55, "swap": 56, "swap+balance": 54}, "swap+balance"),
+        ("balanced", {"control": 50, "balance": 55, "swap": 49, "swap+balance": 57}, "balance"),
+        ("balanced", {"control": 50, "balance": 30, "swap": 49, "smoothing": 51}, "smoothing"),
+    ],
+)
+def test_balanced_arms_are_expected_to_be_right_where_few_images_judge(
+    photos, trained, tmp_path, select, scores, compared
+):
+    case = a_case(photos, trained)
+    images = case.data.validation
+    order = np.random.default_rng(3).permutation(100)
+    states = {
+        name: torch.tensor((order if JOINED_BY in name else np.arange(100)) < score).double()
+        for name, score in scores.items()
+    }
+    arms = tuple(Arm(name, 0, {"right": state}, (), 1, 1.0, ()) for name, state in states.items())
+    (tmp_path / "trials.json").write_text("{}")
+    judge = StubJudge(case, images, images, (), select)
+    tried = [name for name in scores if name != "control"]
+    assert better_arm(tmp_path, judge, Treatment(arms, ()), tried) == compared
+    assert json.loads((tmp_path / "trials.json").read_text())["in_full"] == pytest.approx(scores)
+    base = torch.nn.Module()
+    base.register_buffer("right", torch.zeros(100, dtype=torch.float64))
+    chosen = choose_weights(
+        tmp_path, replace(judge, case=replace(case, model=base)), Treatment(arms, ()), compared
+    )
+    assert chosen["use"] == compared  # also 54 beside 50, where the answers differ at random: error 7
 
 
 def suspects_of(ids, chance=0.9):

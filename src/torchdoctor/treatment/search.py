@@ -52,7 +52,7 @@ class Rung:
         epochs: How many epochs each candidate is trained.
         scores: The score of each candidate and of the control in percent, by name, in the order in which the
             candidates were proposed.
-        error: The standard error of the best score, in percentage points.
+        error: The standard error of a difference from the best score, in percentage points.
     """
 
     epochs: int
@@ -272,8 +272,8 @@ def halve(
         rungs: The number of candidates and of epochs for each round (see `ladder`).
         run: A function of (round, epochs, candidates) that trains them and the control and returns all
             scores by name.
-        error_of: Returns the standard error of a score, both in percent; by default differences count as
-            they are.
+        error_of: Returns the standard error of the difference of two scores that are about as high, all in
+            percent; by default differences count as they are.
 
     Returns:
         The rounds with their scores.

@@ -19,6 +19,8 @@ from torchdoctor.files.writing import write_json
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.state import load_state
+from torchdoctor.treatment.cure import JOINED_BY
+from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.scoring import Answered, Select, answers_of, mean_answers, score_of
 from torchdoctor.treatment.soup import averaged_seeds
@@ -68,13 +70,13 @@ class Judge:
         return score_of(own, self.images, self.swapped, self.select)
 
     def error_of(self, score: float) -> float:
-        """Return the standard error of a score, from the number of images that judge.
+        """Return the standard error of the difference of two scores, from the number of images that judge.
 
         Args:
-            score: A score in percent.
+            score: The scores in percent; both are about as high.
 
         Returns:
-            The square root of `p (100 - p) / n` in percentage points, where p is the score, at least one
+            The square root of `2 p (100 - p) / n` in percentage points, where p is the score, at least one
             image away from 0 and 100, and n the number of images; where categories weigh the same, as many
             images as would have that error if every category had as many.
         """
@@ -83,7 +85,7 @@ class Judge:
         if self.select == "balanced":
             number = len(counts) ** 2 / float((1 / counts).sum())
         inside = min(max(score, 100 / (number + 1)), 100 * number / (number + 1))
-        return float(np.sqrt(inside * (100 - inside) / number))
+        return float(np.sqrt(2 * inside * (100 - inside) / number))
 
     def answers(self, states: Sequence[Mapping[str, torch.Tensor]]) -> Answered:
         """Return the answers to the images that judge, as means over several weights.
@@ -143,6 +145,11 @@ def judge_of(case: Case) -> Judge:
 def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[str]) -> str:
     """Let the validation split choose which of the arms trained in full is compared with the control.
 
+    The best score decides, with one exception. A few images of a rare category say little about an arm that
+    balances categories, and theory says that it is right. Such an arm is taken unless it is worse than the
+    best by more than the standard error of the difference; it edits what another arm has trained where that
+    arm scores higher than the control.
+
     Args:
         folder: The run's folder; the choice is added to `trials.json`.
         judge: How weights are scored.
@@ -150,17 +157,36 @@ def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[
         arms: The names of the arms that a choice led to; of equal ones the first is taken.
 
     Returns:
-        The name of the best.
+        The name of the arm.
     """
     judge = judge.among(treatment.names())
-    means = {
-        arm: sum(scores) / len(scores)
-        for arm in arms
-        if (scores := [judge.score(one.state)["score"] for one in treatment.arms if one.name == arm])
+    answers = {
+        name: judge.answers(states)
+        for name in dict.fromkeys(["control", *arms])
+        if (states := [one.state for one in treatment.arms if one.name == name])
     }
-    best = max(means, key=lambda arm: means[arm])
+    means = {name: found.score for name, found in answers.items()}
+    best = max((name for name in means if name != "control"), key=lambda name: means[name])
+    balanced = _balanced_arm(means) if judge.select == "balanced" else None
+    if balanced is not None:
+        error = answers[balanced].error_of_difference(answers[best])
+        best = balanced if means[balanced] >= means[best] - error else best
     write_json(folder / TRIALS, {**read_json(folder / TRIALS), "in_full": means, "compared": best})
     return best
+
+
+def _balances(arm: str) -> bool:
+    """Tell whether an arm ends in an edit that makes rare categories count as others do."""
+    cure = REMEDIES.get(arm.split(JOINED_BY)[-1])
+    return cure is not None and not cure.passes and "rare category" in cure.causes
+
+
+def _balanced_arm(means: Mapping[str, float]) -> str | None:
+    """Return the arm that balances categories: an edit of the control, or of a training that is better."""
+    arms = [name for name in means if _balances(name)]
+    on_better = [name for name in arms if means.get(name.partition(JOINED_BY)[0], 0.0) > means["control"]]
+    joined = [name for name in on_better if JOINED_BY in name]
+    return next(iter([*joined, *arms]), None)
 
 
 def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -> dict[str, Any]:
@@ -174,7 +200,9 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
 
     Returns:
         {use, arm, select, validation_scores, means, soup, reason}. `use` is the arm if it beats the base, and
-        the control by more than the standard error of the difference; else the better of these two. Scores
+        the control by more than the standard error of the difference; else the better of these two. An arm
+        that balances categories, judged by all categories alike, is used unless it is worse than the better
+        of these two by more than that error (see `better_arm`). Scores
         are in percent, a score for each seed; `means` are their means, by which `use` is chosen. `soup` is
         None, or {score, used} of the averaged weights of the seeds of `use`, which are used where they score
         at least as high as the best of the seeds.
@@ -189,7 +217,9 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     fallback = "control" if means["control"] > means["base"] else "base"
     error = mean_answers(answers[arm]).error_of_difference(mean_answers(answers["control"]))
-    use = arm if means[arm] > means["control"] + error and means[arm] > means["base"] else fallback
+    better = means[arm] > means["control"] + error and means[arm] > means["base"]
+    expected = judge.select == "balanced" and _balances(arm) and means[arm] >= means[fallback] - error
+    use = arm if better or expected else fallback
     numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
     numbers += f"; standard error of {arm} less control {error:.1f}"
     choice = {
