@@ -23,7 +23,10 @@ def test_candidates_without_masks_need_none():
 
 
 def test_the_ladder_halves_the_candidates_and_doubles_the_epochs():
-    assert ladder([1.0] * 8, 5, 10, None) == [(8, 1), (4, 2), (2, 4)]
+    assert ladder([1.0] * 8, 4, 10, None) == [(8, 1), (4, 2), (2, 4)]
+    assert ladder([1.0] * 8, 10, 10, None) == [(8, 3), (4, 6), (2, 10)]
+    assert ladder([1.0] * 8, 10, 10, 90.0) == [(2, 3)]  # a quarter of the length, for as many as that allows
+    assert ladder([1.0] * 8, 10, 10, 80.0) == [(2, 1)]
     assert ladder([1.0] * 3, 1, 10, None) == [(3, 1), (2, 1)]
 
 
@@ -51,7 +54,7 @@ def test_the_best_of_each_rung_go_on():
         scores = {"control": 99.0, "a": 1.0, "b": 4.0, "c": float("nan"), "d": 3.0}
         return {name: scores[name] for name in ["control", *(one.name for one in tried)]}
 
-    rungs = halve(pool, ladder([1.0] * 4, 5, 1, None), run)
+    rungs = halve(pool, ladder([1.0] * 4, 4, 1, None), run)
     assert seen == [(0, 1, ["a", "b", "c", "d"]), (1, 2, ["b", "d"])]
     assert rungs[-1].ranking[0] == "b" and rungs[0].ranking == ["b", "d", "a", "c"]
 

@@ -63,16 +63,23 @@ class Answered:
     def error_of_difference(self, other: Answered) -> float:
         """Return the standard error of the difference of two scores, over the images, in percentage points.
 
+        Two images more are counted for every group, of which one is answered differently. Otherwise the
+        error of a category with one or two images would be 0 where both networks get them wrong.
+
         Args:
             other: The answers of another network to the same images.
 
         Returns:
-            The square root of `sum_i (w_i (d_i - d))^2`, where d_i is the difference for image i and d the
-            difference of the scores.
+            The square root of the sum over groups of images that weigh the same, w each, of `n w^2 v`, where
+            v is `(sum_i d_i^2 + 1) / (n + 2) - m^2`, d_i the difference for image i, m its mean and n the
+            number of images in the group.
         """
-        difference = self.right - other.right
-        mean = float(difference @ self.weights)
-        return 100 * float(np.sqrt(np.square(self.weights * (difference - mean)).sum()))
+        difference, variance = self.right - other.right, 0.0
+        for weight in np.unique(self.weights):
+            group = difference[self.weights == weight]
+            each = (np.square(group).sum() + 1) / (len(group) + 2) - np.square(group.mean())
+            variance += len(group) * weight**2 * max(float(each), 0.0)
+        return 100 * float(np.sqrt(variance))
 
 
 def mean_answers(answers: Sequence[Answered]) -> Answered:

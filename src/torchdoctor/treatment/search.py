@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from torch import nn
 
@@ -52,23 +53,23 @@ class Rung:
         epochs: How many epochs each candidate is trained.
         scores: The score of each candidate and of the control in percent, by name, in the order in which the
             candidates were proposed.
-        error: The standard error of a difference from the best score, in percentage points.
+        margin: By how much a score may lie below the best and still be about as high, in percentage points.
     """
 
     epochs: int
     scores: Mapping[str, float]
-    error: float = 0.0
+    margin: float = 0.0
 
     @property
     def ranking(self) -> list[str]:
         """The candidates without the control, best first.
 
-        Those within a standard error of the best come first, in the order in which they were proposed: a
-        short trial cannot tell them apart, and the cause of the errors says more.
+        Those about as high as the best come first, in the order in which they were proposed: a short trial
+        cannot tell them apart, and the cause of the errors says more.
         """
         tried = [name for name in self.scores if name != CONTROL]
         best = max((_ranked(self.scores[name]) for name in tried), default=0.0)
-        close = [name for name in tried if _ranked(self.scores[name]) >= best - self.error]
+        close = [name for name in tried if _ranked(self.scores[name]) >= best - self.margin]
         others = [name for name in tried if name not in close]
         return close + sorted(others, key=lambda name: -_ranked(self.scores[name]))
 
@@ -229,7 +230,9 @@ def ladder(
     """Plan the rounds of a search: half of the candidates go on with twice the epochs.
 
     The control is trained in every round too. Candidates are taken off the end of the list until the search
-    fits the budget, even if the most expensive candidates go on in every round.
+    fits the budget, even if the most expensive candidates go on in every round. The first round has a quarter
+    of the full epochs, because what changes much looks worse at first; where the budget is too small for two
+    candidates of that length, it has one epoch.
 
     Args:
         prices: What a step of each candidate costs, in steps of the control.
@@ -243,9 +246,10 @@ def ladder(
     Raises:
         InputError: The budget is not enough for two candidates.
     """
-    for tried in range(len(prices), 1, -1):
+    steps = 0.0
+    for first, tried in product((math.ceil(full_epochs / 4), 1), range(len(prices), 1, -1)):
         rungs: list[tuple[int, int]] = []
-        number, epochs = tried, 1
+        number, epochs = tried, first
         while number > 1 or not rungs:
             rungs.append((number, min(epochs, full_epochs)))
             number, epochs = math.ceil(number / 2), 2 * epochs
@@ -263,7 +267,7 @@ def halve(
     pool: Sequence[Candidate],
     rungs: Sequence[tuple[int, int]],
     run: Callable[[int, int, Sequence[Candidate]], Mapping[str, float]],
-    error_of: Callable[[float], float] = lambda _score: 0.0,
+    margin_of: Callable[[float], float] = lambda _score: 0.0,
 ) -> list[Rung]:
     """Run a successive halving.
 
@@ -272,8 +276,8 @@ def halve(
         rungs: The number of candidates and of epochs for each round (see `ladder`).
         run: A function of (round, epochs, candidates) that trains them and the control and returns all
             scores by name.
-        error_of: Returns the standard error of the difference of two scores that are about as high, all in
-            percent; by default differences count as they are.
+        margin_of: Returns by how much a score may lie below the best one, which it is given, and still be
+            about as high, both in percent; by default differences count as they are.
 
     Returns:
         The rounds with their scores.
@@ -282,12 +286,30 @@ def halve(
     left = list(pool)
     for number, (count, epochs) in enumerate(rungs):
         left = left[:count]
-        scores = run(number, epochs, left)
-        best = max((_ranked(scores[one.name]) for one in left), default=0.0)
-        in_order = [CONTROL, *(one.name for one in pool if one in left)]
-        error = 0.0 if math.isinf(best) else error_of(best)
-        rung = Rung(epochs, {name: scores[name] for name in in_order}, error)
+        rung = rung_of(epochs, run(number, epochs, left), [one for one in pool if one in left], margin_of)
         scored.append(rung)
         by_name = {candidate.name: candidate for candidate in left}
         left = [by_name[name] for name in rung.ranking]
     return scored
+
+
+def rung_of(
+    epochs: int,
+    scores: Mapping[str, float],
+    tried: Sequence[Candidate],
+    margin_of: Callable[[float], float] = lambda _score: 0.0,
+) -> Rung:
+    """Return a round of the search from its scores.
+
+    Args:
+        epochs: How many epochs each candidate was trained.
+        scores: The scores of the control and of the candidates in percent, by name.
+        tried: The candidates, in the order in which they were proposed.
+        margin_of: As in `halve`.
+
+    Returns:
+        The round.
+    """
+    best = max((_ranked(scores[one.name]) for one in tried), default=-math.inf)
+    margin = 0.0 if math.isinf(best) else margin_of(best)
+    return Rung(epochs, {name: scores[name] for name in (CONTROL, *(one.name for one in tried))}, margin)

@@ -29,6 +29,7 @@ from torchdoctor.verbs.cures import validation_images
 from torchdoctor.verbs.search_budget import budget_steps
 
 TRIALS = "trials.json"
+CERTAIN = 2.0  # standard errors, beyond which validation images overrule what is expected
 SCORED_BY: Mapping[Select, str] = {
     "iid": "validation accuracy",
     "balanced": "validation accuracy with every category weighing the same",
@@ -69,14 +70,15 @@ class Judge:
         load_state(own, state)
         return score_of(own, self.images, self.swapped, self.select)
 
-    def error_of(self, score: float) -> float:
-        """Return the standard error of the difference of two scores, from the number of images that judge.
+    def margin_of(self, score: float) -> float:
+        """Return how far below a score another may lie that is about as high.
 
         Args:
-            score: The scores in percent; both are about as high.
+            score: The higher score in percent.
 
         Returns:
-            The square root of `2 p (100 - p) / n` in percentage points, where p is the score, at least one
+            Two standard errors of the difference of two scores on unlike images, in percentage points:
+            twice the square root of `2 p (100 - p) / n`, where p is the score, at least one
             image away from 0 and 100, and n the number of images; where categories weigh the same, as many
             images as would have that error if every category had as many.
         """
@@ -85,7 +87,7 @@ class Judge:
         if self.select == "balanced":
             number = len(counts) ** 2 / float((1 / counts).sum())
         inside = min(max(score, 100 / (number + 1)), 100 * number / (number + 1))
-        return float(np.sqrt(2 * inside * (100 - inside) / number))
+        return CERTAIN * float(np.sqrt(2 * inside * (100 - inside) / number))
 
     def answers(self, states: Sequence[Mapping[str, torch.Tensor]]) -> Answered:
         """Return the answers to the images that judge, as means over several weights.
@@ -147,7 +149,7 @@ def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[
 
     The best score decides, with one exception. A few images of a rare category say little about an arm that
     balances categories, and theory says that it is right. Such an arm is taken unless it is worse than the
-    best by more than the standard error of the difference; it edits what another arm has trained where that
+    best by more than two standard errors of the difference; it edits what another arm has trained where that
     arm scores higher than the control.
 
     Args:
@@ -169,7 +171,7 @@ def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[
     best = max((name for name in means if name != "control"), key=lambda name: means[name])
     balanced = _balanced_arm(means) if judge.select == "balanced" else None
     if balanced is not None:
-        error = answers[balanced].error_of_difference(answers[best])
+        error = CERTAIN * answers[balanced].error_of_difference(answers[best])
         best = balanced if means[balanced] >= means[best] - error else best
     write_json(folder / TRIALS, {**read_json(folder / TRIALS), "in_full": means, "compared": best})
     return best
@@ -202,7 +204,7 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
         {use, arm, select, validation_scores, means, soup, reason}. `use` is the arm if it beats the base, and
         the control by more than the standard error of the difference; else the better of these two. An arm
         that balances categories, judged by all categories alike, is used unless it is worse than the better
-        of these two by more than that error (see `better_arm`). Scores
+        of these two by more than twice that error (see `better_arm`). Scores
         are in percent, a score for each seed; `means` are their means, by which `use` is chosen. `soup` is
         None, or {score, used} of the averaged weights of the seeds of `use`, which are used where they score
         at least as high as the best of the seeds.
@@ -218,7 +220,9 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
     fallback = "control" if means["control"] > means["base"] else "base"
     error = mean_answers(answers[arm]).error_of_difference(mean_answers(answers["control"]))
     better = means[arm] > means["control"] + error and means[arm] > means["base"]
-    expected = judge.select == "balanced" and _balances(arm) and means[arm] >= means[fallback] - error
+    expected = (
+        judge.select == "balanced" and _balances(arm) and means[arm] >= means[fallback] - CERTAIN * error
+    )
     use = arm if better or expected else fallback
     numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
     numbers += f"; standard error of {arm} less control {error:.1f}"

@@ -30,6 +30,7 @@ from torchdoctor.treatment.search import (
     candidates_for,
     halve,
     remedy_of,
+    rung_of,
 )
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.treat import trial_of
@@ -106,9 +107,10 @@ def search_forecast(
             "seconds": control_seconds * max(steps, 0.0),
         }
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
-    prices = prices_of(pool, price)
+    trained = [one for one in pool if _costs(one)]
+    prices = prices_of(trained, price)
     in_minutes = case.plan.budget is not None and not is_in_steps(case.plan.budget)
-    planned = prices if in_minutes else prices_of(pool, lambda _texts: 1.0)
+    planned = prices if in_minutes else prices_of(trained, lambda _texts: 1.0)
     rungs = fitting_rungs(case, planned, control_seconds)
     steps = sum((1 + count * sum(prices) / len(prices)) * epochs for count, epochs in rungs)
     return {
@@ -142,46 +144,42 @@ def choose_stage(
         read_json(folder / TRIALS) if (folder / TRIALS).is_file() else {"select": judge.select, "rungs": []}
     )
     pool = _pool(case, folder, diagnosis, causes)
-    first_choice = pool[0]
-    pool = tuple(sorted(pool, key=_costs))  # what costs nothing to try is never left out
+    edits = [one for one in pool if not _costs(one)]  # they cost nothing, so every round tries them
+    trained = [one for one in pool if _costs(one)]
     judge = judge.among(candidate.name for candidate in pool)
     first = case.data.train.first_batch(0)
-    planned = record["ladder"] if "ladder" in record else search_plan(case, pool, first)
+    planned = record["ladder"] if "ladder" in record else search_plan(case, trained, first)
     rungs = [(int(count), int(epochs)) for count, epochs in planned]
     record |= {"ladder": rungs, "causes": causes.expected, "candidates": [one.name for one in pool]}
-    watch.say(_announced(case, causes, pool, rungs, first_choice))
+    watch.say(_announced(case, causes, pool, rungs))
 
     def run(number: int, epochs: int, tried: Sequence[Candidate]) -> Mapping[str, float]:
-        if number < len(record["rungs"]):
-            earlier = record["rungs"][number]["scores"]
-            return {name: scored["score"] for name, scored in earlier.items()}
-        treatment = _try(judge, folder / "trials" / f"rung{number}", diagnosis, epochs, number, tried, watch)
-        scores = {arm.name: judge.score(arm.state) for arm in treatment.arms}
-        record["rungs"].append({"epochs": epochs, "scores": scores})
-        write_json(folder / TRIALS, record)
-        shutil.rmtree(folder / "trials" / f"rung{number}", ignore_errors=True)
-        return {name: scored["score"] for name, scored in scores.items()}
+        if number >= len(record["rungs"]):
+            place = folder / "trials" / f"rung{number}"
+            treatment = _try(judge, place, diagnosis, epochs, number, [*edits, *tried], watch)
+            scores = {arm.name: judge.score(arm.state) for arm in treatment.arms}
+            record["rungs"].append({"epochs": epochs, "scores": scores})
+            write_json(folder / TRIALS, record)
+            shutil.rmtree(place, ignore_errors=True)
+        return {name: scored["score"] for name, scored in record["rungs"][number]["scores"].items()}
 
-    finished = halve(pool, rungs, run, judge.error_of)
+    finished = halve(trained, rungs, run, judge.margin_of)
     shutil.rmtree(folder / "trials", ignore_errors=True)
     by_name = {candidate.name: candidate for candidate in pool}
-    if not finished:
-        record |= {"chosen": asdict(first_choice), "constrained": None}
-        write_json(folder / TRIALS, record)
-        return Choice(first_choice, rival=_rival(first_choice, pool))
     # From the last rung, which trained longest, to the first.
-    ranked = [by_name[name] for rung in reversed(finished) for name in rung.ranking]
+    ranked = [by_name[name] for rung in reversed(finished) for name in rung.ranking] or trained
+    last = run(len(finished) - 1, 0, []) if finished else {}
+    if last:
+        best = rung_of(finished[-1].epochs, last, edits, judge.margin_of).ranking
+        edits = [by_name[name] for name in best]
+    firsts = sorted([*ranked[:1], *edits[:1]], key=lambda one: (-last.get(one.name, 0.0), pool.index(one)))
     constrained = next((candidate for candidate in ranked if candidate.constraints), None)
-    record["chosen"] = asdict(ranked[0])
-    record["constrained"] = asdict(constrained) if constrained is not None else None
-    record["beats_control"] = finished[-1].scores[ranked[0].name] > finished[-1].scores[CONTROL]
+    record["chosen"] = asdict(firsts[0])
+    record["constrained"] = asdict(constrained) if finished and constrained is not None else None
+    if last:
+        record["beats_control"] = last[firsts[0].name] > last[CONTROL]
     write_json(folder / TRIALS, record)
-    return Choice(ranked[0], constrained, _rival(ranked[0], (*ranked, *pool)))
-
-
-def _rival(first: Candidate, others: Sequence[Candidate]) -> Candidate | None:
-    """Return the first candidate that only edits beside one that trains, and the other way round."""
-    return next((one for one in others if _costs(one) != _costs(first)), None)
+    return Choice(firsts[0], constrained if finished else None, *firsts[1:])
 
 
 def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tuple[Candidate, ...]:
@@ -232,7 +230,6 @@ def _announced(
     causes: Causes,
     pool: Sequence[Candidate],
     rungs: Sequence[tuple[int, int]],
-    first: Candidate,
 ) -> str:
     """Say what is tried, why, and what it costs."""
     found = ", ".join(f"{cause} {number:.0f}" for cause, number in causes.expected.items() if number >= 0.5)
@@ -240,7 +237,7 @@ def _announced(
     trials = "; ".join(
         f"{count} for {epochs} epoch{'s' if epochs > 1 else ''} each" for count, epochs in rungs
     )
-    how = f"tried beside the control: {trials}" if rungs else f"without trials, so {first.name} is taken"
+    how = f"tried beside the control: {trials}" if rungs else "without trials, so the first is taken"
     least = BUDGET_TIMES if case.plan.budget is None and not case.plan.auto else 0
     limit = f"; all training takes at most {least:g} times the control's own" if least else ""
     return f"choosing a cure (expected errors by cause: {found or 'none'}): {names}; {how}{limit}"
