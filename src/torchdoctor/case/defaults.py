@@ -12,6 +12,7 @@ from torchdoctor.diagnosis.cause_rules import RARE
 from torchdoctor.treatment.arms import default_arms, remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named, default_constraints, on_layers
 from torchdoctor.treatment.cure import JOINED_BY
+from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.treatment.remedies import cure_named
 from torchdoctor.treatment.scoring import Select
 from torchdoctor.types import InputError
@@ -63,7 +64,7 @@ def check_remedies(settings: Settings, model: nn.Module, data: Splits) -> None:
         InputError: A remedy that was asked for needs what the network does not have.
     """
     arms = () if settings.arms == "auto" else settings.arms
-    given = () if settings.labels is None else ("relabelled",)
+    given = () if settings.labels is None else (ANSWERED,)
     cures = [cure_named(arm) for arm in arms if arm.partition(JOINED_BY)[0] not in given]
     needy = [cure for cure in cures if cure is not None and cure.needs]
     if needy:

@@ -18,6 +18,7 @@ from torchdoctor.models.settings import ModelSettings
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.review_files import MaskRecord, check_mask_file, read_masks
 from torchdoctor.treatment.arms import LEAST_MASKS
+from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.types import InputError
 
 OF_RUN = (*ModelSettings.model_fields, *DataSettings.model_fields)  # settings that a review brings along
@@ -139,7 +140,7 @@ def answered_arms(settings: Settings) -> tuple[str, ...]:
     Returns:
         `relabelled` where there are answers about labels; `swap` where a review left 20 masks or more.
     """
-    arms = () if settings.labels is None else ("relabelled",)
+    arms = () if settings.labels is None else (ANSWERED,)
     records = () if settings.review is None else read_masks(Path(settings.review)).values()
     return (*arms, "swap") if sum(bool(record.file) for record in records) >= LEAST_MASKS else arms
 
@@ -168,7 +169,7 @@ def with_review(
             "give one of them"
         )
     notes: tuple[str, ...] = (reviewed.note,)
-    uses_labels = settings.arms == "auto" or "relabelled" in settings.arms
+    uses_labels = settings.arms == "auto" or ANSWERED in settings.arms
     if reviewed.answers.changes and not uses_labels:
         notes += ("the answers about labels are not used: --arms does not name relabelled",)
     labels = reviewed.file if reviewed.answers.changes and uses_labels else None

@@ -12,6 +12,7 @@ from torchdoctor.glossary import GLOSSARY
 from torchdoctor.models.settings import ModelSettings
 from torchdoctor.proof.settings import ProofSettings
 from torchdoctor.settings import Amount, SettingsGroup, Whole, setting
+from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.treatment.recipe import FROM_SCRATCH, Recipe
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
 from torchdoctor.types import Evidence, InputError, NormPolicy, Precision, Resize
@@ -249,7 +250,7 @@ def check_verb(settings: Settings, verb: Verb) -> None:
         raise InputError("--new-head needs --weights: without weights everything is new")
     if verb in Settings.FURTHER and settings.epochs == 0:
         raise InputError("--epochs 0: nothing would be treated; expected 1 or more")
-    if settings.labels is not None and settings.arms != "auto" and "relabelled" not in settings.arms:
+    if settings.labels is not None and settings.arms != "auto" and ANSWERED not in settings.arms:
         raise InputError(
             f"--labels {settings.labels!r} is used by the arm relabelled, which --arms does not name: name "
             "it too, or leave --arms out"

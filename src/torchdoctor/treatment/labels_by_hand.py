@@ -15,6 +15,8 @@ from torchdoctor.treatment.cure import MISSING, Cure
 from torchdoctor.treatment.recipe import Course
 from torchdoctor.types import InputError
 
+ANSWERED = "relabelled"  # the cure that uses a person's answers about labels
+
 
 def without(ids: Iterable[int], name: str = "drop-suspects") -> Cure:
     """Return the remedy that trains without some of the images.
@@ -83,7 +85,7 @@ def _leaving_out(ids: frozenset[int], images: TrainingImages) -> Course:
     return Course(images=Without(images, ids), facts=facts) if ids else Course(facts=facts)
 
 
-def relabelled(labels: Mapping[int, int], name: str = "relabelled", *, left_out: Iterable[int] = ()) -> Cure:
+def relabelled(labels: Mapping[int, int], name: str = ANSWERED, *, left_out: Iterable[int] = ()) -> Cure:
     """Return the remedy that trains with corrected labels.
 
     Args:

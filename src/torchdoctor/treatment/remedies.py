@@ -15,7 +15,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import TrainingImages
 from torchdoctor.treatment.balancing import balance, balanced_head
 from torchdoctor.treatment.cure import JOINED_BY, Cure, Need, together
-from torchdoctor.treatment.labels_by_hand import drop_suspects, unanswered
+from torchdoctor.treatment.labels_by_hand import ANSWERED, drop_suspects, unanswered
 from torchdoctor.treatment.masked_remedies import background_swap, input_gradients
 from torchdoctor.treatment.norm_statistics import damaged_layers, renewed_statistics
 from torchdoctor.treatment.recipe import PLAIN, Course
@@ -75,11 +75,11 @@ _BUILT_IN: tuple[Cure, ...] = (
     Cure("sam", late_sam, causes=OVER_FITTED, passes=2.0 - SHARP_FROM),
     Cure("ema", moving_average, causes=OVER_FITTED),
     Cure("regularise", regularise, causes=OVER_FITTED),
-    Cure("relabelled", unanswered, causes=(*WRONG_LABELS, "close categories"), needs=LABELS),
+    Cure(ANSWERED, unanswered, causes=(*WRONG_LABELS, "close categories"), needs=LABELS),
     Cure("drop-suspects", drop_suspects, causes=WRONG_LABELS),
 )
 REMEDIES: Mapping[str, Cure] = {cure.name: cure for cure in _BUILT_IN}
-FROM_LISTS = ("relabelled", "drop-suspects")  # cures that a run or a user completes with a list of images
+FROM_LISTS = (ANSWERED, "drop-suspects")  # cures that a run or a user completes with a list of images
 COMPLETED = (*FROM_LISTS, "dfr")  # what a run may complete: with lists, or with groups of images
 AVERAGES = ("averaging", "ema")  # hand back a mean of the weights of many steps
 GENERAL = ("averaging", "ema", "smoothing")  # what is tried where no cause of errors has a cure

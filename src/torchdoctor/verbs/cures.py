@@ -15,7 +15,7 @@ from torchdoctor.diagnosis.suspects_result import FILE as SUSPECTS
 from torchdoctor.diagnosis.suspects_result import Suspects
 from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.treatment.cure import JOINED_BY, Cure, together
-from torchdoctor.treatment.labels_by_hand import relabelled, without
+from torchdoctor.treatment.labels_by_hand import ANSWERED, relabelled, without
 from torchdoctor.treatment.remedies import REMEDIES, cure_named
 from torchdoctor.treatment.reweighting import LEAST_OF_GROUP, grouped
 from torchdoctor.types import InputError
@@ -42,7 +42,7 @@ def cures_of(case: Case, folder: Path) -> dict[str, Cure]:
         ids = case.data.validation.table.ids.tolist()
         cures["dfr"] = grouped(cures["dfr"], dict(zip(ids, groups, strict=True)))
     if answers is not None and answers.changes:
-        cures["relabelled"] = relabelled(answers.labels, left_out=answers.unusable)
+        cures[ANSWERED] = relabelled(answers.labels, left_out=answers.unusable)
     return cures
 
 

@@ -20,6 +20,7 @@ from torchdoctor.images.batches import Batch
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.state import load_state
 from torchdoctor.treatment.cure import JOINED_BY
+from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.scoring import Answered, Select, answers_of, mean_answers, score_of
@@ -147,10 +148,11 @@ def judge_of(case: Case) -> Judge:
 def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[str]) -> str:
     """Let the validation split choose which of the arms trained in full is compared with the control.
 
-    The best score decides, with one exception. A few images of a rare category say little about an arm that
+    The best score decides, with two exceptions. A few images of a rare category say little about an arm that
     balances categories, and theory says that it is right. Such an arm is taken unless it is worse than the
     best by more than two standard errors of the difference; it edits what another arm has trained where that
-    arm scores higher than the control.
+    arm scores higher than the control. The same holds for an arm that uses a person's answers about labels:
+    the labels of the validation images may be as wrong as those that the person corrected.
 
     Args:
         folder: The run's folder; the choice is added to `trials.json`.
@@ -169,23 +171,24 @@ def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[
     }
     means = {name: found.score for name, found in answers.items()}
     best = max((name for name in means if name != "control"), key=lambda name: means[name])
-    balanced = _balanced_arm(means) if judge.select == "balanced" else None
-    if balanced is not None:
-        error = CERTAIN * answers[balanced].error_of_difference(answers[best])
-        best = balanced if means[balanced] >= means[best] - error else best
+    expected = _expected_arm(means, judge.select)
+    if expected is not None:
+        error = CERTAIN * answers[expected].error_of_difference(answers[best])
+        best = expected if means[expected] >= means[best] - error else best
     write_json(folder / TRIALS, {**read_json(folder / TRIALS), "in_full": means, "compared": best})
     return best
 
 
-def _balances(arm: str) -> bool:
-    """Tell whether an arm ends in an edit that makes rare categories count as others do."""
+def _is_expected(arm: str, select: Select) -> bool:
+    """Tell whether an arm is right by what is known beside the score: see `better_arm`."""
     cure = REMEDIES.get(arm.split(JOINED_BY)[-1])
-    return cure is not None and not cure.passes and "rare category" in cure.causes
+    balances = cure is not None and not cure.passes and "rare category" in cure.causes
+    return arm == ANSWERED or (balances and select == "balanced")
 
 
-def _balanced_arm(means: Mapping[str, float]) -> str | None:
-    """Return the arm that balances categories: an edit of the control, or of a training that is better."""
-    arms = [name for name in means if _balances(name)]
+def _expected_arm(means: Mapping[str, float], select: Select) -> str | None:
+    """Return the expected arm; if it edits, then what a training better than the control has trained."""
+    arms = [name for name in means if _is_expected(name, select)]
     on_better = [name for name in arms if means.get(name.partition(JOINED_BY)[0], 0.0) > means["control"]]
     joined = [name for name in on_better if JOINED_BY in name]
     return next(iter([*joined, *arms]), None)
@@ -203,8 +206,8 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
     Returns:
         {use, arm, select, validation_scores, means, soup, reason}. `use` is the arm if it beats the base, and
         the control by more than the standard error of the difference; else the better of these two. An arm
-        that balances categories, judged by all categories alike, is used unless it is worse than the better
-        of these two by more than twice that error (see `better_arm`). Scores
+        that is expected to be right (see `better_arm`) is used unless it is worse than the better of these
+        two by more than twice that error. Scores
         are in percent, a score for each seed; `means` are their means, by which `use` is chosen. `soup` is
         None, or {score, used} of the averaged weights of the seeds of `use`, which are used where they score
         at least as high as the best of the seeds.
@@ -220,9 +223,7 @@ def choose_weights(folder: Path, judge: Judge, treatment: Treatment, arm: str) -
     fallback = "control" if means["control"] > means["base"] else "base"
     error = mean_answers(answers[arm]).error_of_difference(mean_answers(answers["control"]))
     better = means[arm] > means["control"] + error and means[arm] > means["base"]
-    expected = (
-        judge.select == "balanced" and _balances(arm) and means[arm] >= means[fallback] - CERTAIN * error
-    )
+    expected = _is_expected(arm, judge.select) and means[arm] >= means[fallback] - CERTAIN * error
     use = arm if better or expected else fallback
     numbers = ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
     numbers += f"; standard error of {arm} less control {error:.1f}"

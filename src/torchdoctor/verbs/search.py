@@ -20,6 +20,7 @@ from torchdoctor.files.writing import write_json
 from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.treatment.cure import JOINED_BY, Remedy
 from torchdoctor.treatment.heads import linear_head
+from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.treatment.remedies import REMEDIES, cure_named
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.search import (
@@ -189,7 +190,11 @@ def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tup
     available = available_cures(case, folder, diagnosis)
     masked = int(case.data.train.table.has_mask.sum())
     constrain = masked >= LEAST_MASKS and case.plan.budget is not None  # its steps cost more than others
-    return candidates_for(weighed(case, causes), available, case.layers, constrain=constrain)
+    pool = candidates_for(weighed(case, causes), available, case.layers, constrain=constrain)
+    if case.answers is None:
+        return pool
+    answered = tuple(Candidate(name) for name in available if name == ANSWERED)  # somebody's work comes first
+    return (*answered, *(one for one in pool if one not in answered))
 
 
 def weighed(case: Case, causes: Causes) -> Mapping[Cause, float]:
