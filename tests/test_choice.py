@@ -239,6 +239,8 @@ def test_weights_are_handed_back_that_are_better_beyond_an_error(
         ("balanced", {"control": 50, "balance": 55, "swap": 56, "swap+balance": 54}, "swap+balance"),
         ("balanced", {"control": 50, "balance": 55, "swap": 49, "swap+balance": 57}, "balance"),
         ("balanced", {"control": 50, "balance": 30, "swap": 49, "smoothing": 51}, "smoothing"),
+        ("iid", {"control": 50, "relabelled": 50, "dfr": 51, "relabelled+dfr": 51}, "relabelled"),
+        ("iid", {"control": 50, "relabelled": 30, "dfr": 49}, "dfr"),
     ],
 )
 def test_balanced_arms_are_expected_to_be_right_where_few_images_judge(
@@ -263,7 +265,7 @@ def test_balanced_arms_are_expected_to_be_right_where_few_images_judge(
         tmp_path, replace(judge, case=replace(case, model=base)), Treatment(arms, ()), compared
     )
     # 51 beside 50 is within the error; so is 54, where the answers differ at random, but that is expected.
-    assert chosen["use"] == ("control" if compared == "smoothing" else compared)
+    assert chosen["use"] == ("control" if compared in ("smoothing", "dfr") else compared)
 
 
 def suspects_of(ids, chance=0.9):
@@ -337,7 +339,7 @@ def test_a_checkup_compares_the_answers_of_a_person_with_the_same_budget_without
         "--labels", file, "--epochs", 1, "--seeds", 1, "--batch-size", 16, "--json",
     )  # fmt: skip
     assert code in (0, 3, 4), err
-    assert "relabelled" in json.loads(out)["arms"]
+    assert json.loads(out)["arm"] == "relabelled"  # the answers of a person are tried first
     history = json.loads((tmp_path / "run/treatment/relabelled/seed0/history.json").read_text())
     assert history["facts"] == [{"relabelled": 2, "left_out": 0}]
     assert json.loads((tmp_path / "run/inputs.json").read_text())["labels"]
