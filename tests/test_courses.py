@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 import torchdoctor as td
+from fake_results import fake_diagnosis
 from test_training import Memory, net, shuffled
 from test_treatment import data, patient, same  # noqa: F401 - a fixture
-from torchdoctor.images.batches import ShuffledBatches
+from torchdoctor.images.batches import Batch, ShuffledBatches
 from torchdoctor.treatment.altered_images import Relabelled, Without
 from torchdoctor.treatment.cure import Cure
 from torchdoctor.treatment.recipe import Course, Recipe
-from torchdoctor.treatment.regularising import sharpness_aware, uphill
+from torchdoctor.treatment.regularising import cutmix, mixup, sharpness_aware, uphill
 from torchdoctor.treatment.remedies import REMEDIES, meant_for
 from torchdoctor.treatment.result import Arm
 from torchdoctor.treatment.training import fit
@@ -277,6 +279,38 @@ def test_an_arm_that_only_edits_afterwards_takes_the_controls_training_and_ends_
             one, other = quick.arm(name, seed), whole.arm(name, seed)
             assert same(one.state, other.state) and one.history == other.history, name
             assert (one.steps, one.passes, one.facts) == (other.steps, other.passes, other.facts)
+
+
+@pytest.mark.parametrize("remedy", [mixup, cutmix])
+def test_mixed_images_have_labels_in_the_same_shares(remedy):
+    class Seen(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3 * 64, 3)
+
+        def forward(self, images):
+            self.images = images
+            return self.linear(images.flatten(1))
+
+    torch.manual_seed(0)
+    model, batch = Seen(), Batch(torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 2, 1]), torch.arange(6))
+    course = remedy(model, ShuffledBatches((batch,)), fake_diagnosis(("a", "b", "c")), 4)
+    shares = set()
+    for step in range(4):
+        loss = course.terms(model, batch, step)["loss"]
+        mixed, other = model.images, batch.images.roll(1, 0)
+        own = ((mixed - other) / (batch.images - other)).mean((1, 2, 3))  # the share of the own image
+        torch.testing.assert_close(own, own[:1].expand(6), atol=1e-4, rtol=1e-4)
+        if remedy is cutmix:
+            from_own = (mixed == batch.images).all(1)
+            assert bool((from_own | (mixed == other).all(1)).all())
+            assert float(from_own.double().mean()) == pytest.approx(float(own[0]), abs=1e-4)
+        logits = model.linear(mixed.flatten(1))
+        both = [functional.cross_entropy(logits, labels) for labels in (batch.labels, batch.labels.roll(1))]
+        torch.testing.assert_close(loss, own[0] * both[0] + (1 - own[0]) * both[1], atol=1e-4, rtol=1e-4)
+        assert torch.equal(loss, course.terms(model, batch, step)["loss"])
+        shares.add(round(float(own[0]), 4))
+    assert len(shares) > 1
 
 
 def test_every_built_in_remedy_says_what_it_is_for():

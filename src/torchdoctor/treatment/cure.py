@@ -42,6 +42,7 @@ class Cure:
             not done twice.
         solves_on_validation: Whether it fits more than a number or two to the validation images, so that
             they say nothing of how good it is.
+        least_epochs: In how many epochs it begins to bring something; a checkup does not choose it for fewer.
         edits: The name of the arm whose finished network it edits, where it is trained as that arm is; None:
             it stands alone.
     """
@@ -52,6 +53,7 @@ class Cure:
     needs: frozenset[Need] = frozenset()
     passes: float = 1.0
     solves_on_validation: bool = False
+    least_epochs: int = 0
     edits: str | None = None
 
     def __call__(self, model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
@@ -120,7 +122,8 @@ def together(first: Cure, then: Cure) -> Cure:
     return Cure(
         f"{first.name}{JOINED_BY}{then.name}", remedy, tuple(dict.fromkeys((*first.causes, *then.causes))),
         first.needs | then.needs, max(first.passes, 1.0),
-        first.solves_on_validation or then.solves_on_validation, first.name,
+        first.solves_on_validation or then.solves_on_validation, max(first.least_epochs, then.least_epochs),
+        first.name,
     )  # fmt: skip
 
 

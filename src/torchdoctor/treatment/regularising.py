@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.images.batches import TrainingImages
+from torchdoctor.images.batches import Batch, TrainingImages
+from torchdoctor.randomness import key
 from torchdoctor.treatment.altered_images import TriviallyAugmented
 from torchdoctor.treatment.recipe import Course, Recipe, Step, classification_terms
 
@@ -18,6 +20,8 @@ SMOOTHING = 0.1  # of the probability, given to all categories alike
 AVERAGED_FROM = 0.5  # the share of the training after which weights are averaged
 DECAY_TIMES, LEAST_DECAY = 10.0, 5e-3  # the weight decay is multiplied, and at least this
 EMA_DECAY = 0.98
+MIXUP = 0.2  # both parameters of the beta distribution that shares are drawn from
+MIXED_FROM = 10  # epochs, below which mixed images do harm
 RADIUS = 0.05  # how far the first of two passes moves the weights, by the norm of all of them
 SHARP_FROM = 0.5  # the share of the training after which steps have two passes
 
@@ -165,6 +169,64 @@ def moving_average(model: nn.Module, images: TrainingImages, diagnosis: Diagnosi
     """
     del model, images, diagnosis, seed
     return Course(average_from=0.0, average_decay=EMA_DECAY)
+
+
+def mixup(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+    """Train on weighted means of two images, and of their labels (mixup; Zhang et al. 2018).
+
+    The share of the second image is drawn for each batch from a beta distribution (0.2, 0.2) by torchvision's
+    `MixUp`. A short training gets worse by it.
+
+    Args:
+        model: Not used.
+        images: Not used.
+        diagnosis: It names the categories.
+        seed: The shares depend on it and on the number of the step.
+
+    Returns:
+        The course: the cross-entropy with the mixed labels, on the mixed images.
+    """
+    del model, images
+    from torchvision.transforms import v2
+
+    return _mixed(v2.MixUp(alpha=MIXUP, num_classes=len(diagnosis.classes)), key("mixup", seed))
+
+
+def cutmix(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:
+    """Train on images with a rectangle from another image, labels mixed by area (CutMix; Yun et al. 2019).
+
+    The area is drawn for each batch, each as likely, by torchvision's `CutMix`. A short training gets worse
+    by it.
+
+    Args:
+        model: Not used.
+        images: Not used.
+        diagnosis: It names the categories.
+        seed: The rectangles depend on it and on the number of the step.
+
+    Returns:
+        The course: the cross-entropy with the mixed labels, on the mixed images.
+    """
+    del model, images
+    from torchvision.transforms import v2
+
+    return _mixed(v2.CutMix(alpha=1.0, num_classes=len(diagnosis.classes)), key("cutmix", seed))
+
+
+def _mixed(mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], seed: int) -> Course:
+    """Return the course that trains on mixed images."""
+
+    def terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key("mixed", seed, step))
+            images, shares = mix(batch.images, batch.labels)
+        return classification_terms(
+            model,
+            replace(batch, images=images),
+            lambda logits, _labels: functional.cross_entropy(logits, shares.to(logits)),
+        )[1]
+
+    return Course(terms)
 
 
 def regularise(model: nn.Module, images: TrainingImages, diagnosis: Diagnosis, seed: int) -> Course:

@@ -20,9 +20,12 @@ from torchdoctor.treatment.masked_remedies import background_swap, input_gradien
 from torchdoctor.treatment.norm_statistics import damaged_layers, renewed_statistics
 from torchdoctor.treatment.recipe import PLAIN, Course
 from torchdoctor.treatment.regularising import (
+    MIXED_FROM,
     SHARP_FROM,
+    cutmix,
     label_smoothing,
     late_sam,
+    mixup,
     moving_average,
     regularise,
     stronger_decay,
@@ -74,6 +77,8 @@ _BUILT_IN: tuple[Cure, ...] = (
     Cure("augment", trivial_augment, causes=OVER_FITTED),
     Cure("sam", late_sam, causes=OVER_FITTED, passes=2.0 - SHARP_FROM),
     Cure("ema", moving_average, causes=OVER_FITTED),
+    Cure("cutmix", cutmix, causes=OVER_FITTED, least_epochs=MIXED_FROM),
+    Cure("mixup", mixup, causes=OVER_FITTED, least_epochs=MIXED_FROM),
     Cure("regularise", regularise, causes=OVER_FITTED),
     Cure(ANSWERED, unanswered, causes=(*WRONG_LABELS, "close categories"), needs=LABELS),
     Cure("drop-suspects", drop_suspects, causes=WRONG_LABELS),

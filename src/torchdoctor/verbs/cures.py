@@ -57,7 +57,8 @@ def available_cures(case: Case, folder: Path, diagnosis: Diagnosis) -> dict[str,
     Returns:
         The cures by name. Where no budget is given, those whose steps cost more than the control's are left
         out; where no label looks wrong, the one that leaves such images out; with fewer than 20 masks, those
-        that need masks; where a category has fewer than 16 images to solve layers on, those that do so.
+        that need masks; where a category has fewer than 16 images to solve layers on, those that do so;
+        and those that need a longer training than this run's.
     """
     found = dict[str, Cure]()
     masked = int(case.data.train.table.has_mask.sum())
@@ -67,8 +68,9 @@ def available_cures(case: Case, folder: Path, diagnosis: Diagnosis) -> dict[str,
             continue
         dear = case.plan.budget is None and cure.passes > 1
         solvable = not cure.solves_on_validation or _enough_to_solve(case)
+        too_short = case.plan.recipe.epochs < cure.least_epochs
         few_masks = "masks" in cure.needs and masked < LEAST_MASKS
-        if not dear and not few_masks and solvable and _serves(case, cure, diagnosis):
+        if not dear and not too_short and not few_masks and solvable and _serves(case, cure, diagnosis):
             found[name] = cure
     return found
 
