@@ -319,7 +319,7 @@ def test_every_built_in_remedy_says_what_it_is_for():
         assert (cure.passes == 0) == (name in EDITS)
         assert cure.summary.endswith(".") and len(cure.summary) < 120, cure.summary
     assert meant_for("rare category") == ("balance", "balanced-head", "swap")
-    assert meant_for("under-fitted") == ("control",)
+    assert meant_for("under-fitted") == ("control", "balanced-head")
 
 
 def test_a_cure_of_ones_own_says_what_it_needs(patient):  # noqa: F811

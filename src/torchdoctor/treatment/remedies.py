@@ -63,7 +63,8 @@ OVER_FITTED: tuple[Cause, ...] = ("over-fitted",)
 _BUILT_IN: tuple[Cure, ...] = (
     Cure("control", control, causes=("under-fitted",)),
     Cure("balance", balance, causes=RARE, needs=HEAD, passes=0.0),
-    Cure("balanced-head", balanced_head, causes=RARE, needs=HEAD, passes=0.0),
+    # A last layer that is solved to its end is also what a short training has not reached.
+    Cure("balanced-head", balanced_head, causes=(*RARE, "under-fitted"), needs=HEAD, passes=0.0),
     # Other backgrounds also make few images more varied, of a category or of all.
     Cure("swap", background_swap, causes=("background", *OVER_FITTED, *RARE), needs=MASKS),
     Cure("dfr", last_layer, causes=("background",), needs=HEAD, passes=0.0, solves_on_validation=True),
