@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 import torchdoctor as td
@@ -84,6 +85,21 @@ def test_the_input_gradient_penalty_equals_its_formula(patient):  # noqa: F811
         (slope,) = torch.autograd.grad(model(pixels).log_softmax(1).sum(), pixels)
         wanted += float(((1 - batch.masks[row]) * slope[0]).square().sum()) / len(batch.labels)
     assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_batch_norm_that_is_not_trained_keeps_its_statistics():
+    frozen, trained, plain = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)
+    frozen.requires_grad_(False)
+    model = nn.Sequential(frozen, trained, plain)
+    set_mode(model, "train")
+    assert (frozen.training, trained.training, plain.training) == (False, True, True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(3 + torch.randn(8, 3, 4, 4))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed == {f"{place}.{name}" for place in (1, 2) for name in kept}
+    set_mode(model, "frozen")
+    assert not any(module.training for module in model)
 
 
 def test_smoothed_labels_are_those_of_pytorch(patient):  # noqa: F811

@@ -43,8 +43,8 @@ class TrainingSettings(SettingsGroup):
     weight_decay: Amount = setting(Recipe.weight_decay, "Weight decay of matrices and convolution kernels.")
     norm: NormPolicy = setting(
         Recipe.norm,
-        "Batch-norm layers: train (normalise by the batch and update the running statistics) or frozen (use "
-        "the running statistics as they are).",
+        "Batch-norm layers: train (normalise by the batch and update the running statistics; those whose "
+        "parameters are not trained stay as they are) or frozen (use the running statistics as they are).",
     )
     precision: Precision = setting(Recipe.precision, "Number format of the forward pass.")
     augment: Augment = setting(

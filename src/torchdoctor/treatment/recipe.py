@@ -29,7 +29,7 @@ class Recipe:
         warm_up: The share of the steps during which the learning rate rises, 0..1.
         norm: `train`: batch-norm normalises by the batch and updates its running statistics; `frozen`: it
             uses its running statistics and leaves them unchanged (benchmarks/study/norm_policy.py compares
-            the two).
+            the two), as a batch-norm whose own parameters are not trained does in any case.
         precision: The precision of the forward pass; weights, optimiser and penalties are in float32.
         seconds: The length of the training in seconds, instead of `epochs`; the schedule follows the clock.
         passes: How often loss and gradient are computed in all, instead of `epochs`.
@@ -292,12 +292,15 @@ def set_mode(model: nn.Module, norm: NormPolicy) -> None:
 
     Args:
         model: The network; it is changed.
-        norm: `frozen` leaves batch-norm in evaluation mode, so that its statistics do not change.
+        norm: `frozen` leaves batch-norm in evaluation mode, so that its statistics do not change. A
+            batch-norm whose own parameters are not trained is left so in any case: the layers before and
+            behind it do not adapt to other statistics.
     """
     model.train()
-    if norm == "frozen":
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            own = [*module.parameters()]
+            if norm == "frozen" or (own and not any(value.requires_grad for value in own)):
                 module.eval()
 
 
