@@ -67,6 +67,7 @@ CAUSE = {
 LABELS = ("wrong labels", "pairwise labels")
 NOISE, PAIRWISE, TAIL, FEW = 0.2, 0.3, 50, 60
 LITTLE = 1024  # images, at most, of the further training of a scrambled network: 16 steps an epoch
+LEAST_NETWORKS = 3  # of which a table of arms gives a mean
 BASE_RATE = 0.05  # of the first training; at 0.1 some networks end 20 points below others
 
 
@@ -240,6 +241,26 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
+def cures_table(lines: Sequence[Line]) -> str:
+    """Return a Markdown table of every arm's gain over the control, a column for each fault."""
+    faults = list(dict.fromkeys(one["fault"] for one in lines))
+    arms = [arm for arm in dict.fromkeys(name for one in lines for name in one["arms"]) if arm != "control"]
+    rows = ["| arm | " + " | ".join(faults) + " |", "|---" * (len(faults) + 1) + "|"]
+    for arm in arms:
+        gains = [
+            [
+                one["arms"][arm] - one["control"]
+                for one in lines
+                if one["fault"] == fault and arm in one["arms"]
+            ]
+            for fault in faults
+        ]
+        if all(len(each) >= LEAST_NETWORKS for each in gains):
+            said = (f"{np.mean(each):+.1f} ({min(each):+.1f} to {max(each):+.1f})" for each in gains)
+            rows.append(f"| `{arm}` | " + " | ".join(said) + " |")
+    return "\n".join(rows)
+
+
 def read(file: Path) -> list[Line]:
     """Return the lines of a results file; none where it is missing."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
@@ -280,6 +301,7 @@ def main() -> None:
                     opened.write(json.dumps(line) + "\n")
     if not given.json:
         print(table(lines))
+        print(cures_table(lines))
         print({cause: vars(effect) for cause, effect in effects(lines).items()})
 
 
