@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from review_runs import CLASSES, HEIGHT, WIDTH, make_run
 from torchdoctor import InputError
@@ -20,6 +22,7 @@ from torchdoctor.review.label_store import LabelStore
 from torchdoctor.review.mask_store import MaskStore
 from torchdoctor.review.queue import LabelQuestion
 from torchdoctor.runs.folder import open_run
+from torchdoctor.verbs.diagnose import run_diagnose
 
 DRAWN = 24  # masks; from 20 on an arm trains with them
 
@@ -116,6 +119,50 @@ def test_a_review_that_cannot_be_used_is_refused(own, run):
     (own / "labels.csv").write_text("\n".join([lines[0], *(line + "keep" for line in bare)]) + "\n")
     with pytest.raises(InputError, match="nothing to train anew"):
         prepare(Settings(review=str(own)), "checkup")
+
+
+def test_a_word_that_is_no_answer_is_refused_with_the_option_that_was_given(own, command):
+    with (own / "labels.csv").open(newline="") as content:
+        rows = list(csv.DictReader(content))
+    rows[0]["answer"] = "bleu"
+    with (own / "labels.csv").open("w", newline="") as content:
+        writer = csv.DictWriter(content, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(
+        InputError, match=r"^--review '.*own': '.*labels\.csv': 'bleu' of image .*'blue'"
+    ) as found:
+        prepare(Settings(review=str(own)), "checkup")
+    assert "--labels" not in str(found.value)
+    code, _, err = command("review", own, "--no-browser")
+    assert code == 2 and "labels.csv': 'bleu' of image" in err and "--labels" not in err
+
+
+def test_masks_of_the_run_and_masks_of_the_person_are_both_trained_with(run, tmp_path):
+    before = settings_from(read_config(run / "config.yaml"))
+    names = [str(name) for name in prepare(before, "diagnose").data.train.table.names]
+    corner = np.zeros((HEIGHT, WIDTH), np.uint8)
+    corner[:10, 20:30] = 255  # within the square that the network sees
+    for name in names[:3]:  # the first two get another mask from the person
+        file = (tmp_path / "corners" / "train" / name).with_suffix(".png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(corner).save(file)
+    own = tmp_path / "with_masks"
+    masked = before.but(masks=str(tmp_path / "corners"), out=str(own))
+    assert run_diagnose(masked).exit_code in (0, 4)
+    table = prepare(masked, "diagnose").data.train.table
+    assert table.has_mask.tolist() == [True] * 3 + [False] * (len(table) - 3)
+    store = MaskStore(own, table)
+    whole = np.ones((HEIGHT, WIDTH), bool)
+    for place in (0, 1, 5):
+        store.write(table.ids.tolist()[place], whole, "by hand")
+    case = prepare(Settings(review=str(own), device="cpu"), "checkup")
+    train = case.data.train
+    assert case.plan.masks == masked.masks and train.table.has_mask.sum() == 4
+    (batch,) = train.select(train.table.ids[[0, 1, 2, 5]])
+    shares = batch.masks.float().mean(tuple(range(1, batch.masks.ndim))).tolist()
+    assert shares[0] == shares[1] == shares[3] == 1 and 0 < shares[2] < 0.2
+    assert case.facts["review"]["masks"] == {"by hand": 3}
 
 
 def test_masks_that_changed_after_the_review_are_refused(own):

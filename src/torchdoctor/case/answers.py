@@ -61,26 +61,28 @@ def read_answers(file: str, data: Splits) -> Answers:
         InputError: The file cannot be read, an answer or an image is unknown, an image has two answers, or
             there is no answer.
     """
-    answers = answers_in(file, data)
+    place = f"--labels {file!r}"
+    answers = answers_in(file, data, place)
     if not answers.given:
         raise InputError(
-            f"--labels {file!r} has no answer about a training image: write the right category, {KEEP!r} or "
+            f"{place} has no answer about a training image: write the right category, {KEEP!r} or "
             f"{UNUSABLE!r} into the column `answer` of the lines that you looked at"
         )
     if not answers.changes:
         raise InputError(
-            f"--labels {file!r}: all {len(answers.kept)} answers say that the label is right, so there is "
+            f"{place}: all {len(answers.kept)} answers say that the label is right, so there is "
             f"nothing to train anew; {LIST} of a run lists labels that look wrong"
         )
     return answers
 
 
-def answers_in(file: str, data: Splits) -> Answers:
+def answers_in(file: str, data: Splits, place: str) -> Answers:
     """Read the answers in a `labels.csv`, of which there may be none.
 
     Args:
         file: The file.
         data: The images.
+        place: What error messages call the file, with the option that named it.
 
     Returns:
         The answers.
@@ -95,10 +97,10 @@ def answers_in(file: str, data: Splits) -> Answers:
     for line in read_labels(file):
         if not line.answer or line.split not in ("", "train"):
             continue
-        image = _image(line, known, table, file)
+        image = _image(line, known, table, place)
         if image in labels or image in kept or image in unusable:
-            raise InputError(f"--labels {file!r}: image {line.image!r} has two answers: leave one of them")
-        category = category_of(line, data.classes, file)
+            raise InputError(f"{place}: image {line.image!r} has two answers: leave one of them")
+        category = category_of(line, data.classes, place)
         if category == UNUSABLE:
             unusable.add(image)
         elif category == KEEP or category == given[image]:
@@ -108,14 +110,14 @@ def answers_in(file: str, data: Splits) -> Answers:
     return Answers(labels, frozenset(kept), frozenset(unusable), sha256_of(Path(file)))
 
 
-def _image(line: ListedLabel, known: Mapping[str, int], table: ImageTable, file: str) -> int:
+def _image(line: ListedLabel, known: Mapping[str, int], table: ImageTable, place: str) -> int:
     """Return the id of the image of a line, which is named by its name or by its id."""
     if line.image in known:
         return known[line.image]
     if line.image.isdecimal() and int(line.image) in set(table.ids.tolist()):
         return int(line.image)
     raise InputError(
-        f"--labels {file!r}: {line.image!r} is not among the {len(known)} training images"
+        f"{place}: {line.image!r} is not among the {len(known)} training images"
         f"{_nearest(line.image, list(known))}. Give the list of a run on the same data"
     )
 
@@ -126,13 +128,13 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def category_of(line: ListedLabel, classes: tuple[str, ...], file: str) -> int | str:
+def category_of(line: ListedLabel, classes: tuple[str, ...], place: str) -> int | str:
     """Return what an answer says.
 
     Args:
         line: A line with an answer.
         classes: The names of the categories.
-        file: The list, for the message.
+        place: What the error message calls the list.
 
     Returns:
         The number of a category, `keep` or `unusable`.
@@ -145,7 +147,7 @@ def category_of(line: ListedLabel, classes: tuple[str, ...], file: str) -> int |
     if line.answer.lower() in (KEEP, UNUSABLE):
         return line.answer.lower()
     raise InputError(
-        f"--labels {file!r}: {line.answer!r} of image {line.image!r} is no category"
+        f"{place}: {line.answer!r} of image {line.image!r} is no category"
         f"{_nearest(line.answer, [*classes, KEEP, UNUSABLE])}. Expected the name of a category, {KEEP!r} or "
         f"{UNUSABLE!r}"
     )

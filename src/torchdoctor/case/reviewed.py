@@ -101,7 +101,7 @@ def read_review(run: str, data: Splits) -> Reviewed:
     file = folder / LIST
     answers, accepted = Answers(), 0
     if file.is_file():
-        answers = answers_in(str(file), data)
+        answers = answers_in(str(file), data, f"--review {run!r}: {str(file)!r}")
         accepted = sum(line.answer == line.proposed != line.given for line in read_labels(file))
     records = read_masks(folder)
     for record in records.values():

@@ -67,7 +67,9 @@ class LabelStore:
             line = lines.get(name, lines.get(str(image)))
             if line is not None:
                 found[image] = (
-                    self._plain(image, category_of(line, self.classes, str(self.file))) if line.answer else ""
+                    self._plain(image, category_of(line, self.classes, repr(str(self.file))))
+                    if line.answer
+                    else ""
                 )
         return found
 
