@@ -319,7 +319,7 @@ def test_answers_are_read_by_name_or_id_and_every_mistake_is_named(photos, tmp_p
     assert dict(found.labels) == {ids[one]: 1} and found.kept == {ids[two]} and found.unusable == {ids[three]}
     assert found.given == 3
     for bad, message in (
-        ([(names[one], "train", "blue", "red", 0.9, "rde")], "^--labels '.*l.csv': 'rde' of .* did you mean 'red'"),
+        ([(names[one], "train", "blue", "red", 0.9, "rde")], "^--labels .*: 'rde' of .* did you mean 'red'"),
         ([(names[one] + "x", "train", "blue", "red", 0.9, "red")], "not among the .* images; did you mean"),
         ([rows[0], (str(ids[one]), "train", "blue", "red", 0.9, "blue")], "has two answers"),
         ([rows[3]], "has no answer about a training image"),

@@ -206,6 +206,28 @@ def test_shapes_of_other_categories_are_not_drawn(animals, tmp_path):
     assert "1 shapes labelled as another category than their image: not drawn" in result.drawn.notes
 
 
+def test_only_shapes_of_the_named_labels_are_drawn(command, animals, tmp_path):
+    ear, tail = shape("rectangle", [[0, 0], [2, 2]], "ear"), shape("rectangle", [[30, 20], [33, 22]], "tail")
+    body, cut = shape("polygon", SQUARE, "cat"), shape("rectangle", [[0, 0], [1, 2]], "_background_")
+    for name, shapes in (("0", (body, ear, cut)), ("1", (tail, ear)), ("2", (body, cut))):
+        written(animals / "train" / "cat" / f"{name}.json", labelme(*shapes, imagePath=f"{name}.jpg"))
+    words = ("masks", "import", animals, "--json", "--data", f"folder:{animals}", "--out")
+    code, out, err = command(*words, "some", "--label", "ear", "--label", "tail")
+    assert code == 0, err
+    record = json.loads(out)
+    drawn = {mask["image"]: (round(mask["share"] * 1200), mask["labels"]) for mask in record["masks"]}
+    assert drawn == {"train/cat/0.jpg": (2, ["ear"]), "train/cat/1.jpg": (10, ["ear", "tail"])}
+    assert record["without_shapes"] == ["train/cat/2.jpg"]
+    assert "2 shapes of labels that --label does not name: not drawn" in record["notes"]
+    code, _, err = command(*words, "none", "--label", "ear", "--label", "Tail")
+    assert code == 2 and not (tmp_path / "none").exists()
+    assert "--label 'Tail': no shape has this label" in err and "'cat' (2), 'ear' (2), 'tail' (1)" in err
+    assert command(*words, "all")[0] == 0
+    assert json.loads((tmp_path / "all/masks.json").read_text())["masks"].keys() == {
+        f"train/cat/{number}.png" for number in range(3)
+    }
+
+
 def test_uploads_of_label_studio_are_known_without_their_prefix(animals, tmp_path):
     photograph(animals / "train" / "cat" / "only one.jpg", SIZE)
     value = {"x": 10, "y": 100 / 7.5, "width": 40, "height": 100 / 3}

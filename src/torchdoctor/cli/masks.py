@@ -45,13 +45,17 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
         "ids", bool, False, "The values of mask files are numbers of objects or classes: all but 0 are the "
         "object, and 255 beside others is ignored.",
     )  # fmt: skip
+    label = option(
+        "label", list[str] | None, None, "Draw only the shapes of this label; the flag may be repeated. "
+        "[the shapes of all labels]", metavar="NAME",
+    )  # fmt: skip
     overwrite = option("overwrite", bool, False, "Replace files that are there already.")
     folder = option("out", str | None, None, "The folder to write into; it must be given.", metavar="FOLDER")
     add_command(
         masks, "import", import_,
         [
             argument("source", str, "A file or folder of annotations."),
-            recognised, folder, ids, overwrite,
+            recognised, folder, ids, label, overwrite,
             *parameters_of(groups, WITHOUT_MASKS, IMPORT_LEFT_OUT), AS_JSON.parameter,
         ],
         "Write a PNG mask for each annotated image: white on all its shapes, black elsewhere. --masks reads "
@@ -79,7 +83,15 @@ def add_commands(app: typer.Typer, groups: Groups) -> None:
 
 
 def import_(
-    *, source: str, format: str, out: str | None, ids: bool, overwrite: bool, as_json: bool, **values: Any
+    *,
+    source: str,
+    format: str,
+    out: str | None,
+    ids: bool,
+    label: list[str] | None,
+    overwrite: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Turn annotations into masks.
 
@@ -88,6 +100,7 @@ def import_(
         format: The name of the format, or `auto`.
         out: The folder of the masks.
         ids: Whether the values of mask files are numbers.
+        label: The labels whose shapes are drawn; None: those of all.
         overwrite: Whether masks that are there already are replaced.
         as_json: Whether the result is printed as JSON.
         **values: The settings of the data set; None means the default.
@@ -104,7 +117,7 @@ def import_(
     with ProgressBar(as_json, unit="images") as progress:
         result = import_masks(
             source, out, format=format, settings=settings, on_error=settings.on_error, ids=ids,
-            overwrite=overwrite, progress=progress,
+            labels=label or (), overwrite=overwrite, progress=progress,
         )  # fmt: skip
     show(result.to_json(), as_json, _print_import)
 

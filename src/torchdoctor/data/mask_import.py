@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchdoctor.data.mask_formats.annotation import (
     Area,
     Notes,
     Problem,
+    Shape,
     Size,
     draw_shapes,
 )
@@ -27,6 +29,7 @@ from torchdoctor.data.table import Tables
 from torchdoctor.types import InputError, Progress, silent
 
 NOT_DRAWN = "shapes labelled as another category than their image: not drawn"
+OTHER_LABELS = "shapes of labels that --label does not name: not drawn"
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,39 @@ class _Target:
     name: str
     parts: list[AnnotatedImage]
     own: DataImage | None = None
+
+
+def only_labels(annotations: Annotations, labels: Sequence[str]) -> Annotations:
+    """Leave out the shapes of all labels but some; shapes that cut out others stay.
+
+    Args:
+        annotations: What was read from the files of an annotation program.
+        labels: The labels whose shapes stay, as the annotations write them.
+
+    Returns:
+        The annotations with these shapes; images may be left without any.
+
+    Raises:
+        InputError: No shape has one of the labels; the message lists the labels that are there.
+    """
+    there = Counter(shape.label for image in annotations.images for shape in image.shapes if not shape.cuts)
+    for label in labels:
+        if label not in there:
+            listed = ", ".join(f"{name!r} ({there[name]})" for name in sorted(filter(None, there)))
+            raise InputError(
+                f"--label {label!r}: no shape has this label; the labels that are there, each with its "
+                f"number of shapes: {listed or 'none, the shapes are not labelled'}"
+            )
+    notes = Notes()
+    notes.add(OTHER_LABELS, sum(number for name, number in there.items() if name not in labels))
+    images = tuple(replace(image, shapes=_labelled(image, labels)) for image in annotations.images)
+    return replace(annotations, images=images, notes=annotations.notes + notes.sentences)
+
+
+def _labelled(image: AnnotatedImage, labels: Sequence[str]) -> tuple[Shape, ...]:
+    """Return the shapes of some labels with those that cut; none where only those that cut are left."""
+    shapes = tuple(shape for shape in image.shapes if shape.cuts or shape.label in labels)
+    return () if all(shape.cuts for shape in shapes) else shapes
 
 
 def draw_annotations(

@@ -26,7 +26,7 @@ from torchdoctor.data.mask_formats.registry import (
     formats_listed,
     read_annotations,
 )
-from torchdoctor.data.mask_import import DrawnMasks, draw_annotations
+from torchdoctor.data.mask_import import DrawnMasks, draw_annotations, only_labels
 from torchdoctor.data.settings import DataSettings, OnError
 from torchdoctor.data.table import Tables
 from torchdoctor.files.reading import read_json
@@ -109,6 +109,7 @@ def import_masks(
     settings: Settings | None = None,
     on_error: OnError = "fail",
     ids: bool = False,
+    labels: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> MaskImport:
@@ -127,6 +128,7 @@ def import_masks(
         on_error: What happens where a file or shape cannot be used: `fail` writes nothing, `skip` writes the
             masks of the other images.
         ids: Whether the values of mask files are numbers, of which only 0 is the background.
+        labels: The labels whose shapes are drawn, as the annotations write them; empty: those of all.
         overwrite: Whether masks that are there already are replaced.
         progress: Called after every image.
 
@@ -134,11 +136,13 @@ def import_masks(
         What was written, and why other images have no mask.
 
     Raises:
-        InputError: The source cannot be read, an annotation cannot be used and `on_error` is `fail`, no mask
-            is left, or a file exists and `overwrite` is False.
+        InputError: The source cannot be read, an annotation cannot be used and `on_error` is `fail`, no
+            shape has one of the labels, no mask is left, or a file exists and `overwrite` is False.
     """
     tables = _tables(settings)
     name, annotations = read_annotations(Path(source).expanduser(), format, ids)
+    if labels:
+        annotations = only_labels(annotations, labels)
     drawn = draw_annotations(annotations, tables, progress)
     if on_error == "fail":
         _refuse(drawn.problems, f"{str(source)!r}: nothing was written: ")
