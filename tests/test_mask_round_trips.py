@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from torchdoctor.data.mask_formats.annotation import MaskedImage, draw_shapes
+from torchdoctor.data.mask_formats.annotation import MaskedImage, MaskSet, draw_shapes
 from torchdoctor.data.mask_formats.brush import decode_brush, encode_brush
 from torchdoctor.data.mask_formats.coco import counts_of_text
 from torchdoctor.data.mask_formats.registry import FORMATS, FormatName, read_annotations, recognised
@@ -61,7 +61,7 @@ def masked(area, name="cats/1.jpg", label="red"):
 
 
 def write(name, images, folder):
-    for path, content in FORMATS[name].write(images, CLASSES, folder):
+    for path, content in FORMATS[name].write(MaskSet(images, CLASSES, folder)):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
 

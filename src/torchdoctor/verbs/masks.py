@@ -18,7 +18,7 @@ from torchdoctor.data.image_names import DataImage, DataImages
 from torchdoctor.data.load import load_tables
 from torchdoctor.data.mask_check import MaskCheck, check_data_masks, check_drawn_masks
 from torchdoctor.data.mask_folder import RECORD, match_masks
-from torchdoctor.data.mask_formats.annotation import Area, MaskedImage, Notes, Problem
+from torchdoctor.data.mask_formats.annotation import Area, MaskedImage, MaskSet, Notes, Problem
 from torchdoctor.data.mask_formats.registry import (
     AUTO,
     FORMATS,
@@ -252,7 +252,7 @@ def export_masks(
     problems: list[Problem] = []
     images = _each(masked, tables, None if on_error == "fail" else problems, progress)
     written = []
-    for path, content in FORMATS[format].write(images, tables.classes, folder):  # type: ignore[index]
+    for path, content in FORMATS[format].write(MaskSet(images, tables.classes, folder)):  # type: ignore[index]
         write_bytes(folder / path, content)
         written.append(path.as_posix())
     return MaskExport(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +17,7 @@ from torchdoctor.types import InputError
 
 Area = Bool[np.ndarray, "height width"]
 Size = tuple[int, int]  # width and height in pixels
+Files = Iterator[tuple[PurePosixPath, bytes]]  # paths below the folder that is written, each with its content
 DRIVE = re.compile(r"^[A-Za-z]:")
 
 
@@ -128,6 +129,21 @@ class MaskedImage:
     def size(self) -> Size:
         """The width and height in pixels."""
         return self.area.shape[1], self.area.shape[0]
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """Images with masks that a format's writer turns into files.
+
+    Attributes:
+        images: The images with their masks; they can be read once.
+        classes: The names of the categories.
+        folder: The folder that the files are meant for; a writer itself writes nothing into it.
+    """
+
+    images: Iterable[MaskedImage]
+    classes: tuple[str, ...]
+    folder: Path
 
 
 class Notes:

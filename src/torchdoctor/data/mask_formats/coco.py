@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +14,8 @@ from torchdoctor.data.mask_formats.annotation import (
     AnnotatedImage,
     Annotations,
     Area,
-    MaskedImage,
+    Files,
+    MaskSet,
     Notes,
     Problem,
     Shape,
@@ -243,24 +244,19 @@ def area_of_counts(counts: Sequence[int], width: int, height: int) -> Area:
     return library.decode(runs).astype(bool)
 
 
-def write_coco(
-    images: Iterable[MaskedImage], classes: Sequence[str], out: Path
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def write_coco(masks: MaskSet) -> Files:
     """Write a COCO file: polygons, and run lengths for parts with holes.
 
     Args:
-        images: The images with their masks.
-        classes: The names of the categories.
-        out: The folder that the file is meant for; not used.
+        masks: The images with their masks.
 
     Yields:
         The path of the file below that folder, and its content.
     """
-    del out
     library = needed("pycocotools.mask")
     annotations: list[dict[str, Any]] = []
     files: list[dict[str, Any]] = []
-    for number, image in enumerate(images, 1):
+    for number, image in enumerate(masks.images, 1):
         runs = library.encode(np.asfortranarray(image.area.astype(np.uint8)))
         parts = outlines(image.area)
         segmentation: Any = [[edge for corner in corners_of(part) for edge in corner] for part in parts]
@@ -269,7 +265,7 @@ def write_coco(
         width, height = image.size
         files.append({"id": number, "file_name": image.name, "width": width, "height": height})
         annotations.append(
-            {"id": number, "image_id": number, "category_id": list(classes).index(image.label) + 1,
+            {"id": number, "image_id": number, "category_id": masks.classes.index(image.label) + 1,
              "segmentation": segmentation, "area": int(image.area.sum()), "iscrowd": 0,
              "bbox": [float(edge) for edge in library.toBbox(runs)]}
         )  # fmt: skip
@@ -277,6 +273,6 @@ def write_coco(
         "info": {"description": "object masks"},
         "images": files,
         "annotations": annotations,
-        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(masks.classes, 1)],
     }
     yield PurePosixPath("annotations.json"), (json.dumps(content, ensure_ascii=False) + "\n").encode()

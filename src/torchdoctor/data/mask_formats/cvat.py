@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,8 @@ from torchdoctor.data.mask_formats.annotation import (
     AnnotatedImage,
     Annotations,
     Area,
-    MaskedImage,
+    Files,
+    MaskSet,
     Notes,
     Problem,
     Shape,
@@ -302,15 +303,11 @@ def _of_label(file: Path, labels: dict[Colour, str], label: str) -> Draw:
     return draw
 
 
-def write_cvat(
-    images: Iterable[MaskedImage], classes: Sequence[str], out: Path
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def write_cvat(masks: MaskSet) -> Files:
     """Write `Segmentation mask 1.1`, which CVAT imports: class masks in colours, and their label map.
 
     Args:
-        images: The images with their masks.
-        classes: The names of the categories.
-        out: The folder that the files are meant for; not used.
+        masks: The images with their masks.
 
     Yields:
         The path of each file below that folder, and its content.
@@ -318,16 +315,16 @@ def write_cvat(
     Raises:
         InputError: There are more categories than colours in the palette.
     """
-    del out
+    classes = masks.classes
     if len(classes) > MOST_CLASSES:
         raise InputError(f"{len(classes)} categories; expected at most {MOST_CLASSES}: export coco or png")
     lines = ["# label:color_rgb:parts:actions", f"{BACKGROUND}:0,0,0::"]
     lines += [f"{name}:{','.join(map(str, voc_colour(place)))}::" for place, name in enumerate(classes, 1)]
     yield PurePosixPath(LABEL_MAP), ("\n".join(lines) + "\n").encode()
     listed = ""
-    for image in images:
+    for image in masks.images:
         listed += f"{image.place}\n"
-        colour = voc_colour(list(classes).index(image.label) + 1)
+        colour = voc_colour(classes.index(image.label) + 1)
         pixels = np.where(image.area[:, :, None], np.array(colour), 0).astype(np.uint8)
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -15,7 +14,8 @@ from torchdoctor.data.mask_formats.annotation import (
     AnnotatedImage,
     Annotations,
     Area,
-    MaskedImage,
+    Files,
+    MaskSet,
     Notes,
     Problem,
     Shape,
@@ -247,22 +247,17 @@ def _drawing(tool: str, numbers: dict[str, Any], width: float, height: float) ->
     return discs([(x, y)], radius)
 
 
-def write_label_studio(
-    images: Iterable[MaskedImage], classes: Sequence[str], out: Path
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def write_label_studio(masks: MaskSet) -> Files:
     """Write a file of tasks with polygons; a part with a hole becomes several polygons.
 
     Args:
-        images: The images with their masks.
-        classes: The names of the categories; not used.
-        out: The folder that the file is meant for; not used.
+        masks: The images with their masks.
 
     Yields:
         The path of the file below that folder, and its content.
     """
-    del classes, out
     tasks = []
-    for number, image in enumerate(images, 1):
+    for number, image in enumerate(masks.images, 1):
         width, height = image.size
         pieces = [piece for part in outlines(image.area) for piece in without_holes(part)]
         results = [

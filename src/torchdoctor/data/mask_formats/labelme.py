@@ -7,7 +7,6 @@ import binascii
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +19,8 @@ from torchdoctor.data.mask_formats.annotation import (
     AnnotatedImage,
     Annotations,
     Area,
-    MaskedImage,
+    Files,
+    MaskSet,
     Notes,
     Shape,
     Size,
@@ -178,21 +178,16 @@ def _mask(record: dict[str, Any]) -> Draw:
     return pixels_at(round(left), round(top), read)
 
 
-def write_labelme(
-    images: Iterable[MaskedImage], classes: Sequence[str], out: Path
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def write_labelme(masks: MaskSet) -> Files:
     """Write a LabelMe file for each image; a part with a hole becomes several polygons of one group.
 
     Args:
-        images: The images with their masks.
-        classes: The names of the categories; not used.
-        out: The folder that the files are meant for, from which the images are named.
+        masks: The images with their masks.
 
     Yields:
         The path of each file below that folder, and its content.
     """
-    del classes
-    for image in images:
+    for image in masks.images:
         place = PurePosixPath(f"{image.place}.json")
         shapes: list[dict[str, Any]] = [
             {"label": image.label, "points": [list(corner) for corner in corners_of(piece)],
@@ -204,7 +199,9 @@ def write_labelme(
         if image.file is None:
             data = base64.b64encode(image.encoded()).decode()
         else:
-            path = Path(os.path.relpath(image.file.resolve(), (out / place).parent.resolve())).as_posix()
+            path = Path(
+                os.path.relpath(image.file.resolve(), (masks.folder / place).parent.resolve())
+            ).as_posix()
         content: dict[str, Any] = {
             "version": VERSION, "flags": {}, "shapes": shapes, "imagePath": path, "imageData": data,
             "imageHeight": image.size[1], "imageWidth": image.size[0],

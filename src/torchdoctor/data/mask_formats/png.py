@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,7 +14,8 @@ from torchdoctor.data.mask_formats.annotation import (
     AnnotatedImage,
     Annotations,
     Area,
-    MaskedImage,
+    Files,
+    MaskSet,
     Shape,
     Size,
 )
@@ -130,19 +130,14 @@ def png_of(area: Area) -> bytes:
     return content.getvalue()
 
 
-def write_png(
-    images: Iterable[MaskedImage], classes: Sequence[str], out: Path
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def write_png(masks: MaskSet) -> Files:
     """Write a PNG file for each image: 255 on the object, 0 elsewhere.
 
     Args:
-        images: The images with their masks.
-        classes: The names of the categories; not used.
-        out: The folder that the files are meant for; not used.
+        masks: The images with their masks.
 
     Yields:
         The path of each file below that folder, and its content.
     """
-    del classes, out
-    for image in images:
+    for image in masks.images:
         yield PurePosixPath(f"{image.place}.png"), png_of(image.area)

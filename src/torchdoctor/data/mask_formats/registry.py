@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torchdoctor.data.annotations import MaskError
-from torchdoctor.data.mask_formats.annotation import Annotations, MaskedImage
+from torchdoctor.data.mask_formats.annotation import Annotations, Files, MaskSet
 from torchdoctor.data.mask_formats.coco import is_coco, read_coco, write_coco
 from torchdoctor.data.mask_formats.cvat import LABEL_MAP, is_cvat, read_cvat, write_cvat
 from torchdoctor.data.mask_formats.files import files_of, json_of, xml_of
@@ -34,7 +34,7 @@ GEOMETRY = ("shapely", "pycocotools.mask")
 XML = (*GEOMETRY, "defusedxml.ElementTree")
 LOOKED_AT = 20  # files of each kind that are opened to recognise a format
 Read = Callable[[Path], Annotations]
-Write = Callable[[Iterable[MaskedImage], Sequence[str], Path], Iterator[tuple[PurePosixPath, bytes]]]
+Write = Callable[[MaskSet], Files]
 
 
 @dataclass(frozen=True)

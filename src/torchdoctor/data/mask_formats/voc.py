@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -17,7 +16,9 @@ from torchdoctor.data.mask_formats.annotation import (
     AnnotatedImage,
     Annotations,
     Area,
+    Files,
     MaskedImage,
+    MaskSet,
     Notes,
     Shape,
     checked_size,
@@ -157,15 +158,11 @@ def _box(element: Any) -> Draw:
     return box(left - 1, top - 1, right, bottom)
 
 
-def write_voc(
-    images: Iterable[MaskedImage], classes: Sequence[str], out: Path
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def write_voc(masks: MaskSet) -> Files:
     """Write Pascal VOC's files: a class mask for each image, and the boxes of its parts.
 
     Args:
-        images: The images with their masks.
-        classes: The names of the categories.
-        out: The folder that the files are meant for; not used.
+        masks: The images with their masks.
 
     Yields:
         The path of each file below that folder, and its content.
@@ -173,17 +170,17 @@ def write_voc(
     Raises:
         InputError: There are more categories than a class mask can number.
     """
-    del out
+    classes = masks.classes
     if len(classes) > MOST_CLASSES:
         raise InputError(
             f"{len(classes)} categories; a class mask of Pascal VOC numbers at most {MOST_CLASSES}: export "
             "coco or png"
         )
     listed = ""
-    for image in images:
+    for image in masks.images:
         listed += f"{image.place}\n"
         yield PurePosixPath(ANNOTATIONS, f"{image.place}.xml"), _xml(image)
-        number = list(classes).index(image.label) + 1
+        number = classes.index(image.label) + 1
         yield PurePosixPath(CLASS_MASKS, f"{image.place}.png"), palette_png(image.area, number)
     yield PurePosixPath("ImageSets/Segmentation/default.txt"), listed.encode()
     names = "".join(f"{number} {name}\n" for number, name in enumerate(classes, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +13,8 @@ from torchdoctor.data.mask_formats.annotation import (
     AnnotatedImage,
     Annotations,
     Area,
-    MaskedImage,
+    Files,
+    MaskSet,
     Notes,
     Shape,
 )
@@ -216,22 +217,17 @@ def _scaled_polygon(corners: Sequence[tuple[float, float]]) -> Draw:
     return draw
 
 
-def write_yolo(
-    images: Iterable[MaskedImage], classes: Sequence[str], out: Path
-) -> Iterator[tuple[PurePosixPath, bytes]]:
+def write_yolo(masks: MaskSet) -> Files:
     """Write a file of outlines for each image; a part with a hole becomes several lines.
 
     Args:
-        images: The images with their masks.
-        classes: The names of the categories.
-        out: The folder that the files are meant for; not used.
+        masks: The images with their masks.
 
     Yields:
         The path of each file below that folder, and its content.
     """
-    del out
-    for image in images:
-        number = list(classes).index(image.label)
+    for image in masks.images:
+        number = masks.classes.index(image.label)
         width, height = image.size
         lines = [
             " ".join([str(number), *(_share(edge, side) for corner in corners_of(piece)
@@ -242,7 +238,7 @@ def write_yolo(
         path = PurePosixPath(LABELS, f"{image.place}.txt")
         yield path, ("\n".join(lines) + "\n").encode()
     content: dict[str, Any] = {
-        "path": ".", "train": IMAGES, "val": IMAGES, "names": dict(enumerate(classes)),
+        "path": ".", "train": IMAGES, "val": IMAGES, "names": dict(enumerate(masks.classes)),
     }  # fmt: skip
     yield PurePosixPath("data.yaml"), yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
 
