@@ -25,6 +25,7 @@ from torchdoctor.review.label_store import LabelStore, counted
 from torchdoctor.review.mask_runs import mask_of_runs, runs_of
 from torchdoctor.review.mask_store import MaskStore
 from torchdoctor.review.precision import LEAST_ANSWERS, measured_precision
+from torchdoctor.review.proposals import proposed_mask, scaled
 from torchdoctor.review.queue import LabelQuestion, background_errors
 from torchdoctor.runs.review_files import check_mask_file, mask_file, read_masks
 
@@ -316,3 +317,22 @@ def test_a_mask_file_is_one_that_the_project_reads(tmp_path, photographs):
     )
     read = mask_from_png(tmp_path / "review" / record.file)
     assert np.array_equal(np.asarray(read) == 255, np.eye(4, 5, dtype=bool))
+
+
+def test_a_proposal_is_the_largest_high_place_without_its_holes():
+    evidence = np.zeros((8, 10), np.float32)
+    evidence[1:6, 1:6] = 0.5
+    evidence[3, 3] = 0.1  # a hole
+    evidence[2:4, 8] = 1.0  # higher, but smaller
+    evidence[7, :] = 0.49
+    wanted = np.zeros((8, 10), bool)
+    wanted[1:6, 1:6] = True
+    assert np.array_equal(proposed_mask(evidence), wanted)
+    assert not proposed_mask(np.zeros((8, 10), np.float32)).any()
+
+
+def test_maps_are_scaled_to_their_highest_values_but_single_places():
+    maps = np.ones((2, 20, 20), np.float32)
+    maps[0, 0, 0], maps[1] = 50, 0
+    scaled_maps = scaled(maps)
+    assert np.array_equal(scaled_maps[0], np.ones((20, 20))) and not scaled_maps[1].any()

@@ -10,15 +10,11 @@ from threading import Lock
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
-from scipy import ndimage
 
-from torchdoctor.case.network_trial import example_of
 from torchdoctor.case.preparation import Case
 from torchdoctor.data.pixels import Preprocessing
-from torchdoctor.evidence.per_image import clean_evidence, finest, summed_maps
-from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
-from torchdoctor.network.taps import map_shapes
+from torchdoctor.network.prediction import predict_logits
+from torchdoctor.review.proposals import evidence_maps, layer_to_look_at, proposed_mask
 from torchdoctor.types import InputError
 
 LARGEST, SMALL = 2048, 320  # sides in pixels of images that are sent, and of the similar ones beside them
@@ -26,8 +22,6 @@ LOSSLESS = 512  # images up to this side are sent as PNG
 QUALITY = 90  # of JPEG
 SAID = 3  # categories that the network names
 KEPT = 64  # maps of evidence that are kept in memory
-REMARKABLE = 99.0  # percentile of the map that counts as its highest value: single places may stick out
-SHARE_OF_HIGHEST = 0.5  # from which a place belongs to the proposed mask
 COLOUR = (255, 64, 0)  # of the evidence over the image
 
 
@@ -189,7 +183,7 @@ class Viewer:
         return content.getvalue()
 
     def proposal(self, image: int) -> Bool[np.ndarray, "height width"]:
-        """Propose a mask: the largest connected place where the evidence is high, without holes.
+        """Propose a mask (see `proposed_mask`).
 
         Args:
             image: The id of the image.
@@ -200,13 +194,7 @@ class Viewer:
         Raises:
             InputError: The image is gone or damaged.
         """
-        high = self.evidence(image) >= SHARE_OF_HIGHEST
-        parts, number = ndimage.label(high)
-        if number == 0:
-            return high
-        largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-        filled: np.ndarray = ndimage.binary_fill_holes(parts == largest)
-        return filled
+        return proposed_mask(self.evidence(image))
 
     def _square_map(self, image: int) -> Float[np.ndarray, "size size"]:
         """Return the summed evidence on the square that the network sees, 0 to 1; computed once."""
@@ -219,15 +207,7 @@ class Viewer:
 
     def _computed_map(self, image: int) -> Float[np.ndarray, "size size"]:
         """Compute the summed evidence of an image at the deepest layer that is fine enough to look at."""
-        case = self.case
-        if not self._layer:
-            shapes = map_shapes(case.model, example_of(case.model, case.data), case.layers)
-            self._layer = finest(case.layers, {name: shape[1:] for name, shape in shapes.items()})
-        (batch,) = case.data.train.select([image])
-        with frozen_eval(case.model) as frozen:
-            pixels = batch.images.to(device_of(case.model), dtype_of(case.model))
-            evidence = clean_evidence(frozen, pixels, None, [self._layer], case.plan.evidence)[0]
-        size = (batch.images.shape[2], batch.images.shape[3])
-        summed: np.ndarray = summed_maps(evidence[self._layer], size)[0].astype(np.float32)
-        highest = float(np.percentile(summed, REMARKABLE))
-        return (summed / highest).clip(0, 1) if highest > 0 else np.zeros_like(summed)
+        self._layer = self._layer or layer_to_look_at(self.case)
+        (batch,) = self.case.data.train.select([image])
+        square: np.ndarray = evidence_maps(self.case, batch, self._layer)[0]
+        return square
