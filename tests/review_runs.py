@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
 from PIL import Image
 
 from torchdoctor import Suspects
+from torchdoctor.case.config import read_config, settings_from
+from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.suspects_result import Suspect
 from torchdoctor.runs.folder import seal
@@ -62,10 +67,7 @@ def list_suspects(run: Path, train: Path, number: int) -> None:
     files = sorted((CLASSES.index(one.parent.name), one.name, one) for one in train.rglob("*.png"))
     names = {place: f"{one.parent.name}/{one.name}" for place, (_, _, one) in enumerate(files)}
     labels = [label for label, _, _ in files]
-    from torchdoctor.case.config import read_config, settings_from
-    from torchdoctor.case.preparation import prepare
-
-    table = prepare(settings_from(read_config(run / "config.yaml")), "diagnose").data.train.table
+    table = case_of_run(run).data.train.table
     assert all(names[one] == name for one, name in zip(table.ids.tolist(), table.names, strict=True))
     assert all(labels[one] == label for one, label in zip(table.ids.tolist(), table.labels, strict=True))
     listed = [
@@ -80,6 +82,66 @@ def list_suspects(run: Path, train: Path, number: int) -> None:
     seal(run)
 
 
+def mislabel_photographs(source: Path, target: Path, names: Sequence[str], number: int) -> dict[str, str]:
+    """Copy images of some categories as Parquet files, every eighth for training under a wrong label.
+
+    Args:
+        source: The folder of Parquet files in the Hugging Face convention.
+        target: The folder that is written.
+        names: The names of the categories.
+        number: How many training images of each category are copied; of test images a third.
+
+    Returns:
+        The right category of each training image, by its name.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    target.mkdir()
+    right: dict[str, str] = {}
+    for split, count in (("train", number), ("test", number // 3)):
+        (file,) = source.glob(f"{split}-*.parquet")
+        table = parquet.read_table(file)
+        known = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        labels = table["label"].to_numpy()
+        categories = [known.index(name) for name in names]
+        rows = np.concatenate([np.flatnonzero(labels == one)[:count] for one in categories])
+        table, labels = table.take(rows), labels[rows].copy()
+        if split == "train":
+            files = [image["path"] for image in table["image"].to_pylist()]
+            right = {name: known[label] for name, label in zip(files, labels, strict=True)}
+            labels[::8] = [categories[categories.index(label) - 1] for label in labels[::8]]
+        field = table.schema.field("label")
+        table = table.set_column(table.column_names.index("label"), field, pyarrow.array(labels))
+        parquet.write_table(table, target / file.name)
+    return right
+
+
+def list_mislabelled(run: Path, right: Mapping[str, str], number: int) -> None:
+    """Write a list of images into a run, two of three with a wrong label, and seal the run again."""
+    case = case_of_run(run)
+    table, names = case.data.train.table, case.classes
+    wrong: list[Suspect] = []
+    fine: list[Suspect] = []
+    for image, name, label in zip(table.ids.tolist(), table.names, table.labels, strict=True):
+        given, truth = names[label], right[name]
+        proposed = truth if truth != given else names[label - 1]
+        like = [
+            tuple(table.ids[(table.labels == names.index(one)) & (table.ids != image)][:2].tolist())
+            for one in (given, proposed)
+        ]
+        (fine if truth == given else wrong).append(Suspect(image, given, proposed, 0.9, like[0], like[1]))
+    listed = (*wrong[: 2 * number // 3], *fine[: number // 3])
+    all_names = dict(zip(table.ids.tolist(), table.names, strict=True))
+    Suspects(listed, len(table), 0.2, 90.0).save(run, names=all_names)
+    seal(run)
+
+
+def case_of_run(run: Path) -> Case:
+    """Prepare the case of a run again."""
+    return prepare(settings_from(read_config(run / "config.yaml")), "diagnose")
+
+
 @dataclass
 class Server:
     """A server of a review in a process of its own."""
@@ -87,6 +149,7 @@ class Server:
     run: Path
     words: tuple[str, ...] = ("--no-browser",)
     said: list[str] = field(default_factory=list)
+    printed: str = ""  # when it has ended
 
     def __enter__(self) -> Server:
         """Start it and wait for the address of the page."""
@@ -120,6 +183,7 @@ class Server:
                 raise
         self._rest.join(5)
         self.process.stderr.close()
+        self.printed = self.process.stdout.read()
         self.process.stdout.close()
 
     def kill(self) -> None:

@@ -109,23 +109,23 @@ def saved(browser, press_it):
     until(browser, "return document.querySelector('#saved').textContent === 'Saved'")
 
 
-def placed(browser, points):
+def placed(browser, points, size=(WIDTH, HEIGHT)):
     """Return where points of the image are on the screen, as the page fits it into its canvas."""
     box = browser.execute_script(
         """const board = document.querySelector('#board'), box = board.getBoundingClientRect();
            return [box.left, box.top, board.clientWidth, board.clientHeight]"""
     )
     left, top, width, height = box
-    scale = min((width - FIT) / WIDTH, (height - FIT) / HEIGHT)
-    x, y = (width - scale * WIDTH) / 2, (height - scale * HEIGHT) / 2
+    scale = min((width - FIT) / size[0], (height - FIT) / size[1])
+    x, y = (width - scale * size[0]) / 2, (height - scale * size[1]) / 2
     return scale, x, y, [(round(left + x + scale * a), round(top + y + scale * b)) for a, b in points]
 
 
-def pull(browser, points, *, click=False):
+def pull(browser, points, *, click=False, size=(WIDTH, HEIGHT)):
     """Drag the pointer along points of the image, or click on each; return where it really was, in pixels."""
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
 
-    scale, x, y, places = placed(browser, points)
+    scale, x, y, places = placed(browser, points, size)
     browser.execute_script("window.places = []")
     actions = ActionBuilder(browser, duration=0)
     actions.pointer_action.move_to_location(*places[0])
@@ -141,7 +141,7 @@ def pull(browser, points, *, click=False):
     happened = browser.execute_script("return window.places")
     down = next(place for place, (kind, *_) in enumerate(happened) if kind == "pointerdown")
     wanted = ("pointerdown",) if click else ("pointerdown", "pointermove", "pointerup")
-    inside = np.array([WIDTH, HEIGHT]) - 1e-6
+    inside = np.array(size) - 1e-6
     return [
         tuple(np.clip((np.array(place) - (x, y)) / scale, 0, inside).tolist())
         for kind, *place in happened[down:]
