@@ -1,9 +1,9 @@
 """Make the pictures of the review's page again: plant wrong labels, train, diagnose, and open the page.
 
-    python docs/make_review_pictures.py [--runs FOLDER]
+    python docs/make_review_pictures.py [--runs FOLDER] [--only-images]
 
 A few minutes on two cores; needs Chromium with its chromedriver, and the extra `dev`. A run that FOLDER
-holds already is used as it is.
+holds already is used as it is. `--only-images` writes the images to FOLDER/images, for the tutorial.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ import numpy as np
 from PIL import Image
 
 from torchdoctor import load_data
+from torchdoctor.data.mask_formats.shapes import outlines
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
-IMAGES, WRONG = 60, 0.08  # of each category, and the share of them that get another label
-SCREENS = {"review-labels": (1200, 560), "review-masks": (1200, 800)}
+IMAGES, WRONG = 120, 0.15  # of each category, and the share of them that get another label
+# By picture: the tab, the width and height of the screen; the last two are those of a phone.
+SCREENS = {
+    "review-labels": ("labels", 1200, 560), "review-masks": ("masks", 1200, 800),
+    "review-labels-phone": ("labels", 390, 844), "review-masks-phone": ("masks", 390, 844),
+}  # fmt: skip
+PHONE = 600  # screens that are narrower are those of phones
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-# The corners of a polygon, in shares of the image.
-OUTLINE = ((0.5, 0.11), (0.7, 0.39), (0.55, 0.39), (0.53, 0.64), (0.38, 0.64), (0.39, 0.37), (0.25, 0.36))
+SIMPLER = 1.5  # pixels by which the corners of a drawn outline may leave the object
 
 
 def draw_folder(folder: Path) -> None:
@@ -50,22 +55,23 @@ def draw_folder(folder: Path) -> None:
 
 def make_run(folder: Path) -> Path:
     """Train on the drawn folder and diagnose; return the run."""
-    run = folder / "review" / "diagnosed"
+    run = folder / "seen"
     if (run / "manifest.json").is_file():
         return run
-    draw_folder(folder / "review" / "images")
-    data = ["--model", "small_resnet", "--data", "folder:images"]
+    if not (folder / "images").is_dir():
+        draw_folder(folder / "images")
+    data = ["--data", "folder:images"]
     for words in (
-        ["train", *data, "--epochs", "12", "--out", "base"],
-        ["diagnose", *data, "--weights", "base/model.safetensors", "--out", "diagnosed"],
+        ["train", "--model", "small_resnet", *data, "--epochs", "16", "--out", "base"],
+        ["diagnose", *data, "--weights", "base/model.safetensors", "--draws", "2", "--out", "seen"],
     ):
         command = [sys.executable, "-m", "torchdoctor", *words]
-        subprocess.run(command, cwd=folder / "review", check=words[0] == "train")
+        subprocess.run(command, cwd=folder, check=words[0] == "train")
     return run
 
 
 def photograph(run: Path) -> None:
-    """Open the page of a review and take a picture of either tab."""
+    """Open the page of a review and take pictures of both tabs."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -82,13 +88,13 @@ def photograph(run: Path) -> None:
         address = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
         browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:
-            for name, (width, height) in SCREENS.items():
-                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            for name, (tab, width, height) in SCREENS.items():
+                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < PHONE}
                 browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
                 browser.get("about:blank")
-                browser.get(f"{address}#{name.removeprefix('review-')}")
+                browser.get(f"{address}#{tab}")
                 time.sleep(3)
-                if name == "review-masks":
+                if tab == "masks":
                     draw_outline(browser)
                 picture = PICTURES / f"{name}.png"
                 browser.get_screenshot_as_file(str(picture))
@@ -99,6 +105,15 @@ def photograph(run: Path) -> None:
             browser.quit()
             server.terminate()
             server.wait(20)
+
+
+def outline_of(name: str) -> list[tuple[float, float]]:
+    """Return the corners of the object in an image, as shares of its sides."""
+    table = load_data("scenes").train.table
+    mask = table.read(table.names.index(Path(name).stem))[1]
+    area = np.asarray(mask) > 0
+    corners = max(outlines(area), key=lambda part: part.area).simplify(SIMPLER).exterior.coords[:-1]
+    return [(x / area.shape[1], y / area.shape[0]) for x, y in corners]
 
 
 def draw_outline(browser: Any) -> None:
@@ -113,7 +128,8 @@ def draw_outline(browser: Any) -> None:
     )
     side = min(width, height)
     actions = ActionBuilder(browser, duration=0)
-    for across, down in OUTLINE:
+    name = browser.execute_script("return document.querySelector('#mask-name').textContent")
+    for across, down in outline_of(name):
         x, y = left + (width - side) / 2 + across * side, top + (height - side) / 2 + down * side
         actions.pointer_action.move_to_location(round(x), round(y))
         actions.pointer_action.click()
@@ -128,10 +144,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, help="A folder whose run is used, or made.")
-    given = parser.parse_args().runs
+    parser.add_argument("--only-images", action="store_true", help="Write the images alone; no run is made.")
+    given = parser.parse_args()
+    if given.only_images:
+        if given.runs is None:
+            parser.error("--only-images needs --runs FOLDER")
+        draw_folder(given.runs / "images")
+        return
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        photograph(make_run((given or Path(temporary)).resolve()))
+        photograph(make_run((given.runs or Path(temporary)).resolve()))
 
 
 if __name__ == "__main__":
