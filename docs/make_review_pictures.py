@@ -84,7 +84,7 @@ def list_wrong(run: Path, images: Path) -> None:
     for image, name, label in zip(table.ids.tolist(), names, table.labels, strict=True):
         given, truth = data.classes[label], name.rpartition("-on-")[0].rpartition("-")[2]
         if given != truth:
-            beside = [tuple(one for one in like[each] if one != image)[:3] for each in (given, truth)]
+            beside = [tuple(one for one in like[each] if one != image)[:2] for each in (given, truth)]
             listed.append(Suspect(image, given, truth, 0.9, *beside))
     known = dict(zip(table.ids.tolist(), names, strict=True))
     Suspects(tuple(listed), len(names), WRONG, 100.0).save(run, names=known)
