@@ -105,6 +105,7 @@ def test_public_names():
         "Recipe",
         "RobustnessSettings",
         "Suspects",
+        "TrainingPenalty",
         "Treatment",
         "TreatmentSettings",
         "candidate_layers",
@@ -119,6 +120,7 @@ def test_public_names():
         "load_data",
         "load_model",
         "measure_robustness",
+        "penalty",
         "survey_layers",
         "treat",
     ]

@@ -31,6 +31,7 @@ with ExitStack() as _paused:
     from torchdoctor.proof.compare import compare
     from torchdoctor.proof.result import Comparison
     from torchdoctor.treatment.constraints import Constraint
+    from torchdoctor.treatment.own_loop import TrainingPenalty, penalty
     from torchdoctor.treatment.recipe import Course, Recipe, classification_terms
     from torchdoctor.treatment.result import Treatment
     from torchdoctor.treatment.settings import TreatmentSettings
@@ -54,6 +55,7 @@ __all__ = [
     "Recipe",
     "RobustnessSettings",
     "Suspects",
+    "TrainingPenalty",
     "Treatment",
     "TreatmentSettings",
     "candidate_layers",
@@ -68,6 +70,7 @@ __all__ = [
     "load_data",
     "load_model",
     "measure_robustness",
+    "penalty",
     "survey_layers",
     "treat",
 ]

@@ -86,7 +86,7 @@ class _Adapted:
         """Return an iterator over the batches."""
         start = 0
         for items in _told(_batches(self.source)):
-            batch = items if isinstance(items, Batch) else _batch_of(items, start)
+            batch = items if isinstance(items, Batch) else batch_of(items, start)
             start += len(batch.labels)
             yield batch
 
@@ -178,8 +178,19 @@ def _field(item: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((item[name] for name in names if name in item), None)
 
 
-def _batch_of(item: Any, start: int) -> Batch:
-    """Return a batch whose ids are the places from `start` on."""
+def batch_of(item: Any, start: int = 0) -> Batch:
+    """Return images with their labels and, if they are there, masks, as a batch of this package.
+
+    Args:
+        item: (images, labels), (images, labels, masks), or a dictionary that holds them; see `images_of`.
+        start: The id of the first image; the others follow.
+
+    Returns:
+        The batch; an image whose mask is empty counts as one without a mask.
+
+    Raises:
+        InputError: Something is missing, or has another shape or type than is expected.
+    """
     parts = _parts(item)
     pixels, labels = _tensor(parts[0], "images"), _tensor(parts[1], "labels")
     if pixels.ndim != 4:

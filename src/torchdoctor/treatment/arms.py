@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
+from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.treatment.constraints import Constraint, constraints_named, default_constraints
 from torchdoctor.treatment.cure import Cure, Remedy
@@ -12,6 +15,26 @@ from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError
 
 LEAST_MASKS = 20  # with fewer the batches would contain the same few objects again and again
+
+
+def check_diagnosed(model: nn.Module, diagnosis: Diagnosis) -> None:
+    """Check that a network can be treated by a diagnosis.
+
+    Args:
+        model: The network, without wrappers.
+        diagnosis: The diagnosis.
+
+    Raises:
+        InputError: Nothing of the network can change, or it is not the network that was diagnosed.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
+    if diagnosis.model_sha256 != state_sha256(model):
+        raise InputError(
+            "the diagnosis was made of other weights (sha256 "
+            f"{diagnosis.model_sha256[:12]}..., the model has {state_sha256(model)[:12]}...): diagnose this "
+            "model, or load the weights that were diagnosed"
+        )
 
 
 def default_arms(masked: int) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.images.batches import Images
+from torchdoctor.images.batches import Images, TrainingImages
 
 
 def drawn_per_batch(share: float, batch_size: int) -> int:
@@ -44,6 +46,23 @@ def masked_ids(images: Images, diagnosis: Diagnosis, masks_per_category: int | N
         others = sorted({image for image, label in labels.items() if label == category} - set(first))
         chosen += (first + others)[:masks_per_category]
     return tuple(sorted(chosen))
+
+
+def with_masks(images: TrainingImages, masked: Sequence[int], share: float) -> TrainingImages:
+    """Choose the images whose masks a training uses, and draw some of them into every batch.
+
+    Args:
+        images: The training images.
+        masked: The ids of the images whose masks are used.
+        share: The share of each batch that is drawn from them, 0..1.
+
+    Returns:
+        The images with this choice; as they were where no image is named.
+    """
+    if not masked:
+        return images
+    largest = max(len(batch.labels) for batch in images)
+    return images.with_annotations(masked, drawn_per_batch(share, largest))
 
 
 def has_masks(images: Images) -> bool:

@@ -73,6 +73,11 @@ class TreatmentSettings(EvidenceSettings):
         return [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, Mapping) else value
 
     @property
+    def most_masks(self) -> int | None:
+        """The largest number of images of a category whose masks are used; None: all."""
+        return None if self.masks_per_category == "all" else self.masks_per_category
+
+    @property
     def penalised_evidence(self) -> Evidence:
         """The evidence that the constraints penalise."""
         return EVIDENCE_OF_TREATMENT if self.evidence == "auto" else self.evidence

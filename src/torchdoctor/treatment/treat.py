@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Images, ShuffledBatches, TrainingImages
 from torchdoctor.images.loaders import ImageSource, images_of
@@ -17,10 +16,16 @@ from torchdoctor.network.copying import copy_of
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.state import load_state, same_state
 from torchdoctor.randomness import key
-from torchdoctor.treatment.arms import chosen_constraints, default_arms, remedies_named, uses_masks
+from torchdoctor.treatment.arms import (
+    check_diagnosed,
+    chosen_constraints,
+    default_arms,
+    remedies_named,
+    uses_masks,
+)
 from torchdoctor.treatment.constraints import Constraint
 from torchdoctor.treatment.cure import Cure, Remedy
-from torchdoctor.treatment.masked_images import drawn_per_batch, masked_ids
+from torchdoctor.treatment.masked_images import masked_ids, with_masks
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.recipe import Checkpoints, Course, Recipe
 from torchdoctor.treatment.result import Arm, Treatment
@@ -29,7 +34,6 @@ from torchdoctor.treatment.training import Trained, finish, fit
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
 from torchdoctor.types import (
     BudgetKind,
-    InputError,
     NormPolicy,
     Precision,
     Progress,
@@ -173,7 +177,7 @@ def trial_of(
     model, recipe = unwrap(model), recipe or Recipe()
     check_choice("norm", recipe.norm, NormPolicy)
     check_choice("precision", recipe.precision, Precision)
-    _check_model(model, diagnosis)
+    check_diagnosed(model, diagnosis)
     source = images if isinstance(images, TrainingImages) else ShuffledBatches(tuple(images_of(images)))
     wanted, chosen, drawn = _arms_and_images(source, diagnosis, arms, constraints, layers, settings)
     for remedy in wanted.values():
@@ -204,19 +208,14 @@ def _arms_and_images(
     settings: TreatmentSettings,
 ) -> tuple[dict[str, Remedy | None], tuple[Constraint, ...], TrainingImages]:
     """Return the remedy of each arm, the constraints, and the images with as many masks as the arms use."""
-    most = None if settings.masks_per_category == "all" else settings.masks_per_category
-    masked = masked_ids(source, diagnosis, most)
+    masked = masked_ids(source, diagnosis, settings.most_masks)
     if arms is None:
         arms = default_arms(len(masked)) if settings.arms == "auto" else settings.arms
     wanted, chosen = remedies_named(arms), tuple[Constraint, ...]()
     if "treated" in wanted:
         chosen = chosen_constraints(constraints, layers, diagnosis, settings, has_masks=bool(masked))
-    if not masked:
-        return wanted, chosen, source
     uses = any(constraint.needs_masks for constraint in chosen) or any(map(uses_masks, wanted.values()))
-    largest = max(len(batch.labels) for batch in source)
-    per_batch = drawn_per_batch(settings.annotated_per_batch, largest) if uses else 0
-    return wanted, chosen, source.with_annotations(masked, per_batch)
+    return wanted, chosen, with_masks(source, masked, settings.annotated_per_batch if uses else 0.0)
 
 
 @dataclass(frozen=True)
@@ -336,15 +335,3 @@ class Trial:
         if store is not None:
             store.save(arm)
         return arm
-
-
-def _check_model(model: nn.Module, diagnosis: Diagnosis) -> None:
-    """Raise InputError unless the network can change and is that which was diagnosed."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("no parameter of the model is trainable (all are frozen): nothing could change")
-    if diagnosis.model_sha256 != state_sha256(model):
-        raise InputError(
-            "the diagnosis was made of other weights (sha256 "
-            f"{diagnosis.model_sha256[:12]}..., the model has {state_sha256(model)[:12]}...): diagnose this "
-            "model, or load the weights that were diagnosed"
-        )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -109,6 +110,20 @@ class Prescription:
         with frozen_eval(model) as frozen, torch.no_grad():
             return frozenset(layer for layer in layers if closed_form(frozen, images, layer) is not None)
 
+    def weighted(self, values: Values, step: int) -> Values:
+        """Return every constraint's term in the loss of a step: its mean penalty times its weight.
+
+        Args:
+            values: The unweighted mean penalties, by name.
+            step: The number of the step, one in which penalties are computed.
+
+        Returns:
+            The terms by name.
+        """
+        done = min(step / self.steps, 1.0)
+        factors = {one.name: float(one.weight) * one.factor(done) for one in self.constraints}
+        return {name: self.every_k_steps * factor * values[name] for name, factor in factors.items()}
+
     def terms(self, model: nn.Module, images: Tensor, seed: int) -> Terms:
         """Return the function that computes the terms of Eq. 7: the loss, then every weighted penalty.
 
@@ -131,10 +146,7 @@ class Prescription:
             if step % self.every_k_steps:
                 return classification_terms(model, batch)[1]
             terms, values = loss_and_penalties(model, batch, step)
-            for constraint in self.constraints:
-                scheduled = float(constraint.weight) * constraint.factor(min(step / self.steps, 1.0))
-                terms[constraint.name] = self.every_k_steps * scheduled * values[constraint.name]
-            return terms
+            return {**terms, **self.weighted(values, step)}
 
         return total
 
@@ -187,7 +199,7 @@ def measure_balance(
     parameters = {place: value for place, value in own.named_parameters() if value.requires_grad}
     reached: set[str] = set()
     values, losses, penalties = [], [], []
-    for step, batch in enumerate(_first(images, MEASURED, seed)):
+    for step, batch in enumerate(islice(images.epoch(0, seed), MEASURED)):
         batch = move(batch, device_of(own), dtype_of(own))
         torch.manual_seed(key("layers", seed, step))
         terms, penalty_of = loss_and_penalties(own, batch, step)
@@ -319,14 +331,6 @@ def _unreached(constraint: Constraint, value: float) -> str:
         "gradient and training would ignore it. Unfreeze layers, choose an earlier layer, or use the "
         "evidence gradient_x_activation"
     )
-
-
-def _first(images: TrainingImages, number: int, seed: int) -> Iterator[Batch]:
-    """Yield the first batches of an epoch."""
-    for position, batch in enumerate(images.epoch(0, seed)):
-        if position == number:
-            return
-        yield batch
 
 
 def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
