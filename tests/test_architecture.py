@@ -93,6 +93,7 @@ def test_public_names():
     assert sorted(torchdoctor.__all__) == [
         "Batch",
         "Causes",
+        "Checkup",
         "Comparison",
         "Constraint",
         "Course",
@@ -110,6 +111,7 @@ def test_public_names():
         "TreatmentSettings",
         "candidate_layers",
         "check_model",
+        "checkup",
         "classification_terms",
         "compare",
         "default_layers",

@@ -3,6 +3,8 @@
 import gc
 from contextlib import ExitStack
 
+__version__ = "0.1.0"
+
 with ExitStack() as _paused:
     # The imports make about a million objects, and all of them stay. Looking for garbage among them
     # meanwhile takes a quarter of the processor time of the imports.
@@ -37,12 +39,12 @@ with ExitStack() as _paused:
     from torchdoctor.treatment.settings import TreatmentSettings
     from torchdoctor.treatment.treat import treat
     from torchdoctor.types import InputError, ModelDoctorError
-
-__version__ = "0.1.0"
+    from torchdoctor.verbs.in_memory import Checkup, checkup
 
 __all__ = [
     "Batch",
     "Causes",
+    "Checkup",
     "Comparison",
     "Constraint",
     "Course",
@@ -60,6 +62,7 @@ __all__ = [
     "TreatmentSettings",
     "candidate_layers",
     "check_model",
+    "checkup",
     "classification_terms",
     "compare",
     "default_layers",

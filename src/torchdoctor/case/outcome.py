@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchdoctor.case.preparation import Case
-from torchdoctor.case.surroundings import loading_code
+from torchdoctor.case.surroundings import in_memory, loading_code
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.proof.result import Comparison
@@ -104,16 +104,20 @@ def exit_code_of(diagnosis: Diagnosis, comparison: Comparison) -> int:
     return DONE if comparison.verdict == "helped" and enough else GATE_NOT_MET
 
 
-def command_of(folder: Path, verb: str) -> str:
+def command_of(case: Case, folder: Path, verb: str) -> str:
     """Return the command that runs the same again.
 
     Args:
+        case: The prepared case.
         folder: The run's folder.
         verb: The command that made the run.
 
     Returns:
-        A line for a shell; it writes to another folder.
+        A line for a shell; it writes to another folder. A line of Python where that is where network and
+        images came from.
     """
+    if in_memory(case.plan):
+        return f"torchdoctor.{verb}(model, train, validation, test, ...)  # with the settings below"
     config, again = shlex.quote(str(folder / "config.yaml")), shlex.quote(f"{folder}-again")
     return f"torchdoctor {verb} --config {config} --out {again}"
 

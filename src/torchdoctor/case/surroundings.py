@@ -11,6 +11,20 @@ from torchdoctor.case.settings import Plan
 from torchdoctor.data.load import Splits
 from torchdoctor.models.loading import TIMM_SOURCES
 
+IN_MEMORY = "memory"  # what model and data are called that were given from Python: memory:NAME
+
+
+def in_memory(plan: Plan) -> bool:
+    """Tell whether a run is about a network and images that were given from Python.
+
+    Args:
+        plan: The plan of the run.
+
+    Returns:
+        True where no command could load them again.
+    """
+    return plan.data.partition(":")[0] == IN_MEMORY
+
 
 def card_of(plan: Plan, data: Splits) -> dict[str, object]:
     """Return what lies beside saved weights.
@@ -67,7 +81,9 @@ def loading_code(plan: Plan, classes: int, weights: Path) -> str:
     channels, size = plan.channels, plan.image_size
     source, _, name = full.partition(":")
     colour = "" if channels == 3 else f", in_chans={channels}"
-    if source == "torchvision" and not colour:
+    if source == IN_MEMORY:
+        build = f"model = ...  # {name}, built as for the checkup"
+    elif source == "torchvision" and not colour:
         extra = ", aux_logits=False, init_weights=False" if name in ("googlenet", "inception_v3") else ""
         build = f"import torchvision; model = torchvision.models.{name}(num_classes={classes}{extra})"
     elif source in TIMM_SOURCES:

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from torchdoctor.data.pixels import (
     AUGMENT,
+    AnyMask,
+    AnyPixels,
     Augment,
     Mask,
     Pixels,
@@ -304,9 +306,15 @@ class Loader:
         images = max((len(draws) for draws in plan), default=0)
         return images * (self.preprocessing.channels + 1) * self.preprocessing.image_size**2
 
-    def _batch(self, rows: Int[np.ndarray, " batch"], decoded: Sequence[tuple[Pixels, Mask | None]]) -> Batch:
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """Return images as the network takes them."""
+        return self.preprocessing.normalise(pixels)
+
+    def _batch(
+        self, rows: Int[np.ndarray, " batch"], decoded: Sequence[tuple[AnyPixels, AnyMask | None]]
+    ) -> Batch:
         """Return a batch of decoded images; masks that may not be used are empty."""
-        images = self.preprocessing.normalise(torch.stack([pixels for pixels, _ in decoded]))
+        images = self._normalised(torch.stack([pixels for pixels, _ in decoded]))
         labels = torch.from_numpy(self.table.labels[rows])
         ids = torch.from_numpy(self.table.ids[rows])
         if not self.visible.any():
@@ -320,7 +328,7 @@ class Loader:
         return Batch(images, labels, ids, masks, torch.from_numpy(annotated))
 
 
-def _float_mask(mask: Mask | None) -> Tensor:
+def _float_mask(mask: AnyMask | None) -> Tensor:
     """Return a mask as floats; InputError if it is missing although the table announced it."""
     if mask is None:
         raise InputError("the table announced a mask that the source does not have")

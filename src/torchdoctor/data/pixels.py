@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL.Image import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -24,6 +24,8 @@ Augment = Literal["none", "crop", "crop_flip"]  # a random shift of the image; c
 AUGMENT: Augment = "crop_flip"  # where nothing else is asked for
 Pixels = UInt8[Tensor, "channel size size"]
 Mask = UInt8[Tensor, "1 size size"]
+AnyPixels = Shaped[Tensor, "channel height width"]  # decoded pixels, or normalised ones of the user's
+AnyMask = Shaped[Tensor, "1 height width"]
 
 CACHE_BYTES = 2**30  # a table with more bytes of decoded images is decoded again in every epoch
 
@@ -153,8 +155,8 @@ def fit(
 
 
 def augmented(
-    pixels: Pixels, mask: Mask | None, augment: Augment, key: Sequence[int]
-) -> tuple[Pixels, Mask | None]:
+    pixels: AnyPixels, mask: AnyMask | None, augment: Augment, key: Sequence[int]
+) -> tuple[AnyPixels, AnyMask | None]:
     """Crop an image and its mask in the same way, and mirror half of the images.
 
     The crop is from the image enlarged by mirrored pixels: an eighth of its size at each edge. Place and side
@@ -172,17 +174,19 @@ def augmented(
     """
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     generator = torch.Generator().manual_seed(seed)
-    size = pixels.shape[-1]
-    edge = size // 8
-    top, left = (
-        int(torch.randint(0, 2 * edge + 1, (), generator=generator)) if edge else 0 for _ in range(2)
-    )
-    rows, columns = (_reflected(np.arange(start - edge, start - edge + size), size) for start in (top, left))
+    rows, columns = (_shifted(size, generator) for size in pixels.shape[-2:])
     if augment == "crop_flip" and float(torch.rand(1, generator=generator)) < 0.5:
         columns = columns[::-1]
     places = slice(None), rows[:, None], columns
     shape = None if mask is None else torch.from_numpy(mask.numpy()[places])
     return torch.from_numpy(pixels.numpy()[places]), shape
+
+
+def _shifted(size: int, generator: torch.Generator) -> Int[np.ndarray, " size"]:
+    """Draw which pixels of a side of an image a crop of the enlarged image holds."""
+    edge = size // 8
+    start = int(torch.randint(0, 2 * edge + 1, (), generator=generator)) - edge if edge else 0
+    return _reflected(np.arange(start, start + size), size)
 
 
 def _reflected(places: Int[np.ndarray, " size"], size: int) -> Int[np.ndarray, " size"]:

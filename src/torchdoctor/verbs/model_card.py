@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from torchdoctor import __version__
 from torchdoctor.case.preparation import Case
-from torchdoctor.case.surroundings import loading_code
+from torchdoctor.case.surroundings import in_memory, loading_code
 from torchdoctor.data.load import SCHEMES
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.models.loading import TIMM_SOURCES
@@ -110,7 +110,9 @@ def model_card(
         model_sha256=diagnosis.model_sha256,
         settings=case.plan,
         loading=loading_lines(case),
-        command=f"torchdoctor predict photo.jpg --weights {WEIGHTS}{_model_flag(case)}",
+        command=""
+        if in_memory(case.plan)
+        else f"torchdoctor predict photo.jpg --weights {WEIGHTS}{_model_flag(case)}",
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 

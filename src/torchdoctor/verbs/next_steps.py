@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torchdoctor.case.outcome import Outcome
 from torchdoctor.case.preparation import Case
+from torchdoctor.case.surroundings import in_memory
 from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.suspects_result import LIST, Suspects
@@ -64,9 +65,9 @@ def steps_stage(
         diagnosis,
         suspects,
         has_masks=int(case.data.train.table.has_mask.sum()) >= LEAST_MASKS,
-        command=_command(folder, treated=outcome is not None),
+        command=_command(case, folder, treated=outcome is not None),
         treated=outcome is not None,
-        review=f"torchdoctor review {shlex.quote(str(folder))}",
+        review="" if in_memory(case.plan) else f"torchdoctor review {shlex.quote(str(folder))}",
     )
     steps = next_steps(known)
     if outcome is not None and outcome.comparison is not None:
@@ -105,8 +106,10 @@ def steps_record(steps: Sequence[NextStep]) -> dict[str, object]:
     return {"next_steps": [asdict(step) for step in steps]}
 
 
-def _command(folder: Path, *, treated: bool) -> str:
-    """Return the command that runs a checkup with the settings of a run."""
+def _command(case: Case, folder: Path, *, treated: bool) -> str:
+    """Return the command that runs a checkup with the settings of a run; none for a network of Python."""
+    if in_memory(case.plan):
+        return ""
     config = shlex.quote(str(folder / "config.yaml"))
     again = shlex.quote(f"{folder}-{'again' if treated else 'checkup'}")
     evidence = "" if treated else " --evidence auto"

@@ -65,7 +65,7 @@ def report_stage(
         prescription=treatment.prescription if treatment else (),
         settings=settings_record(verb, case.plan),
         environment=environment(),
-        command=command_of(folder, verb),
+        command=command_of(case, folder, verb),
         loading_code=arm_loading_code(case, folder, arm_of(case, comparison)) if treatment else "",
         notes=notes_of(diagnosis),
         causes=causes,
