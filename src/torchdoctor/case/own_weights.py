@@ -9,6 +9,8 @@ from torchdoctor.data.arrangement import in_order_of
 from torchdoctor.data.load import Splits
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.class_names import same_names
+from torchdoctor.models.hugging_face import published_classes
+from torchdoctor.models.pretrained import PRETRAINED
 from torchdoctor.models.weights import Checkpoint
 from torchdoctor.types import InputError
 
@@ -57,6 +59,9 @@ def in_order_of_weights(
     notes: tuple[str, ...] = (checkpoint.note,) if checkpoint and checkpoint.note else ()
     on_card = (card or {}).get("classes")
     trained = tuple(map(str, on_card)) if isinstance(on_card, list) else checkpoint and checkpoint.classes
+    if settings.weights == PRETRAINED:
+        published = published_classes(settings.model)
+        trained = published if published and len(published) == len(data.classes) else None
     if not trained or trained == data.classes or settings.new_head:
         return data, notes
     ordered = same_names(trained, data.classes)

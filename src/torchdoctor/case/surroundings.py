@@ -9,6 +9,7 @@ import torch
 
 from torchdoctor.case.settings import Plan
 from torchdoctor.data.load import Splits
+from torchdoctor.models.hugging_face import SOURCE as TRANSFORMERS
 from torchdoctor.models.loading import TIMM_SOURCES
 
 IN_MEMORY = "memory"  # what model and data are called that were given from Python: memory:NAME
@@ -89,7 +90,7 @@ def loading_code(plan: Plan, classes: int, weights: Path) -> str:
     elif source in TIMM_SOURCES:
         known = name if source == "timm" else full
         build = f"import timm; model = timm.create_model({known!r}, num_classes={classes}{colour})"
-    elif name and source != "torchvision":
+    elif name and source not in ("torchvision", TRANSFORMERS):
         build = f"from {source} import {name}; model = {name}(num_classes={classes}{colour})"
     else:
         fitted = f"{full!r}, {classes}, channels={channels}, image_size={size}"

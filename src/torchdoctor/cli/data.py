@@ -107,7 +107,8 @@ def _print_datasets(console: Console, entries: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(
-        "Use as --data NAME@ROOT. Also: torchvision:CLASS@ROOT, folder:PATH, parquet:PATH, table:FILE"
+        "Use as --data NAME@ROOT. Also: torchvision:CLASS@ROOT, folder:PATH, parquet:PATH, table:FILE, "
+        "datasets:NAME_OR_FOLDER"
     )
 
 

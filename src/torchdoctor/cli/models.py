@@ -83,7 +83,8 @@ def _print_models(console: Console, entries: list[dict[str, Any]]) -> None:
         table.add_row(entry["name"], entry["title"], entry["source"], size, ", ".join(entry["layers"]))
     console.print(table)
     console.print(
-        "Also: torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory"
+        "Also: torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, transformers:NAME, "
+        "package.module:factory"
     )
 
 

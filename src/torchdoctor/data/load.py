@@ -20,6 +20,7 @@ from torchdoctor.data.loader import Loader
 from torchdoctor.data.mask_folder import with_masks
 from torchdoctor.data.pixels import AUGMENT, Augment, Preprocessing
 from torchdoctor.data.readers.folder import read_folder
+from torchdoctor.data.readers.hugging_face import read_datasets
 from torchdoctor.data.readers.parquet import read_parquet
 from torchdoctor.data.readers.table_file import read_table_file
 from torchdoctor.data.readers.torchvision_sets import read_torchvision
@@ -36,19 +37,20 @@ SCHEMES: dict[str, Callable[[str, int, DataSettings], Tables]] = {
         location, seed, settings.validation_share, settings.follow_links
     ),
     "parquet": read_parquet,
+    "datasets": read_datasets,
     "table": read_table_file,
     "scenes": lambda location, seed, settings: read_scenes(location, seed, settings.validation_share),
 }
 # The schemes that use a setting of a source; elsewhere it would change nothing and is refused.
 SCHEMES_WITH = {
-    "image_column": ("table", "parquet"),
-    "label_column": ("table", "parquet"),
+    "image_column": ("table", "parquet", "datasets"),
+    "label_column": ("table", "parquet", "datasets"),
     "box_format": ("table", "parquet"),
     "follow_links": ("folder", "table"),
 }
 EXPECTED = (
     "folder:PATH, parquet:PATH, table:FILE, NAME@ROOT (see `torchdoctor datasets`), torchvision:CLASS@ROOT, "
-    "scenes or scenes:SEED"
+    "datasets:NAME_OR_FOLDER, scenes or scenes:SEED"
 )
 DEFAULTS = DataSettings()
 OTHER_SIZE = 224  # the side of images that are not alike
@@ -105,7 +107,8 @@ def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) 
     """Read the tables of a data set: which images it has, with labels, masks and splits; decode nothing.
 
     Args:
-        spec: `folder:PATH`, `parquet:PATH`, `table:FILE`, `NAME@ROOT`, `torchvision:CLASS@ROOT` or `scenes`.
+        spec: `folder:PATH`, `parquet:PATH`, `table:FILE`, `NAME@ROOT`, `torchvision:CLASS@ROOT`,
+            `datasets:NAME_OR_FOLDER` or `scenes`.
         seed: What a division into splits depends on, where the data comes undivided; 0 or more.
         settings: Categories, limits and splits; `batch_size`, `image_size` and so on are not used.
 
@@ -187,11 +190,7 @@ def load_data(
     return _loaded(load_tables(spec, seed=seed, settings=settings), settings, augment)
 
 
-def _loaded(
-    tables: Tables,
-    settings: DataSettings,
-    augment: Augment,
-) -> Splits:
+def _loaded(tables: Tables, settings: DataSettings, augment: Augment) -> Splits:
     """Make a loader for each split; broken images are left out where the settings say so."""
     skipped: tuple[str, ...] = ()
     if settings.on_error == "skip":
@@ -304,7 +303,7 @@ def _read(spec: str, seed: int, settings: DataSettings) -> Tables:
             expected = " and ".join(f"{each}:" for each in schemes)
             raise InputError(f"{flag_of(name)} is for {expected} sources; data {spec!r} is none of them")
     if scheme in SCHEMES:
-        if scheme != "scenes":
+        if scheme not in ("scenes", "datasets"):
             _check_path(spec, location)
         return SCHEMES[scheme](location, seed, settings)
     kind, at, root = (location if scheme == "torchvision" else spec).partition("@")

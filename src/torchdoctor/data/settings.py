@@ -21,7 +21,7 @@ class DataSettings(SettingsGroup):
     data: str | None = setting(
         None,
         "The images: folder:PATH, parquet:PATH, table:FILE, NAME@ROOT for a name of `torchdoctor datasets`, "
-        "torchvision:CLASS@ROOT, or scenes (drawn by code).",
+        "torchvision:CLASS@ROOT, datasets:NAME_OR_FOLDER, or scenes (drawn by code).",
         left_out="it must be given",
         newcomer=True,
     )
@@ -83,12 +83,12 @@ class DataSettings(SettingsGroup):
     )
     image_column: str | None = setting(
         None,
-        "The column of a table: or parquet: source that holds the images.",
+        "The column of a table:, parquet: or datasets: source that holds the images.",
         left_out="path or image, else the one column with another usual name",
     )
     label_column: str | None = setting(
         None,
-        "The column of a table: or parquet: source that holds the labels.",
+        "The column of a table:, parquet: or datasets: source that holds the labels.",
         left_out="label, else the one column with another usual name",
     )
     box_format: BoxFormat = setting(

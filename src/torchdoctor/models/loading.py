@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from torchdoctor.models import hugging_face
 from torchdoctor.models.catalogue import MODELS, ModelEntry
 from torchdoctor.models.pretrained import PRETRAINED, load_pretrained
 from torchdoctor.models.stems import set_input_channels
@@ -21,7 +22,10 @@ from torchdoctor.models.weights import load_into, load_weights
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.types import InputError, first_line
 
-EXPECTED = "torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory"
+EXPECTED = (
+    "torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, transformers:NAME_OR_FOLDER, "
+    "package.module:factory"
+)
 # Not the methods of tensors: `trunc_normal_` calls `Tensor.normal_` until all values lie within its bounds.
 DRAWING = (nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
 HALF = (torch.float16, torch.bfloat16)
@@ -40,7 +44,8 @@ def load_model(
 
     Args:
         name: Which network: an entry of the catalogue (`vgg16`), `torchvision:resnet18`, `timm:resnet18`,
-            `hf-hub:timm/resnet18.a1_in1k`, `local-dir:PATH` (a folder that timm saved), or
+            `hf-hub:timm/resnet18.a1_in1k`, `local-dir:PATH` (a folder that timm saved),
+            `transformers:OWNER/NAME` or `transformers:FOLDER` (a classifier of transformers), or
             `package.module:function`. The function is yours: it is called with `num_classes` (and
             `in_chans` if it takes that) and returns the network.
         classes: The number of categories, or their names. The network gives a logit for each.
@@ -149,6 +154,8 @@ def _build(name: str, classes: int, channels: int, image_size: int | None, *, pr
         return model
     if source in TIMM_SOURCES:
         return _timm(name, classes, channels, pretrained=pretrained)
+    if source == hugging_face.SOURCE:
+        return hugging_face.build(name, classes, channels, pretrained=pretrained)
     if pretrained:
         raise InputError(
             f"--weights {PRETRAINED}: {name!r} is a factory of yours; let it load its own weights"

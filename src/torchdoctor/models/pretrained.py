@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchdoctor.models import hugging_face
 from torchdoctor.models.stems import grey_kernels
 from torchdoctor.network.state import load_state
 from torchdoctor.types import InputError
@@ -111,6 +112,8 @@ def own_preprocessing(name: str, *, pretrained: bool) -> dict[str, Any]:
 
     source = MODELS[name].source if name in MODELS else name
     library, _, rest = source.partition(":")
+    if library == hugging_face.SOURCE:
+        return hugging_face.preparation(source)  # the size belongs to the network, not only to its weights
     if library in ("timm", "hf-hub", "local-dir"):
         configuration = _timm_configuration(library, rest)
     elif library == "torchvision" and pretrained:

@@ -11,7 +11,7 @@ class ModelSettings(SettingsGroup):
     model: str | None = setting(
         None,
         "The network: a name of `torchdoctor models`, torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME, "
-        "local-dir:PATH, or package.module:function for your own.",
+        "local-dir:PATH, transformers:OWNER/NAME or :FOLDER, or package.module:function for your own.",
         left_out="the name on the card beside the weights",
         newcomer=True,
     )
