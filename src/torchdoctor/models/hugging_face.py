@@ -24,7 +24,7 @@ class PlainLogits(nn.Module):
         Returns:
             The logits [batch, category].
         """
-        output: Any = super().forward(pixel_values=images)  # type: ignore[misc]
+        output: Any = super().forward(pixel_values=images)
         logits: Tensor = output.logits
         return logits
 
