@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.study import planted
+from benchmarks.study import planted, unplanted
 from benchmarks.study.planted_stages import simulated_answers
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.treatment.effects import EFFECTS, effect_of
@@ -26,6 +26,24 @@ def test_the_effects_that_reports_name_are_those_of_the_results():
         assert effect.low <= effect.gain <= effect.high and effect.networks >= 3, cause
         assert f"{effect.gain:+.1f} points" in effect_of(cause)
     assert effect_of("unknown") == ""
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_results():
+    page = (ROOT / "docs" / "when-it-helps.md").read_text()
+    lines = {name: planted.read(RESULTS.with_name(f"{name}.jsonl")) for name in (
+        "planted", "planted_networks", "planted_photos", "planted_cures", "unplanted",
+    )}  # fmt: skip
+    tables = [
+        planted.table(lines["planted"]), planted.table(lines["planted_photos"]),
+        planted.cures_table(lines["planted_cures"]), unplanted.table(lines["unplanted"]),
+        *(
+            planted.table([one for one in lines["planted_networks"] if one["network"] == network])
+            for network in ("plain", "separable")
+        ),
+    ]  # fmt: skip
+    for table in tables:
+        rows = table.splitlines()
+        assert len(rows) > 3 and [row for row in rows if row not in page] == []
 
 
 def counts(fault, seed=3, images=2000):

@@ -3,7 +3,7 @@
     TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.unplanted [--sets mini_imagenet30 ...] [--networks
         residual lite0] [--seeds 50 51 52] [--out benchmarks/results/unplanted.jsonl]
 
-Ten categories of a data set, 200 training images and 40 validation images of each. `residual` is a small
+Ten categories of a data set, 120 training images and 40 validation images of each. `residual` is a small
 residual network trained from random weights for 20 epochs. `lite0` is an EfficientNet-Lite0 with its
 published weights at 64 pixels, whose last layer is fitted to the images; only that layer is trained further.
 Then the stages of `torchdoctor checkup` run, with nothing chosen by hand, as in `planted`. The seed decides
@@ -28,9 +28,9 @@ from benchmarks.study.planted_stages import Line, Plant, measure
 from torchdoctor import load_data
 from torchdoctor.network.copying import copy_of
 
-SETS = {"mini_imagenet30": 64, "tiny_imagenet20": 64, "cifar10": 32, "fashion_mnist": 28}  # pixels
+SETS = {"mini_imagenet30": 48, "tiny_imagenet20": 48, "cifar10": 32, "fashion_mnist": 28}  # pixels
 NETWORKS = ("residual", "lite0")
-CATEGORIES, IMAGES, CHECKED, TESTED = 10, 200, 40, 1000
+CATEGORIES, IMAGES, CHECKED, TESTED = 10, 120, 40, 1000
 PRETRAINED_PIXELS, BASE_EPOCHS, EPOCHS, SEEDS = 64, 20, 4, 2
 
 
