@@ -34,6 +34,7 @@ def measure(seed: int) -> dict[str, object]:
         started = time.perf_counter()
         outcome = run_demo(Settings(data=f"scenes:{seed}", out=str(Path(folder) / "run")))
         seconds = time.perf_counter() - started
+        rate = json.loads((Path(folder) / "run" / "learning_rate.json").read_text())["chosen"]
     comparison = outcome.comparison
     assert comparison is not None
     line: dict[str, object] = {"program": "demo_bound", "data_seed": seed, "seconds": round(seconds, 1)}
@@ -52,7 +53,7 @@ def measure(seed: int) -> dict[str, object]:
     }
     closed = shifted / (reached["iid"] - reached["shifted"])
     line |= {
-        "arm": comparison.arm, "learning_rate": outcome.record.get("learning_rate"),
+        "arm": comparison.arm, "learning_rate": rate,
         "gap_closed": round(closed, 3), "verdict": comparison.verdict,
         "bound_met": comparison.verdict == "helped" and closed >= LEAST_CLOSED and iid >= -MOST_LOST,
     }  # fmt: skip

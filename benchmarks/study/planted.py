@@ -214,7 +214,7 @@ def effects(lines: Sequence[Line]) -> dict[str, Effect]:
         if cells:
             gain = interval(one["chosen"] - one["control"] for one in cells)
             control = float(np.mean([one["control"] - one["faulty"] for one in cells]))
-            found[cause] = Effect(len(cells), *(round(value, 1) for value in (*gain, control)))
+            found[cause] = Effect(len(cells), *(round(value, 1) + 0.0 for value in (*gain, control)))
     return found
 
 

@@ -300,7 +300,7 @@ def _read(spec: str, seed: int, settings: DataSettings) -> Tables:
     scheme, _, location = spec.partition(":")
     for name, schemes in SCHEMES_WITH.items():
         if getattr(settings, name) != getattr(DEFAULTS, name) and scheme not in schemes:
-            expected = " and ".join(f"{each}:" for each in schemes)
+            expected = " and ".join(f"{each}:" for each in schemes).replace(": and ", ":, ", len(schemes) - 2)
             raise InputError(f"{flag_of(name)} is for {expected} sources; data {spec!r} is none of them")
     if scheme in SCHEMES:
         if scheme not in ("scenes", "datasets"):
