@@ -19,7 +19,7 @@ export class Labels {
     this.history = [];
     this.skipped = new Set();
     this.busy = false;
-    byId("label-worth").textContent = state.labelWorth;
+    byId("label-worth").textContent = state.labels.length ? state.labelWorth : "";
     this.tell(state.precision);
     this.section.addEventListener("click", (event) => {
       const button = event.target.closest("[data-do]");
