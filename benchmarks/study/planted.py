@@ -266,6 +266,15 @@ def read(file: Path) -> list[Line]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
+def keep(line: Line, lines: list[Line], file: Path | None) -> None:
+    """Print a line, add it to those that are known, and append it to the results file where there is one."""
+    lines.append(line)
+    print(json.dumps(line), flush=True)
+    if file:
+        with file.open("a") as opened:
+            opened.write(json.dumps(line) + "\n")
+
+
 def _job(job: tuple[str, str, int, Size, tuple[str, ...]]) -> Line:
     torch.set_num_threads(1)
     return measured(*job)

@@ -16,7 +16,6 @@ hand, the test images used once.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.study.photo_networks import KINDS
-from benchmarks.study.planted import NOISE, TAIL, read, table
+from benchmarks.study.planted import NOISE, TAIL, keep, read, table
 from benchmarks.study.planted_stages import Line, Plant, measure
 from torchdoctor import load_data
 from torchdoctor.data.loader import Loader
@@ -176,11 +175,7 @@ def main() -> None:
             continue
         line = {"fault": fault, "network": NETWORK, "data": DATA.get(fault, "mini_imagenet30"), "seed": seed}
         line |= measure(planted(fault, seed), seed, name=NETWORK)
-        lines.append(line)
-        print(json.dumps(line), flush=True)
-        if given.out:
-            with given.out.open("a") as opened:
-                opened.write(json.dumps(line) + "\n")
+        keep(line, lines, given.out)
     print(table(lines))
 
 

@@ -13,7 +13,6 @@ which categories are taken, and everything random. Test images are looked at onc
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from itertools import product
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.study.photo_networks import KINDS
-from benchmarks.study.planted import interval, read
+from benchmarks.study.planted import interval, keep, read
 from benchmarks.study.planted_photos import some
 from benchmarks.study.planted_stages import Line, Plant, measure
 from torchdoctor import load_data
@@ -87,11 +86,7 @@ def main() -> None:
             continue
         line = {"data": data, "network": network, "seed": seed}
         line |= measure(prepared(data, network, seed), seed, name=network)
-        lines.append(line)
-        print(json.dumps(line), flush=True)
-        if given.out:
-            with given.out.open("a") as opened:
-                opened.write(json.dumps(line) + "\n")
+        keep(line, lines, given.out)
     print(table(lines))
 
 
