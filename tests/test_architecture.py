@@ -11,8 +11,9 @@ import torchdoctor
 PACKAGE = Path(torchdoctor.__file__).parent
 # files and display know no images and no networks. They stand early: a result saves and draws itself.
 LINE = (
-    "types", "glossary", "settings", "randomness", "files", "display", "images", "network", "evidence",
-    "diagnosis", "treatment", "proof", "report", "data", "models", "runs", "case", "review", "verbs", "cli",
+    "types", "glossary", "settings", "randomness", "processes", "files", "display", "images", "network",
+    "evidence", "diagnosis", "treatment", "proof", "report", "data", "models", "runs", "case",
+    "review", "verbs", "cli",
 )  # fmt: skip
 CORE = LINE[: LINE.index("data")]
 
