@@ -193,6 +193,7 @@ def test_errors_by_the_background_are_called_so():
     found = find_causes(model, [shifted], diagnosis)
     assert found.images == 24 and len(found.errors) == 12
     assert set(found.counts) == {"background"}
+    assert found.errors[0].numbers["backgrounds_decide"] > 0.9
     assert {(one.label, one.prediction) for one in found.errors} == {("0", "1"), ("1", "2"), ("2", "0")}
     without = Batch(shifted.images, shifted.labels, shifted.ids)
     assert "background" not in find_causes(model, [without], diagnosis).counts
@@ -236,15 +237,23 @@ BASE = {
         ("unknown", {"confused_on_training": 0.4, "confused_beyond_others": 2.0,
                      "label_confidence": 0.3}),
         ("ambiguous", {"log_odds": 8.0, "confused_back": 0.5}),
-        ("background", {"label_before_others": 1.0, "errors_gone_before_others": 0.5}),
-        ("background", {"background_alone_predicts_it": 1.0, "prediction_before_others": 0.1}),
+        ("background", {"label_before_others": 1.0, "errors_gone_before_others": 0.5,
+                        "backgrounds_decide": 0.5}),
+        ("background", {"background_alone_predicts_it": 1.0, "errors_gone_before_others": 0.5,
+                        "backgrounds_decide": 0.5}),
+        ("unknown", {"label_before_others": 1.0, "background_alone_predicts_it": 1.0,
+                     "errors_gone_before_others": 0.9, "backgrounds_decide": 0.1}),
+        ("unknown", {"label_before_others": 1.0, "background_alone_predicts_it": 1.0,
+                     "errors_gone_before_others": 0.1, "backgrounds_decide": 0.7}),
+        ("unknown", {"label_before_others": 0.0, "background_alone_predicts_it": 0.0,
+                     "errors_gone_before_others": 0.5, "backgrounds_decide": 0.7}),
         ("label looks wrong", {"label_wrong_by_share": 0.9, "log_odds": 6.0}),
         ("label looks wrong", {"label_wrong_by_share": 0.9, "overall_validation_accuracy": 60.0,
                                "validation_accuracy": 55.0}),
         ("over-fitted", {"label_wrong_by_share": 0.9, "log_odds": 6.0, "overall_training_accuracy": 75.0,
                          "overall_validation_accuracy": 45.0, "validation_accuracy": 45.0}),
         ("background", {"label_wrong_by_share": 0.9, "label_before_others": 1.0,
-                        "errors_gone_before_others": 0.5}),
+                        "errors_gone_before_others": 0.5, "backgrounds_decide": 0.5}),
         ("over-fitted", {"overall_validation_accuracy": 60.0, "validation_accuracy": 55.0}),
         ("category order", {"label_never_right": 1.0, "taken_for_prediction": 0.9}),
         ("unknown", {"label_never_right": 1.0, "taken_for_prediction": 0.1}),
@@ -261,7 +270,6 @@ BASE = {
         ("unknown", {"right_if_larger": 1.0, "repaired_if_larger_beyond_chance": 0.2}),
         ("unknown", {"right_if_larger": 0.0, "repaired_if_larger_beyond_chance": 0.7}),
         ("unknown", {"label_wrong_by_share": math.nan, "log_odds": math.nan}),
-        ("unknown", {"label_before_others": 1.0, "errors_gone_before_others": 0.05}),
     ],
 )  # fmt: skip
 def test_causes_follow_their_documented_rules(cause, numbers):

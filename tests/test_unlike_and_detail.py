@@ -12,7 +12,7 @@ from torchdoctor import Batch, diagnose, find_causes
 from torchdoctor.data.arrangement import larger_images
 from torchdoctor.data.load import load_data
 from torchdoctor.diagnosis.detail import with_more_pixels
-from torchdoctor.diagnosis.unlike import distances, logits_and_features
+from torchdoctor.diagnosis.unlike import FAR, FOREIGN, distances, logits_and_features, unlike_others
 from torchdoctor.types import InputError
 
 SIZE = 16
@@ -49,12 +49,39 @@ def test_images_of_one_colour_are_unlike_the_others_and_the_others_are_not():
     (_, labels, logits), features = logits_and_features(model, [batch], ["conv"])
     far = distances(features, (logits.argmax(1) == labels).numpy())
     others = np.setdiff1d(np.arange(240), odd.numpy())
-    assert (far[odd.numpy()] > 2).all() and (far[others] > 1).mean() <= 0.01
+    assert (far[odd.numpy()] > 2).all() and (far[others] > 1).mean() <= FOREIGN + 0.01
     diagnosis = diagnose(model, [images], layers=["conv"], draws=0, confidence=0.3)
     found = find_causes(model, [batch], diagnosis)
     assert found.counts == {"unlike the training images": 6}
-    assert found.expected["unlike the training images"] == pytest.approx(6 * (1 - 2 * 0.01))
+    assert found.expected["unlike the training images"] == pytest.approx(6 * (1 - 2 * FAR))
     assert np.isnan(distances({name: rows[:90] for name, rows in features.items()}, np.ones(90, bool))).all()
+
+
+def test_foreign_images_that_are_right_by_chance_do_not_hide_the_others():
+    model, images = Stripes(), striped()
+    strange = images.images.clone()
+    strange[:8] = 3 + 0.1 * images.images[0]  # half of them are of label 0, and so are called
+    (_, labels, logits), features = logits_and_features(
+        model, [Batch(strange, images.labels, images.ids)], ["conv"]
+    )
+    right = (logits.argmax(1) == labels).numpy()
+    assert right[:8].sum() == 4
+    told = unlike_others(distances(features, right), right)
+    assert np.flatnonzero(~right & (told["as_far"] <= FAR)).tolist() == [1, 3, 5, 7]
+
+
+def test_enlarged_images_are_far_by_their_lack_of_detail():
+    random = torch.Generator().manual_seed(1)
+    model, images = Stripes(), striped(seed=2)
+    strange = images.images + torch.randn(images.images.shape, generator=random)
+    small = torch.randn(1, 1, 4, 4, generator=random)
+    large = torch.nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bilinear")
+    strange[7] = large / large.std() * strange[8].std()
+    (_, labels, _), features = logits_and_features(
+        model, [Batch(strange, labels=images.labels, ids=images.ids)], ["conv"]
+    )
+    far = distances({"log": features["log"]}, np.ones(len(labels), bool))
+    assert far.argmax() == 7 and far[7] > 1.5 * np.sort(far)[-2]
 
 
 def test_distances_do_not_depend_on_the_unit_or_order_of_features():

@@ -8,8 +8,8 @@ from torchdoctor.diagnosis.causes_result import Cause
 from torchdoctor.diagnosis.label_doubts import probability_disputed, probability_wrong
 from torchdoctor.diagnosis.unlike import FAR
 
-GONE, MOSTLY_GONE = 0.25, 0.4  # share of all errors that vanish on other backgrounds
-SELDOM = 0.25  # share of other backgrounds that leave the prediction unchanged, below which it is unstable
+GONE = 0.25  # share of all errors that vanish on other backgrounds
+DECIDES = 0.3  # how often predictions follow a background instead of the object, beyond chance
 RARE = 0.25  # training images, relative to the median category
 CHANGED = 0.05  # share of a category's evidence on changed kernels
 SAME_ON_TRAINING = 20.0  # training and validation accuracy within these percentage points count as equal
@@ -50,8 +50,8 @@ NUMBERS = (
     "confused_on_training", "confused_beyond_others", "label_never_right",
     "taken_for_prediction", "right_if_prepared_otherwise",
     "evidence_on_changed_kernels", "label_before_others", "prediction_before_others",
-    "background_alone_predicts_it", "errors_gone_before_others", "wrong_labels", "label_wrong_by_share",
-    "log_odds", "confused_back", "as_far", "far_beyond_chance", "right_if_larger",
+    "background_alone_predicts_it", "errors_gone_before_others", "backgrounds_decide", "wrong_labels",
+    "label_wrong_by_share", "log_odds", "confused_back", "as_far", "far_beyond_chance", "right_if_larger",
     "repaired_if_larger_beyond_chance",
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
       order of the categories, by which a quarter more of all training images would be right.
     - `too little detail`: with more pixels this image is classified correctly, and far more images come right
       than go wrong.
-    - `unlike the training images`: at most one in a hundred correctly classified images is as far from the
+    - `unlike the training images`: at most two in a hundred correctly classified images are as far from the
       others (see `diagnosis.unlike`), far more errors are than chance brings, and half of the examined images
       of the label are classified correctly, so that it is known what they look like.
     - `rare category`: the label has fewer than a quarter of the training images of the median category.
@@ -77,8 +77,9 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     - `close categories`: the categories are confused with each other on training images too, far more than
       others are.
     - `under-fitted`: few training images are classified correctly.
-    - `background`: a quarter of all errors vanish on other backgrounds, and this error does; or two fifths
-      do, and the background alone gives the same prediction; or it alone does, and few other backgrounds do.
+    - `background`: objects before other backgrounds are mostly called what those backgrounds are called
+      alone, and yet a quarter of all errors vanish on other backgrounds, so that the network knows the
+      objects too; and this error vanishes there, or the background alone gives the same prediction.
     - `over-fitted`: training images are classified much better than validation images.
 
     `label looks wrong` and `ambiguous` have probabilities of their own (see `label_doubts`). That of a wrong
@@ -126,9 +127,8 @@ def _rule(n: Mapping[str, float]) -> Cause | None:
     gap = n["training_accuracy"] - n["validation_accuracy"]
     both = n["confidence"] + n["label_confidence"]
     changed = n["evidence_on_changed_kernels"] >= CHANGED
-    gone = n["errors_gone_before_others"]
-    elsewhere = n["label_before_others"] == 1 and gone >= GONE
-    alone = n["background_alone_predicts_it"] == 1
+    decides = n["backgrounds_decide"] >= DECIDES and n["errors_gone_before_others"] >= GONE
+    misled = n["background_alone_predicts_it"] == 1 or n["label_before_others"] == 1
     overall = n["overall_training_accuracy"]
     order = n["label_never_right"] == 1 and n["taken_for_prediction"] >= MOSTLY
     far = n["as_far"] <= FAR and n["far_beyond_chance"] >= SAID
@@ -142,8 +142,7 @@ def _rule(n: Mapping[str, float]) -> Cause | None:
         ("wrong kernels", changed and gap <= SAME_ON_TRAINING),
         ("close categories", close and both >= BOTH),
         ("under-fitted", overall < UNFITTED and gap < GAP),
-        ("background", elsewhere or (alone and gone >= MOSTLY_GONE)),
+        ("background", decides and misled),
         ("over-fitted", overall - n["overall_validation_accuracy"] >= GAP and gap >= GAP),
-        ("background", alone and n["prediction_before_others"] <= SELDOM),
     )
     return next((cause for cause, holds in rules if holds), None)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from torchdoctor.diagnosis.background_trial import Trial, donors_of, over_all, try_backgrounds
 from torchdoctor.diagnosis.cause_rules import NEVER, SAID, decide
 from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
 from torchdoctor.diagnosis.detail import with_more_pixels
@@ -18,16 +18,11 @@ from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
 from torchdoctor.diagnosis.renaming import other_order
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.statistics import out_of_step
-from torchdoctor.diagnosis.unlike import distances, logits_and_features, unlike_others
-from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
-from torchdoctor.images.batches import Batch, Images, only
+from torchdoctor.diagnosis.unlike import FAR, distances, logits_and_features, unlike_others
+from torchdoctor.images.batches import Images, only
 from torchdoctor.images.loaders import ImageSource, images_of
-from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.outputs import as_logits, unwrap
-from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.network.outputs import unwrap
 from torchdoctor.types import Progress, silent
-
-DONORS = 16  # images, spread over the categories, whose backgrounds are put behind each object
 
 
 @dataclass(frozen=True)
@@ -142,12 +137,10 @@ def find_causes(
     if larger is not None and not right.all():
         more |= with_more_pixels(model, images_of(larger), ids, right) or {}
     examined = _examined(model, images, diagnosis, (ids, labels, logits), more, seed, progress)
-    known = [error[-1]["label_before_others"] for error in examined if "label_before_others" in error[-1]]
-    gone = {"errors_gone_before_others": float(np.mean(known))} if known else {}
     errors = [
         ErrorCause(
             image, diagnosis.classes[label], diagnosis.classes[other], numbers["confidence"],
-            *decide({**numbers, **gone}), {**numbers, **gone},
+            *decide(numbers), numbers,
         )
         for image, label, other, numbers in sorted(examined, key=lambda error: error[0])
     ]  # fmt: skip
@@ -172,29 +165,41 @@ def _examined(
     right = (predicted == labels).numpy()
     if "right_if_larger" in more and more["repaired_if_larger_beyond_chance"][0] >= SAID:
         right = right | (more["right_if_larger"] == 1)  # too little detail is no gap between training and now
-    facts = _facts(diagnosis, labels.numpy(), logits.double().numpy(), right)
+    known = ~((more["as_far"] <= FAR) & (more["far_beyond_chance"] >= SAID))
+    facts = _facts(diagnosis, labels.numpy(), logits.double().numpy(), right, known)
     row_of = {image: row for row, image in enumerate(ids.tolist())}
     wrong = ids[predicted != labels].tolist()
-    donors = _donors(images, labels, ids, seed)
+    donors = donors_of(model, images, labels, ids, seed)
+    trials: list[Trial | None] = []
     other_way = better_preparation(model, images, ids.tolist(), seed) if wrong else None
     errors: list[tuple[int, int, int, dict[str, float]]] = []
     for batch in only(images, wrong):
         called = predicted[[row_of[image] for image in batch.ids.tolist()]]
-        tried = _before_backgrounds(model, batch, called, donors)
-        if other_way is not None:
-            for numbers, right in zip(tried, right_if(model, batch, other_way[1]), strict=True):
-                numbers["right_if_prepared_otherwise"] = float(right)
+        trials += (tried := try_backgrounds(model, batch, called, donors))
+        mended = right_if(model, batch, other_way[1]) if other_way is not None else None
         for row, (image, label) in enumerate(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)):
             other, place = int(called[row]), row_of[image]
             numbers = facts.of(confidences[place].numpy(), label, other, place)
-            further = {name: float(values[place]) for name, values in more.items()}
-            errors.append((image, label, other, {**numbers, **further, **tried[row]}))
+            numbers |= {name: float(values[place]) for name, values in more.items()}
+            trial = tried[row]
+            if trial is not None:
+                numbers |= trial.numbers
+            if mended is not None:
+                numbers["right_if_prepared_otherwise"] = float(mended[row])
+            errors.append((image, label, other, numbers))
         progress("causes", len(errors), len(wrong))
-    return errors
+    together = over_all(trials, donors, logits.shape[1])
+    return [(*error[:3], {**error[3], **together}) for error in errors]
 
 
-def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray, right: np.ndarray) -> _Facts:
-    """Gather what is known of the whole network; `right` are the images that it can classify correctly."""
+def _facts(
+    diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray, right: np.ndarray, known: np.ndarray
+) -> _Facts:
+    """Gather what is known of the whole network.
+
+    `right` are the images that it can classify correctly, `known` those that are like its training images:
+    what it says of others tells nothing of their labels.
+    """
     categories = len(diagnosis.classes)
     validation = np.full(categories, np.nan)
     examined = np.zeros((categories, categories))
@@ -216,7 +221,7 @@ def _facts(diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray, right: 
         examined=examined / np.maximum(examined.sum(1), 1)[:, None],
         # Categories that are never right tell of another fault than wrong labels.
         doubts=label_doubts(
-            logits, labels, ~np.isin(labels, np.flatnonzero(diagnosis.accuracy <= 100 * NEVER))
+            logits, labels, known & ~np.isin(labels, np.flatnonzero(diagnosis.accuracy <= 100 * NEVER))
         ),
     )
 
@@ -231,68 +236,3 @@ def _evidence_on_changed(diagnosis: Diagnosis) -> Float[np.ndarray, " category"]
             share = np.where(total > 0, layer.correlation[:, changed].sum(1) / total, float(bool(changed)))
         shares = np.maximum(shares, share)
     return shares
-
-
-def _donors(images: Images, labels: Tensor, ids: Tensor, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Choose images with masks, spread over the categories, for their backgrounds; None without any."""
-    turn: dict[int, int] = {}
-    ranked: list[tuple[int, int, int]] = []
-    for row in torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist():
-        label = int(labels[row])
-        ranked.append((turn.get(label, 0), len(ranked), int(ids[row])))
-        turn[label] = turn.get(label, 0) + 1
-    wanted = [image for _, _, image in sorted(ranked)[: 4 * DONORS]]
-    place = {image: rank for rank, image in enumerate(wanted)}
-    usable: dict[int, tuple[Tensor, Tensor]] = {}
-    for batch in only(images, wanted):
-        for row in usable_masks(batch).nonzero()[:, 0].tolist():
-            assert batch.masks is not None
-            usable[place[int(batch.ids[row])]] = (batch.images[row], batch.masks[row])
-    if not usable:
-        return None
-    pixels, masks = zip(*(usable[rank] for rank in sorted(usable)[:DONORS]), strict=True)
-    return torch.stack(pixels), torch.stack(masks)
-
-
-def usable_masks(batch: Batch) -> Bool[Tensor, " batch"]:
-    """Return which images have a mask with both object and background.
-
-    Args:
-        batch: The images.
-
-    Returns:
-        True where the object covers more than 0.5 % and less than 98 % of the image.
-    """
-    if batch.masks is None:
-        return torch.zeros(len(batch.ids), dtype=torch.bool)
-    share = batch.masks.float().mean((1, 2, 3)).cpu()
-    known = (share > 0.005) & (share < 0.98)
-    return known if batch.annotated is None else known & batch.annotated.cpu()
-
-
-def _before_backgrounds(
-    model: nn.Module,
-    batch: Batch,
-    called: Int[Tensor, " batch"],
-    donors: tuple[Tensor, Tensor] | None,
-) -> list[dict[str, float]]:
-    """Predict each object before other backgrounds, and its background without the object."""
-    numbers: list[dict[str, float]] = [{} for _ in range(len(batch.ids))]
-    usable = usable_masks(batch)
-    if donors is None or not bool(usable.any()):
-        return numbers
-    assert batch.masks is not None
-    device, dtype = device_of(model), dtype_of(model)
-    for row in usable.nonzero()[:, 0].tolist():
-        image, mask = batch.images[row : row + 1], batch.masks[row : row + 1]
-        others = before_other_backgrounds(image, mask, *donors)[0]
-        pixels = torch.cat([others, background_alone(image, mask)]).to(device, dtype)
-        with frozen_eval(model), torch.no_grad():
-            logits = as_logits(model(pixels)).double().cpu()
-        mean = logits[:-1].log_softmax(1).mean(0)
-        numbers[row] = {
-            "label_before_others": float(mean.argmax() == batch.labels[row]),
-            "prediction_before_others": float((logits[:-1].argmax(1) == called[row]).double().mean()),
-            "background_alone_predicts_it": float(logits[-1].argmax() == called[row]),
-        }
-    return numbers

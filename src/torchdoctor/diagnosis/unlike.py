@@ -17,7 +17,9 @@ LEAST = 100  # images that are classified correctly, to learn from them what is 
 IMAGES_PER_DIRECTION = 10  # directions of spread are estimated from ten images each
 MOST_DIRECTIONS = 32
 USUAL = 0.995  # quantile of the distances of correctly classified images up to which one counts as usual
-FAR = 0.01  # share of the correctly classified images that may be as far as an image that is unlike them
+FAR = 0.02  # share of the correctly classified images that may be as far as an image that is unlike them
+FOREIGN = 0.03  # share of the correctly classified images that may be unlike the others themselves
+ROUNDS = 2  # in which the farthest of them are left out, and distances measured anew
 FLAT = 1e-2  # standard deviation of normalised pixels below which an image is a single colour
 PIXELS = ("", "log")  # stand for the pixels beside the names of layers
 
@@ -59,11 +61,16 @@ def logits_and_features(
 
 
 def _texture(pixels: Float[Tensor, "batch channel height width"]) -> tuple[Tensor, Tensor]:
-    """Return brightness, contrast and differences of neighbours of each channel, plain and as logarithms."""
+    """Return brightness, contrast and differences of neighbours of each channel, plain and as logarithms.
+
+    The logarithms also tell how much differences of neighbours differ: hardly at all in an enlarged image.
+    """
     contrast = pixels.std((2, 3), correction=0)
     edges = [pixels.diff(dim=axis).abs().mean((2, 3)) for axis in (2, 3)]
     sharpness = [((edge + FLAT * FLAT) / (contrast + FLAT)).log() for edge in edges]
-    logarithms = torch.cat([pixels.mean((2, 3)), (contrast + FLAT).log(), *sharpness], 1)
+    bends = [pixels.diff(n=2, dim=axis).abs().mean((2, 3)) for axis in (2, 3)]
+    detail = [((bend + FLAT**2) / (edge + FLAT**2)).log() for bend, edge in zip(bends, edges, strict=True)]
+    logarithms = torch.cat([pixels.mean((2, 3)), (contrast + FLAT).log(), *sharpness, *detail], 1)
     return torch.cat([pixels.mean((2, 3)), contrast, *edges], 1), logarithms
 
 
@@ -79,21 +86,32 @@ def distances(
     """Measure how unlike the correctly classified images each image is.
 
     For the pixels and each layer, features are rotated to the directions in which the correctly classified
-    images spread most. An image is far if it is far along these directions, or off them.
+    images spread most. An image is far if it is far along these directions, or off them. Foreign images may
+    be classified correctly by chance, so the farthest of the correctly classified ones are left out.
 
     Args:
         features: Numbers of each image (see `logits_and_features`).
         right: Which images are classified correctly: they are what the network knows.
 
     Returns:
-        The largest distance on a scale where 0 is the median of the correctly classified images, and 1 what
-        all but one in 200 of them keep; NaN with fewer than 100 of them.
+        The largest distance on a scale where 0 is the median of the correctly classified images that are not
+        left out, and 1 what all but one in 200 of these keep; NaN with fewer than 100 correct images.
     """
     if right.sum() < LEAST:
         return np.full(len(right), np.nan)
-    scores = [score for rows in features.values() for score in _along_and_off(rows, right)]
-    largest = np.max([_beyond_usual(score, right) for score in scores], axis=0)
-    return _beyond_usual(largest, right)
+    far = _distances(features, right)
+    for _ in range(ROUNDS):
+        far = _distances(features, right & (far <= np.quantile(far[right], 1 - FOREIGN)))
+    return far
+
+
+def _distances(
+    features: dict[str, Float[np.ndarray, "image feature"]], usual: Bool[np.ndarray, " image"]
+) -> Float[np.ndarray, " image"]:
+    """Return the largest distance of each image from those that are usual."""
+    scores = [score for rows in features.values() for score in _along_and_off(rows, usual)]
+    largest = np.max([_beyond_usual(score, usual) for score in scores], axis=0)
+    return _beyond_usual(largest, usual)
 
 
 def _beyond_usual(

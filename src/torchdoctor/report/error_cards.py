@@ -34,6 +34,7 @@ NUMBER_NAMES = {
     "prediction_before_others": "share of other backgrounds before which the prediction stands",
     "background_alone_predicts_it": "background alone gives the prediction",
     "errors_gone_before_others": "share of all errors gone before other backgrounds",
+    "backgrounds_decide": "predictions that follow another background, beyond chance",
 }
 
 

@@ -68,14 +68,21 @@ class Rung:
         cannot tell them apart, and the cause of the errors says more.
         """
         tried = [name for name in self.scores if name != CONTROL]
-        best = max((_ranked(self.scores[name]) for name in tried), default=0.0)
-        close = [name for name in tried if _ranked(self.scores[name]) >= best - self.margin]
+        best = max((sortable(self.scores[name]) for name in tried), default=0.0)
+        close = [name for name in tried if sortable(self.scores[name]) >= best - self.margin]
         others = [name for name in tried if name not in close]
-        return close + sorted(others, key=lambda name: -_ranked(self.scores[name]))
+        return close + sorted(others, key=lambda name: -sortable(self.scores[name]))
 
 
-def _ranked(score: float) -> float:
-    """Return a score that can be sorted: what is not a number is the worst."""
+def sortable(score: float) -> float:
+    """Return a score that can be sorted: what is not a number is the worst.
+
+    Args:
+        score: A score, larger is better; NaN where a training broke off.
+
+    Returns:
+        The score, or minus infinity.
+    """
     return -math.inf if math.isnan(score) else score
 
 
@@ -310,6 +317,6 @@ def rung_of(
     Returns:
         The round.
     """
-    best = max((_ranked(scores[one.name]) for one in tried), default=-math.inf)
+    best = max((sortable(scores[one.name]) for one in tried), default=-math.inf)
     margin = 0.0 if math.isinf(best) else margin_of(best)
     return Rung(epochs, {name: scores[name] for name in (CONTROL, *(one.name for one in tried))}, margin)

@@ -32,6 +32,7 @@ from torchdoctor.treatment.search import (
     halve,
     remedy_of,
     rung_of,
+    sortable,
 )
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.treat import trial_of
@@ -173,7 +174,8 @@ def choose_stage(
     if last:
         best = rung_of(finished[-1].epochs, last, edits, judge.margin_of).ranking
         edits = [by_name[name] for name in best]
-    firsts = sorted([*ranked[:1], *edits[:1]], key=lambda one: (-last.get(one.name, 0.0), pool.index(one)))
+    firsts = [*ranked[:1], *edits[:1]]
+    firsts.sort(key=lambda one: (-sortable(last.get(one.name, 0.0)), pool.index(one)))
     constrained = next((candidate for candidate in ranked if candidate.constraints), None)
     record["chosen"] = asdict(firsts[0])
     record["constrained"] = asdict(constrained) if finished and constrained is not None else None
@@ -242,10 +244,18 @@ def _announced(
     trials = "; ".join(
         f"{count} for {epochs} epoch{'s' if epochs > 1 else ''} each" for count, epochs in rungs
     )
-    how = f"tried beside the control: {trials}" if rungs else "without trials, so the first is taken"
+    how = f"tried beside the control: {trials}" if rungs else _untried(pool)
     least = BUDGET_TIMES if case.plan.budget is None and not case.plan.auto else 0
     limit = f"; all training takes at most {least:g} times the control's own" if least else ""
     return f"choosing a cure (expected errors by cause: {found or 'none'}): {names}; {how}{limit}"
+
+
+def _untried(pool: Sequence[Candidate]) -> str:
+    """Say what happens without trials: the first training and the first edit are both trained in full."""
+    trained = next((one.name for one in pool if _costs(one)), None)
+    edit = next((one.name for one in pool if not _costs(one)), None)
+    firsts = " and ".join(name for name in (trained, edit) if name is not None)
+    return f"too few steps or no validation images for trials, so these are trained in full: {firsts}"
 
 
 def _try(

@@ -1,0 +1,165 @@
+"""Try objects before other backgrounds, and backgrounds without objects: which of them decides?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from torchdoctor.images.backgrounds import background_alone, before_other_backgrounds
+from torchdoctor.images.batches import Batch, Images, only
+from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.prediction import device_of, dtype_of
+
+DONORS = 16  # images, spread over the categories, whose backgrounds are put behind each object
+
+
+@dataclass(frozen=True)
+class Donors:
+    """Images whose backgrounds are put behind other objects.
+
+    Attributes:
+        images: The images.
+        masks: Their masks: 1 on the object, 0 on the background.
+        called: What the network calls each background without its object.
+    """
+
+    images: Float[Tensor, "donor channel height width"]
+    masks: Float[Tensor, "donor 1 height width"]
+    called: Int[Tensor, " donor"]
+
+
+def usable_masks(batch: Batch) -> Bool[Tensor, " batch"]:
+    """Return which images have a mask with both object and background.
+
+    Args:
+        batch: The images.
+
+    Returns:
+        True where the object covers more than 0.5 % and less than 98 % of the image.
+    """
+    if batch.masks is None:
+        return torch.zeros(len(batch.ids), dtype=torch.bool)
+    share = batch.masks.float().mean((1, 2, 3)).cpu()
+    known = (share > 0.005) & (share < 0.98)
+    return known if batch.annotated is None else known & batch.annotated.cpu()
+
+
+def donors_of(model: nn.Module, images: Images, labels: Tensor, ids: Tensor, seed: int) -> Donors | None:
+    """Choose images with masks, spread over the categories, for their backgrounds.
+
+    Args:
+        model: The network.
+        images: The images to choose from.
+        labels: Their labels.
+        ids: Their ids, in the order of the labels.
+        seed: What the choice depends on.
+
+    Returns:
+        At most `DONORS` images; None where no image has a usable mask.
+    """
+    turn: dict[int, int] = {}
+    ranked: list[tuple[int, int, int]] = []
+    for row in torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist():
+        label = int(labels[row])
+        ranked.append((turn.get(label, 0), len(ranked), int(ids[row])))
+        turn[label] = turn.get(label, 0) + 1
+    wanted = [image for _, _, image in sorted(ranked)[: 4 * DONORS]]
+    place = {image: rank for rank, image in enumerate(wanted)}
+    usable: dict[int, tuple[Tensor, Tensor]] = {}
+    for batch in only(images, wanted):
+        for row in usable_masks(batch).nonzero()[:, 0].tolist():
+            assert batch.masks is not None
+            usable[place[int(batch.ids[row])]] = (batch.images[row], batch.masks[row])
+    if not usable:
+        return None
+    pixels, masks = (
+        torch.stack(parts) for parts in zip(*(usable[rank] for rank in sorted(usable)[:DONORS]), strict=True)
+    )
+    return Donors(pixels, masks, _logits(model, background_alone(pixels, masks)).argmax(1))
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of images, in float64."""
+    with frozen_eval(model), torch.no_grad():
+        return as_logits(model(images.to(device_of(model), dtype_of(model)))).double().cpu()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the network says of one object before other backgrounds.
+
+    Attributes:
+        numbers: Numbers of the image by name (see `cause_rules.NUMBERS`).
+        called: The category predicted before each of the other backgrounds.
+    """
+
+    numbers: dict[str, float]
+    called: Int[Tensor, " donor"]
+
+
+def try_backgrounds(
+    model: nn.Module, batch: Batch, called: Int[Tensor, " batch"], donors: Donors | None
+) -> list[Trial | None]:
+    """Predict each object before other backgrounds, and its background without the object.
+
+    Args:
+        model: The network.
+        batch: The images.
+        called: What the network calls each of them.
+        donors: The images with the other backgrounds.
+
+    Returns:
+        A trial for each image; None where there are no donors, or its mask is not usable.
+    """
+    trials: list[Trial | None] = [None] * len(batch.ids)
+    usable = usable_masks(batch)
+    if donors is None or not bool(usable.any()):
+        return trials
+    assert batch.masks is not None
+    for row in usable.nonzero()[:, 0].tolist():
+        image, mask = batch.images[row : row + 1], batch.masks[row : row + 1]
+        others = before_other_backgrounds(image, mask, donors.images, donors.masks)[0]
+        logits = _logits(model, torch.cat([others, background_alone(image, mask)]))
+        mean, elsewhere = logits[:-1].log_softmax(1).mean(0), logits[:-1].argmax(1)
+        numbers = {
+            "label_before_others": float(mean.argmax() == batch.labels[row]),
+            "prediction_before_others": float((elsewhere == called[row]).double().mean()),
+            "background_alone_predicts_it": float(logits[-1].argmax() == called[row]),
+        }
+        trials[row] = Trial(numbers, elsewhere)
+    return trials
+
+
+def over_all(trials: Sequence[Trial | None], donors: Donors | None, categories: int) -> dict[str, float]:
+    """Return what the trials of all errors say together.
+
+    Args:
+        trials: The trials of the errors.
+        donors: The images with the other backgrounds.
+        categories: The number of categories.
+
+    Returns:
+        `errors_gone_before_others`: the share of the errors whose label wins before other backgrounds.
+        `backgrounds_decide`: how often an object before another background is called what that background
+        is called without an object, beyond chance: 1 always, 0 as often as if the two had nothing to do with
+        each other (Cohen's kappa). Empty where nothing was tried.
+    """
+    done = [trial for trial in trials if trial is not None]
+    if not done or donors is None:
+        return {}
+    called = torch.stack([trial.called for trial in done])
+    agree = float((called == donors.called).double().mean())
+    shares = [
+        np.bincount(each.flatten(), minlength=categories) / each.numel() for each in (called, donors.called)
+    ]
+    chance = float(shares[0] @ shares[1])
+    return {
+        "errors_gone_before_others": float(np.mean([one.numbers["label_before_others"] for one in done])),
+        "backgrounds_decide": (agree - chance) / max(1 - chance, 1e-9),
+    }
