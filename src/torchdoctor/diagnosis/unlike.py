@@ -20,7 +20,7 @@ USUAL = 0.995  # quantile of the distances of correctly classified images up to 
 FAR = 0.02  # share of the correctly classified images that may be as far as an image that is unlike them
 FOREIGN = 0.03  # share of the correctly classified images that may be unlike the others themselves
 ROUNDS = 2  # in which the farthest of them are left out, and distances measured anew
-FLAT = 1e-2  # standard deviation of normalised pixels below which an image is a single colour
+FLAT = 1e-4  # standard deviation of normalised pixels below which an image is a single colour
 PIXELS = ("", "log")  # stand for the pixels beside the names of layers
 
 
