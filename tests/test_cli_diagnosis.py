@@ -60,7 +60,7 @@ def test_all_layers_in_one_run_with_pictures_and_causes(diagnosed, tmp_path):
 def suspecting(trained, photos, monkeypatch):
     """Let every search find two suspects; return the arguments of a quick diagnosis."""
 
-    def find(model, images, *, seed, classes, progress):
+    def find(model, images, *, seed, classes, progress, processes):
         first, second, *_, last = images.table.ids.tolist()
         one = Suspect(first, classes[0], classes[1], 0.9, (second,), (last,))
         return Suspects((one, Suspect(last, classes[1], classes[0], 0.6)), len(images), 0.05, 95.0)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from torchdoctor.case.answers import Answers, read_answers
 from torchdoctor.case.defaults import best_select, check_constraints, check_remedies, prescribed
+from torchdoctor.case.device import device_named
 from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
 from torchdoctor.case.own_weights import in_order_of_weights, model_of_card
@@ -31,6 +33,7 @@ from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import WithoutDrawing, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import Checkpoint, load_into, read_checkpoint, weights_card
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.types import InputError
 
@@ -52,6 +55,7 @@ class Case:
         notes: Sentences about what cannot be known of this case.
         answers: What a person said of the labels; None where nobody was asked.
         review: How many answers of a review are used, by kind; None without a review.
+        processes: The processes that work on the run together.
     """
 
     plan: Plan
@@ -61,6 +65,7 @@ class Case:
     notes: tuple[str, ...] = ()
     answers: Answers | None = None
     review: Mapping[str, object] | None = None
+    processes: Processes = ALONE
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -116,7 +121,12 @@ class Case:
 
 
 def prepare(
-    settings: Settings, verb: Verb, *, needs_weights: bool = True, try_out: TryOut | None = None
+    settings: Settings,
+    verb: Verb,
+    *,
+    needs_weights: bool = True,
+    try_out: TryOut | None = None,
+    processes: Processes = ALONE,
 ) -> Case:
     """Build the model, read the data, load the weights, check that they fit, and decide every setting.
 
@@ -126,6 +136,7 @@ def prepare(
         needs_weights: Whether trained weights must be given; `train` does without.
         try_out: What refuses networks that cannot serve the run, where only a plan is made; None:
             `try_out_training` for `train`, and `try_out_network` for other verbs.
+        processes: The processes that work on the run together; each prepares the same case.
 
     Returns:
         The prepared case. Nothing has been written.
@@ -136,6 +147,8 @@ def prepare(
     """
     settings = with_run_of_review(settings)
     check_verb(settings, verb)
+    if settings.out is None and not processes.alone:  # all name the same folder, whose name holds the time
+        settings = settings.but(out=processes.same(new_folder(verb)))
     if needs_weights and settings.weights is None:
         raise InputError(
             "--weights is missing: give the trained classifier's .safetensors or state dict (train writes it)"
@@ -151,14 +164,15 @@ def prepare(
         )
     if settings.data is None:
         raise InputError(f"--data is missing: give {EXPECTED}")
-    data = _data(settings, name, card)
+    read = partial(_data, settings, name, card)
+    data = processes.main_first(read) if settings.download else read()
     primary = _primary(settings, data)
     data, notes = in_order_of_weights(settings, data, card, checkpoint)
     if verb in JUDGING:
         refuse_seen_tests(card, data)
     if settings.weights == PRETRAINED and needs_weights:
         _check_pretrained_head(name, data)
-    model, head = _network(settings, name, data, checkpoint)
+    model, head = _network(settings, name, data, checkpoint, processes)
     notes += head
     known = settings.new_head or "preprocessing" in (card or {})
     if checkpoint is not None and not known and try_out is None:
@@ -170,7 +184,8 @@ def prepare(
         answers = reviewed.answers if reviewed.answers.given else None
         found = replace(found, answers=answers, review=reviewed.facts)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
-    return replace(found, notes=notes + said + found.notes + ((unknown,) if unknown else ()))
+    notes = notes + said + found.notes + ((unknown,) if unknown else ())
+    return replace(found, notes=notes, processes=processes)
 
 
 def case_of(
@@ -212,7 +227,7 @@ def case_of(
 
 
 def _network(
-    settings: Settings, name: str, data: Splits, checkpoint: Checkpoint | None
+    settings: Settings, name: str, data: Splits, checkpoint: Checkpoint | None, processes: Processes
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the network with its weights, on its device and in evaluation mode; and notes on its head."""
     notes: tuple[str, ...] = ()
@@ -230,7 +245,7 @@ def _network(
         notes = (load_backbone(model, checkpoint.state, len(data.classes), str(settings.weights)),)
     elif checkpoint is not None:
         load_into(model, checkpoint.state, str(settings.weights))
-    return model.to(device_named(settings.device)).eval(), notes
+    return model.to(device_named(settings.device, processes)).eval(), notes
 
 
 def _card(plan: Plan, data: Splits, before: Mapping[str, object] | None, verb: Verb) -> dict[str, object]:
@@ -314,29 +329,6 @@ def _primary(settings: Settings, data: Splits) -> str:
             "whose test images have masks"
         )
     return SWAPPED
-
-
-def device_named(name: str) -> torch.device:
-    """Return a device, after trying to use it.
-
-    Args:
-        name: `auto`, or a name that PyTorch knows, such as `cpu` or `cuda:0`.
-
-    Returns:
-        The device; for `auto` the GPU, or the CPU where there is no GPU.
-
-    Raises:
-        InputError: The device does not exist or cannot be used.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"--device {name!r} cannot be used ({first}); expected auto, cpu or cuda") from error
-    return device
 
 
 def _check_pretrained_head(name: str, data: Splits) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +28,8 @@ from torchdoctor.cli.options import (
     parameters_of,
     tell,
 )
-from torchdoctor.cli.terminal import ProgressBar, make_streams_safe, show
+from torchdoctor.cli.terminal import ProgressBar, make_streams_safe, show, silence
+from torchdoctor.processes import connected, rank_by_launcher
 from torchdoctor.types import InputError, Interrupted, ModelDoctorError, check_choice
 
 HELP = (
@@ -50,6 +53,7 @@ DEMO = (
 )  # fmt: skip
 COMPARE = ("primary", "min_gain", "max_loss", "device", "workers", "batch_size")
 REPORT = ("device", "workers")
+PATIENCE = 5.0  # seconds in which a launcher ends the other processes when the main one has failed
 PREDICT = ("weights", "model", "device", "batch_size", "image_size")
 # What holds where a flag is left out, in commands in which that is not the default of the setting.
 DEMO_LEFT_OUT = {
@@ -145,6 +149,7 @@ def _body_of(verb: Verb, kind: type[Settings]) -> Any:
 
         settings = settings_from(values, config, kind=kind)
         if dry_run:
+            alone_from_here()
             show(verbs.plan(settings, verb), as_json, tables.print_plan)
             return
         run = getattr(verbs, f"run_{verb}")
@@ -241,37 +246,71 @@ def _version(wanted: bool | None) -> None:
         raise typer.Exit
 
 
+TOGETHER = ("train", "diagnose", "treat", "checkup", "compare")  # commands that several processes share
+
+
+def alone_from_here() -> None:
+    """End every launched process but the main one, where a command gains nothing from several.
+
+    Raises:
+        typer.Exit: In the other processes.
+    """
+    if rank_by_launcher() > 0:
+        raise typer.Exit
+
+
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool | None, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = None,
 ) -> None:
     del version
+    if context.invoked_subcommand not in TOGETHER:
+        alone_from_here()
 
 
 app = build_app()
 
 
 def main() -> None:
-    """Run the command line; a known failure ends with a clear line on stderr and its exit code."""
+    """Run the command line; a known failure ends with a clear line on stderr and its exit code.
+
+    Of several launched processes only the main one speaks. Another says why it failed, unless its launcher
+    ends it first because the main process failed too.
+    """
     make_streams_safe((sys.stdout, sys.stderr))
     os.environ["MPLBACKEND"] = (
         "agg"  # a notebook names a backend that may not be installed here; none is needed
     )
+    rank = rank_by_launcher()
+    with nullcontext() if rank == 0 else silence():
+        code, problem = _ended()
+        if not problem:
+            connected().leave()  # all print and clean up before the first ends
+    if problem and rank > 0:
+        time.sleep(PATIENCE)
+        problem = f"process {rank}: {problem}"
+    if problem:
+        tell(problem)
+    sys.exit(code)
+
+
+def _ended() -> tuple[int | str | None, str]:
+    """Run the command line; return its exit code, and what went wrong."""
     try:
         app()
+    except SystemExit as end:
+        return end.code, ""
     except InputError as error:
-        tell(str(error))
-        sys.exit(error.exit_code)
+        return error.exit_code, str(error)
     except Interrupted as error:
-        tell(f"{error}: go on with --resume")
-        sys.exit(error.exit_code)
+        return error.exit_code, f"{error}: go on with --resume"
     except ModelDoctorError as error:
-        tell(f"the run failed: {error}")
-        sys.exit(error.exit_code)
+        return error.exit_code, f"the run failed: {error}"
     except KeyboardInterrupt:
-        tell("interrupted")
-        sys.exit(130)
+        return 130, "interrupted"
+    return 0, ""
 
 
 if __name__ == "__main__":

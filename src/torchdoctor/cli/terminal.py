@@ -5,11 +5,15 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,6 +50,24 @@ def make_streams_safe(streams: Sequence[object]) -> None:
         encoding = getattr(stream, "encoding", None)
         if isinstance(stream, io.TextIOWrapper) and encoding and not is_utf(encoding):
             stream.reconfigure(errors="torchdoctor")
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drop what is printed inside the block on stdout and stderr, and end in order at SIGTERM.
+
+    It is for launched processes beside the main one, which a launcher ends by that signal.
+
+    Yields:
+        Nothing.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def is_utf(encoding: str) -> bool:

@@ -185,10 +185,23 @@ class Loader:
         Raises:
             InputError: An image is damaged.
         """
-        order = np.arange(len(self))
-        yield from self._load(
-            [[(row, None) for row in order[cut].tolist()] for cut in self._cuts(self.batch_size, False)]
-        )
+        yield from self.share(0, 1)
+
+    def share(self, rank: int, count: int) -> Iterator[Batch]:
+        """Yield the batches of one of several processes, and decode no other image.
+
+        Args:
+            rank: The number of the process, from 0.
+            count: How many there are.
+
+        Yields:
+            Every `count`-th of the batches that iterating yields, from the `rank`-th on.
+
+        Raises:
+            InputError: An image is damaged.
+        """
+        rows, cuts = range(len(self)), self._cuts(self.batch_size, False)[rank::count]
+        yield from self._load([[(row, None) for row in rows[cut]] for cut in cuts])
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, shuffled and augmented.
@@ -289,13 +302,9 @@ class Loader:
         # The sampler's items are whole batches; the DataLoader only distributes them over the workers.
         # It has a generator of its own, because it would otherwise draw from torch's global generator.
         loaded = DataLoader(
-            decoder,
-            batch_size=None,
-            sampler=batches,
-            num_workers=workers,
-            collate_fn=_unchanged,
+            decoder, batch_size=None, sampler=batches, num_workers=workers, collate_fn=_unchanged,
             generator=torch.Generator(),
-        )
+        )  # fmt: skip
         for batch_rows, decoded in zip(rows, loaded, strict=True):
             if isinstance(decoded, InputError):
                 raise decoded
@@ -322,17 +331,13 @@ class Loader:
         annotated = self.visible[rows]
         masks = torch.zeros((len(rows), 1, *images.shape[-2:]))
         for place in np.flatnonzero(annotated).tolist():
-            masks[place] = _float_mask(decoded[place][1])
+            mask = decoded[place][1]
+            if mask is None:
+                raise InputError("the table announced a mask that the source does not have")
+            masks[place] = mask.float()
         # A crop can cut the object off: then the mask would call the whole image background.
         annotated = annotated & masks.flatten(1).any(1).numpy()
         return Batch(images, labels, ids, masks, torch.from_numpy(annotated))
-
-
-def _float_mask(mask: AnyMask | None) -> Tensor:
-    """Return a mask as floats; InputError if it is missing although the table announced it."""
-    if mask is None:
-        raise InputError("the table announced a mask that the source does not have")
-    return mask.float()
 
 
 def _unchanged(decoded: Decoded) -> Decoded:

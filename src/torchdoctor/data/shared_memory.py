@@ -6,6 +6,8 @@ import shutil
 import warnings
 from pathlib import Path
 
+from torchdoctor.processes import processes_here
+
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_AHEAD = 2  # batches that a loading process of torch's DataLoader prepares
 
@@ -24,12 +26,13 @@ def workers_that_fit(workers: int, batch_bytes: int) -> int:
     """
     if workers == 0 or not SHARED_MEMORY.is_dir():
         return workers
-    needed, free = BATCHES_AHEAD * workers * batch_bytes, shutil.disk_usage(SHARED_MEMORY).free
+    workers_here = processes_here() * workers  # launched processes load at the same time
+    needed, free = BATCHES_AHEAD * workers_here * batch_bytes, shutil.disk_usage(SHARED_MEMORY).free
     if needed <= free:
         return workers
     warnings.warn(
-        f"{workers} loading processes need {needed / 1e6:.0f} MB of shared memory and {SHARED_MEMORY} has "
-        f"{free / 1e6:.0f} MB free: images are loaded without them. Give more shared memory (docker run "
+        f"{workers_here} loading processes need {needed / 1e6:.0f} MB of shared memory and {SHARED_MEMORY} "
+        f"has {free / 1e6:.0f} MB free: images are loaded without them. Give more shared memory (docker run "
         "--shm-size=1g), smaller batches, or --workers 0",
         stacklevel=2,
     )

@@ -19,9 +19,10 @@ from torchdoctor.diagnosis.renaming import other_order
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.diagnosis.unlike import FAR, distances, logits_and_features, unlike_others
-from torchdoctor.images.batches import Images, only
+from torchdoctor.images.batches import Batch, Images, only
 from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.outputs import unwrap
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import Progress, silent
 
 
@@ -100,6 +101,7 @@ def find_causes(
     larger: ImageSource | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> Causes:
     """Find the causes of every error on images that the network was not trained on.
 
@@ -114,6 +116,7 @@ def find_causes(
             that takes no larger images is not tried on them. None: the cause is not looked for.
         seed: The seed by which images are chosen whose backgrounds are put behind the objects.
         progress: Called with ("causes", errors done, errors in all).
+        processes: The processes that work together: each computes a share of the batches, and all get all.
 
     Returns:
         All misclassified images with their causes, and the accuracy.
@@ -131,12 +134,12 @@ def find_causes(
     """
     model, images = unwrap(model), images_of(images)
     layers = [layer.name for layer in diagnosis.layers]
-    (ids, labels, logits), features = logits_and_features(model, images, layers)
+    (ids, labels, logits), features = logits_and_features(model, images, layers, processes)
     right = (logits.argmax(1) == labels).numpy()
     more = unlike_others(distances(features, right), right)
     if larger is not None and not right.all():
-        more |= with_more_pixels(model, images_of(larger), ids, right) or {}
-    examined = _examined(model, images, diagnosis, (ids, labels, logits), more, seed, progress)
+        more |= with_more_pixels(model, images_of(larger), ids, right, processes) or {}
+    examined = _examined(model, images, diagnosis, (ids, labels, logits), more, seed, progress, processes)
     errors = [
         ErrorCause(
             image, diagnosis.classes[label], diagnosis.classes[other], numbers["confidence"],
@@ -155,6 +158,7 @@ def _examined(
     more: Mapping[str, Float[np.ndarray, " image"]],
     seed: int,
     progress: Progress,
+    processes: Processes,
 ) -> list[tuple[int, int, int, dict[str, float]]]:
     """Return the id, label, prediction and numbers of each misclassified image.
 
@@ -170,12 +174,14 @@ def _examined(
     row_of = {image: row for row, image in enumerate(ids.tolist())}
     wrong = ids[predicted != labels].tolist()
     donors = donors_of(model, images, labels, ids, seed)
-    trials: list[Trial | None] = []
     other_way = better_preparation(model, images, ids.tolist(), seed) if wrong else None
-    errors: list[tuple[int, int, int, dict[str, float]]] = []
-    for batch in only(images, wrong):
+    done = 0
+
+    def examined(batch: Batch) -> list[tuple[int, int, int, dict[str, float], Trial | None]]:
+        nonlocal done
+        errors: list[tuple[int, int, int, dict[str, float], Trial | None]] = []
         called = predicted[[row_of[image] for image in batch.ids.tolist()]]
-        trials += (tried := try_backgrounds(model, batch, called, donors))
+        tried = try_backgrounds(model, batch, called, donors)
         mended = right_if(model, batch, other_way[1]) if other_way is not None else None
         for row, (image, label) in enumerate(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)):
             other, place = int(called[row]), row_of[image]
@@ -186,10 +192,15 @@ def _examined(
                 numbers |= trial.numbers
             if mended is not None:
                 numbers["right_if_prepared_otherwise"] = float(mended[row])
-            errors.append((image, label, other, numbers))
-        progress("causes", len(errors), len(wrong))
-    together = over_all(trials, donors, logits.shape[1])
-    return [(*error[:3], {**error[3], **together}) for error in errors]
+            errors.append((image, label, other, numbers, trial))
+        done = min(done + processes.count * len(errors), len(wrong))
+        progress("causes", done, len(wrong))
+        return errors
+
+    shares = map(examined, only(images, wrong, processes))
+    errors = [error for errors in processes.in_order(shares) for error in errors]
+    together = over_all([trial for *_, trial in errors], donors, logits.shape[1])
+    return [(*error, {**numbers, **together}) for *error, numbers, _trial in errors]
 
 
 def _facts(

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from torchdoctor.images.batches import Images
 from torchdoctor.network.prediction import predict_logits
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
 SURE = 1e-3  # largest p value at which images with more pixels are said to be classified better
 
 
 def with_more_pixels(
-    model: nn.Module, larger: Images, ids: Int[Tensor, " image"], right: Bool[np.ndarray, " image"]
+    model: nn.Module,
+    larger: Images,
+    ids: Int[Tensor, " image"],
+    right: Bool[np.ndarray, " image"],
+    processes: Processes = ALONE,
 ) -> dict[str, Float[np.ndarray, " image"]] | None:
     """Predict the same images with more pixels.
 
@@ -25,6 +30,7 @@ def with_more_pixels(
         larger: The images with more pixels, with the same ids in any order.
         ids: The ids of the images.
         right: Which of them are classified correctly as they are.
+        processes: The processes that work together: each predicts a share of the batches.
 
     Returns:
         Numbers of each image. `right_if_larger`: 1 where it is classified correctly with more pixels, else 0.
@@ -36,7 +42,7 @@ def with_more_pixels(
         InputError: The ids are others.
     """
     try:
-        found, labels, logits = predict_logits(model, larger)
+        found, labels, logits = predict_logits(model, larger, processes=processes)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):
         return None
     if not torch.equal(found.sort().values, ids.sort().values):

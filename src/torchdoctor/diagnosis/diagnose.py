@@ -24,6 +24,7 @@ from torchdoctor.network.norms import norms_behind
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.network.taps import map_shapes
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import Evidence, InputError, Progress, silent
 
 DEFAULTS = DiagnosisSettings()
@@ -42,6 +43,7 @@ def diagnose(
     settings: DiagnosisSettings = DEFAULTS,
     parts: Parts | None = None,
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> Diagnosis:
     """Diagnose a trained classifier on its training images; the network is left as it was.
 
@@ -63,6 +65,8 @@ def diagnose(
         settings: Everything else, and the values of what is None above.
         parts: Where results are saved as they come, so that an interrupted diagnosis can go on.
         progress: Called with stage, done, of how many.
+        processes: The processes that work together (`processes.launched`): each computes a share of the
+            batches, and all return the diagnosis that a single process makes.
 
     Returns:
         Correlations [category, kernel] of each layer, what was sifted, and the confusions.
@@ -88,7 +92,7 @@ def diagnose(
         refuse_text(layers)
     names = tuple(layers) if layers is not None else None
     settings = settings.given(layers=names, evidence=evidence, draws=draws, confidence=confidence)
-    return _diagnosed(unwrap(model), images_of(images), classes, settings, seed, parts, progress)
+    return _diagnosed(unwrap(model), images_of(images), classes, settings, seed, parts, progress, processes)
 
 
 def _diagnosed(
@@ -99,6 +103,7 @@ def _diagnosed(
     seed: int,
     parts: Parts | None,
     progress: Progress,
+    processes: Processes,
 ) -> Diagnosis:
     """Predict all images, sift them, and measure the sifted ones."""
     example = first_images(model, images)
@@ -106,7 +111,7 @@ def _diagnosed(
     chosen = tuple(map_shapes(model, example, chosen_layers(model, example, asked)))  # first to last
     sha256 = state_sha256(model)
     survey = Survey(model, chosen, parts, sha256)
-    ids, labels, logits = predict_logits(model, images, survey)
+    ids, labels, logits = predict_logits(model, images, survey.look, survey.add, processes)
     categories = category_names(classes, images, logits.shape[1])
     sifting = sift(
         ids,
@@ -117,7 +122,7 @@ def _diagnosed(
         annotations_per_category=settings.annotations_per_category,
         low_order=settings.low_order,
     )
-    measurement = _Measurement(model, images, chosen, sifting, settings, seed, sha256)
+    measurement = _Measurement(model, images, chosen, sifting, settings, seed, sha256, processes)
     norms = norms_behind(model, example, chosen)
     return Diagnosis(
         classes=categories,
@@ -175,6 +180,7 @@ class _Measurement:
     settings: DiagnosisSettings
     seed: int
     sha256: str
+    processes: Processes
 
     @property
     def evidence(self) -> Evidence:
@@ -201,7 +207,7 @@ class _Measurement:
         rows, paths = measure(
             self.model, self.images, chosen, deltas,
             draws=self.settings.diagnosis_draws, evidence=self.evidence, seed=self.seed, parts=parts,
-            sha256=self.sha256, progress=progress,
+            sha256=self.sha256, progress=progress, processes=self.processes,
         )  # fmt: skip
         return tuple(
             summarise(

@@ -21,11 +21,13 @@ from torchdoctor.diagnosis.diagnose import category_names
 from torchdoctor.diagnosis.label_doubts import label_doubts
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.evidence.measurement import first_images
-from torchdoctor.images.batches import Images
+from torchdoctor.images.batches import Batch, Images
 from torchdoctor.images.loaders import ImageSource, images_of
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.pooled import places_of, pooling
-from torchdoctor.network.prediction import device_of, predict_logits
+from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError, Progress, silent
 
 LISTED = 0.5  # probability from which a label is listed: it is more probably wrong than right
@@ -67,6 +69,7 @@ def find_suspects(
     *,
     classes: Sequence[str] | None = None,
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> Suspects:
     """Find training images whose labels look wrong; the network is left as it was.
 
@@ -87,6 +90,7 @@ def find_suspects(
         seed: What the folds depend on.
         classes: The names of the categories; None: those of `images`, else numbers.
         progress: Called with ("suspects", heads fitted, heads in all).
+        processes: The processes that work together: each predicts a share of the batches, and all get all.
 
     Returns:
         The suspects, those whose labels are most surely wrong first; none where wrong labels are not proven,
@@ -106,7 +110,7 @@ def find_suspects(
     if folds < 2:
         raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
     model, images = unwrap(model), images_of(images)
-    seen = look(model, images, layers, folds, classes)
+    seen = look(model, images, layers, folds, classes, processes)
     if seen.accuracy < LEARNED:
         return Suspects((), len(seen.ids), 0.0, seen.accuracy, _remarks(seen, folds))
     features = standardised(seen.features)
@@ -177,7 +181,12 @@ def _listed(seen: Seen, features: Float[Tensor, "image feature"], ranking: Ranki
 
 
 def look(
-    model: nn.Module, images: Images, layers: Sequence[str] | None, folds: int, classes: Sequence[str] | None
+    model: nn.Module,
+    images: Images,
+    layers: Sequence[str] | None,
+    folds: int,
+    classes: Sequence[str] | None,
+    processes: Processes = ALONE,
 ) -> Seen:
     """Run all images through the network; refuse what nothing can be said about.
 
@@ -187,6 +196,7 @@ def look(
         layers: The layers whose maps are kept (see `find_suspects`).
         folds: The number of images that a category needs.
         classes: The names of the categories; None: those of `images`, else numbers.
+        processes: The processes that work together: each predicts a share of the batches.
 
     Returns:
         What the network says.
@@ -195,8 +205,12 @@ def look(
         InputError: Fewer than two categories have enough images, or the network gives NaN.
     """
     places = places_of(model, first_images(model, images), layers)
-    with pooling(model, places) as pooled:
-        ids, labels, logits = predict_logits(model, images)
+    with frozen_eval(model) as frozen, pooling(model, places) as pooled:
+
+        def run(batch: Batch) -> tuple[Tensor, dict[str, list[Tensor]]]:
+            return frozen.logits(batch.images.to(device_of(model), dtype_of(model))), pooled.take()
+
+        ids, labels, logits = predict_logits(model, images, run, pooled.add, processes)
     names = category_names(classes, images, logits.shape[1])
     features = pooled.features(len(ids))
     broken = ~(logits.isfinite().all(1) & features.isfinite().all(1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchdoctor.images.batches import Batch, Images
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.network.taps import Tap, run_tapped
+from torchdoctor.processes import ALONE, Processes
 
 LEAST = 100  # images that are classified correctly, to learn from them what is usual
 IMAGES_PER_DIRECTION = 10  # directions of spread are estimated from ten images each
@@ -25,7 +26,7 @@ PIXELS = ("", "log")  # stand for the pixels beside the names of layers
 
 
 def logits_and_features(
-    model: nn.Module, images: Images, layers: Sequence[str]
+    model: nn.Module, images: Images, layers: Sequence[str], processes: Processes = ALONE
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Float[np.ndarray, "image feature"]]]:
     """Predict all images and describe each by numbers.
 
@@ -33,6 +34,7 @@ def logits_and_features(
         model: The network; it is left as it was.
         images: The normalised images.
         layers: The names of layers with maps [batch, channel, height, width].
+        processes: The processes that work together: each predicts a share of the batches.
 
     Returns:
         Ids, labels and logits as `predict_logits` returns them; and for each layer the mean and the standard
@@ -43,20 +45,24 @@ def logits_and_features(
     found: dict[str, list[Tensor]] = {name: [] for name in (*layers, *PIXELS)}
     device, dtype = device_of(model), dtype_of(model)
 
-    def keep(name: str) -> Tap:
-        def tap(maps: Tensor) -> Tensor:
-            found[name].append(_moments(maps).cpu())
-            return maps
-
-        return tap
-
-    def run(batch: Batch) -> Tensor:
+    def run(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch.images.to(device, dtype)
-        for name, numbers in zip(PIXELS, _texture(pixels.float()), strict=True):
-            found[name].append(numbers.cpu())
-        return run_tapped(model, pixels, {name: keep(name) for name in layers})
+        described = dict(zip(PIXELS, (numbers.cpu() for numbers in _texture(pixels.float())), strict=True))
 
-    outputs = predict_logits(model, images, run)
+        def tap_for(name: str) -> Tap:
+            def tap(maps: Tensor) -> Tensor:
+                described[name] = _moments(maps).cpu()
+                return maps
+
+            return tap
+
+        return run_tapped(model, pixels, {name: tap_for(name) for name in layers}), described
+
+    def keep(described: dict[str, Tensor]) -> None:
+        for name, numbers in described.items():
+            found[name].append(numbers)
+
+    outputs = predict_logits(model, images, run, keep, processes)
     return outputs, {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
 
 

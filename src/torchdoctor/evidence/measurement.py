@@ -19,6 +19,7 @@ from torchdoctor.network.frozen import FrozenModel, frozen_eval
 from torchdoctor.network.memory import in_halves, out_of_memory
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.network.taps import map_shapes, token_grids
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import Evidence, InputError, Progress, silent
 
 Parts = MutableMapping[
@@ -97,6 +98,7 @@ def measure(
     parts: Parts | None = None,
     sha256: str = "",
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> tuple[dict[str, ImageRows], dict[str, str]]:
     """Measure the evidence of images for their labels, and sum it over space (the inside of Eq. 4).
 
@@ -114,6 +116,7 @@ def measure(
         parts: What was computed before, by batch; what is computed now is added. None: nothing is stored.
         sha256: What stands for the network's weights in the names of the parts.
         progress: Told after every batch how many of the images are done.
+        processes: The processes that work together: each measures a share of the batches, and all get all.
 
     Returns:
         By layer the rows, and by layer the way they were computed (see `probes`).
@@ -130,19 +133,25 @@ def measure(
 
         def compute(batch: Batch) -> dict[str, np.ndarray]:
             if not ways and not together:
-                pixels = batch.images.to(device_of(model), dtype_of(model))
+                # All processes try the ways on the same images, as a single process does.
+                first = batch if processes.alone else next(only(images, ids))
+                pixels = first.images.to(device_of(model), dtype_of(model))
                 ways.update(probes(frozen, pixels, deltas, draws, evidence, seed))
             rows = _batch_rows(frozen, batch, layers, ways, evidence)
             return _packed(rows, [ways[layer].path if ways else "one gradient call" for layer in layers])
 
-        for batch in only(images, ids):
+        def measured(batch: Batch) -> Mapping[str, np.ndarray]:
+            nonlocal done
             arrays = kept_part(parts, batch, compute, "rows", sha256, deltas, draws, evidence, seed)
+            done = min(done + processes.count * len(batch.ids), len(ids))
+            progress("diagnose", done, len(ids))
+            return arrays
+
+        for arrays in processes.in_order(map(measured, only(images, ids, processes))):
             for layer, part, path in _unpacked(arrays, layers):
                 parts_of[layer].append(part)
                 paths[layer] = path
-            done += len(batch.ids)
-            progress("diagnose", done, len(ids))
-    if not done:
+    if not all(parts_of.values()):
         return _no_rows(model, images, layers), paths
     return {layer: merge(parts_of[layer]) for layer in layers}, paths
 

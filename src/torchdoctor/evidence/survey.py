@@ -44,23 +44,30 @@ class Survey:
         self.moments: dict[str, list[Float[np.ndarray, "image moment"]]] = {layer: [] for layer in layers}
         self.by_kernel: dict[str, Float[np.ndarray, "moment kernel"]] = {}
 
-    def __call__(self, batch: Batch) -> Float[Tensor, "batch category"]:
-        """Predict a batch and add its moments.
+    def look(self, batch: Batch) -> tuple[Float[Tensor, "batch category"], dict[str, np.ndarray]]:
+        """Predict a batch and compute its moments, which `add` adds.
 
         Args:
             batch: Normalised images.
 
         Returns:
-            The logits, float32 on the CPU; from `parts` where they are there.
+            The logits, float32 on the CPU, and the moments; from `parts` where they are there.
 
         Raises:
             InputError: A layer does not exist, is not called once, or gives no 4-dimensional map.
         """
-        arrays = kept_part(self.parts, batch, self._run, "survey", self.sha256, tuple(self.layers))
+        arrays = dict(kept_part(self.parts, batch, self._run, "survey", self.sha256, tuple(self.layers)))
+        return torch.from_numpy(arrays.pop("logits")), arrays
+
+    def add(self, moments: Mapping[str, np.ndarray]) -> None:
+        """Add the moments of a batch: batch by batch, in the order in which they are predicted.
+
+        Args:
+            moments: What `look` computed, in this process or in another.
+        """
         for number, layer in enumerate(self.layers):
-            self.moments[layer].append(arrays[f"moments{number}"])
-            self.by_kernel[layer] = self.by_kernel.get(layer, 0.0) + arrays[f"by_kernel{number}"]
-        return torch.from_numpy(arrays["logits"])
+            self.moments[layer].append(moments[f"moments{number}"])
+            self.by_kernel[layer] = self.by_kernel.get(layer, 0.0) + moments[f"by_kernel{number}"]
 
     def _run(self, batch: Batch) -> dict[str, np.ndarray]:
         """Run the network once."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 
 
@@ -86,7 +87,27 @@ class TrainingImages(Images, Protocol):
         ...
 
 
-def only(images: Images, ids: Iterable[int]) -> Iterator[Batch]:
+def shared(images: Iterable[Batch], processes: Processes) -> Iterator[Batch]:
+    """Yield the batches that this process works on: every batch is that of a single process.
+
+    A source with a method `share(rank, count)` is asked for them, so that it need not load the others; of
+    other sources, the batches of the other processes are skipped.
+
+    Args:
+        images: The source of images.
+        processes: The processes that work together.
+
+    Yields:
+        Its share of the batches, in their order.
+    """
+    share = getattr(images, "share", None)
+    if processes.alone or share is None:
+        yield from processes.share(images)
+    else:
+        yield from share(processes.rank, processes.count)
+
+
+def only(images: Images, ids: Iterable[int], processes: Processes = ALONE) -> Iterator[Batch]:
     """Yield only the images that have certain ids.
 
     A source with a method `select(ids)` is asked for them, so that it need not load the others.
@@ -94,6 +115,7 @@ def only(images: Images, ids: Iterable[int]) -> Iterator[Batch]:
     Args:
         images: The source of images.
         ids: The ids of the wanted images.
+        processes: The processes that work together: each gets its share of the batches.
 
     Yields:
         Batches with the wanted images; batches without any are left out.
@@ -101,10 +123,10 @@ def only(images: Images, ids: Iterable[int]) -> Iterator[Batch]:
     wanted = sorted(set(ids))
     select = getattr(images, "select", None)
     if select is not None:
-        yield from select(wanted)
+        yield from shared(select(wanted), processes)
         return
     wanted_ids = torch.tensor(wanted)
-    for batch in images:
+    for batch in shared(images, processes):
         is_wanted = torch.isin(batch.ids.cpu(), wanted_ids)
         if bool(is_wanted.any()):
             yield take(batch, is_wanted)

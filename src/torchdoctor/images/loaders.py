@@ -90,6 +90,26 @@ class _Adapted:
             start += len(batch.labels)
             yield batch
 
+    def share(self, rank: int, count: int) -> Iterator[Batch]:
+        """Yield the batches of one of several processes; a DataLoader of batches loads no other image.
+
+        Args:
+            rank: The number of the process, from 0.
+            count: How many there are.
+
+        Yields:
+            Every `count`-th of the batches that iterating yields, from the `rank`-th on.
+        """
+        loader: Any = self.source
+        sampler = loader.batch_sampler if isinstance(loader, DataLoader) else None
+        if type(sampler) is not BatchSampler or isinstance(loader.dataset, IterableDataset):
+            yield from islice(self, rank, None, count)
+            return
+        part = _with_batches(loader, list(sampler)[rank::count])
+        starts = range(rank * sampler.batch_size, len(loader.dataset), count * sampler.batch_size)
+        for start, items in zip(starts, _told(iter(part)), strict=True):
+            yield items if isinstance(items, Batch) else batch_of(items, start)
+
 
 def _checked(images: _Adapted) -> Images:
     """Return the images; InputError where a second look shows others than the first."""
@@ -118,9 +138,15 @@ def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
             f"images: the DataLoader chooses its images by a {kind}, and each image needs a number that "
             "stays: give a DataLoader with shuffle=False and no sampler of its own"
         )
+    dataset: Any = loader.dataset
+    return _with_batches(loader, BatchSampler(SequentialSampler(dataset), loader.batch_size or 1, False))
+
+
+def _with_batches(loader: DataLoader[Any], batches: Iterable[list[int]]) -> DataLoader[Any]:
+    """Return a loader of other batches of the same data set."""
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size,
+        batch_sampler=batches,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,

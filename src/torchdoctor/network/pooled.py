@@ -48,6 +48,25 @@ class Pooled:
     places: Places
     kept: dict[str, list[Tensor]] = field(default_factory=dict)
 
+    def take(self) -> dict[str, list[Tensor]]:
+        """Return what was kept since the last call, and keep it no longer.
+
+        Returns:
+            By place, the averaged maps of each batch.
+        """
+        taken = dict(self.kept)
+        self.kept.clear()
+        return taken
+
+    def add(self, taken: Mapping[str, list[Tensor]]) -> None:
+        """Keep what `take` returned, in this process or in another.
+
+        Args:
+            taken: By place, the averaged maps of each batch.
+        """
+        for name, parts in taken.items():
+            self.kept.setdefault(name, []).extend(parts)
+
     def features(self, images: int) -> Float[Tensor, "image feature"]:
         """Return what was kept of each image, side by side, in the order in which the images came.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.images.batches import Batch
+from torchdoctor.images.batches import Batch, shared
 from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
 
@@ -37,18 +39,25 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((parameter.dtype for parameter in model.parameters()), torch.float32)
 
 
+def _drop(_more: object) -> None:
+    """Keep nothing of what was computed beside the logits."""
+
+
 def predict_logits(
     model: nn.Module,
     images: Iterable[Batch],
-    run: Callable[[Batch], Float[Tensor, "batch category"]] | None = None,
+    run: Callable[[Batch], tuple[Float[Tensor, "batch category"], Any]] | None = None,
+    keep: Callable[[Any], None] = _drop,
+    processes: Processes = ALONE,
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " image"], Float[Tensor, "image category"]]:
     """Predict all images in evaluation mode.
 
     Args:
         model: The network; it is left as it was.
         images: Batches of normalised images; no id may come twice.
-        run: What gives the logits of a batch, if more than the network's output is wanted on the way; by
-            default the network itself.
+        run: What gives the logits of a batch, and what else is wanted of it; by default the network itself.
+        keep: Receives what else is wanted, batch by batch in the order of `images`.
+        processes: The processes that work together: each predicts a share of the batches, and all get all.
 
     Returns:
         The images' ids, their labels and their logits (float32), all on the CPU, in the order of `images`.
@@ -59,12 +68,17 @@ def predict_logits(
     ids, labels, logits = [], [], []
     device, dtype = device_of(model), dtype_of(model)
     with frozen_eval(model) as frozen:
-        for batch in images:
+
+        def predicted(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Any]:
             with torch.inference_mode():
-                scores = run(batch) if run else frozen.logits(batch.images.to(device, dtype))
-            logits.append(scores.float().cpu())
-            ids.append(batch.ids.cpu())
-            labels.append(batch.labels.cpu())
+                scores, more = run(batch) if run else (frozen.logits(batch.images.to(device, dtype)), None)
+                return batch.ids.cpu(), batch.labels.cpu(), scores.float().cpu(), more
+
+        for numbers, given, scores, more in processes.in_order(map(predicted, shared(images, processes))):
+            ids.append(numbers)
+            labels.append(given)
+            logits.append(scores)
+            keep(more)
     if not ids:
         raise InputError("there are no images: the source yielded no batch; check the data and its split")
     all_ids, all_labels, all_logits = torch.cat(ids), torch.cat(labels), torch.cat(logits)

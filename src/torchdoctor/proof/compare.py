@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence
-from torchdoctor.images.batches import Images
+from torchdoctor.images.batches import Batch, Images, shared
 from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
@@ -20,6 +20,7 @@ from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.network.state import load_state
 from torchdoctor.network.taps import token_grids
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import SplitComparison
 from torchdoctor.proof.statistics import calibration_error, compare_split
@@ -41,6 +42,7 @@ def compare(
     min_gain: float = 0.0,
     max_loss: float = 5.0,
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> Comparison:
     """Compare every arm with the control, and report the untreated network beside them, on every test split.
 
@@ -57,6 +59,7 @@ def compare(
         min_gain: The gain asked for, in percentage points; the reason says where it is not reached.
         max_loss: How many percentage points another split may lose; proven more is `harmed`.
         progress: Called after every network and split with `compare`, the number done and the number in all.
+        processes: The processes that work together: each computes a share of the batches, and all get all.
 
     Returns:
         Accuracies, gains over the control in percentage points, p-values with Holm's correction, the verdict.
@@ -79,7 +82,7 @@ def compare(
     _refuse_untrained(treatment)
     layers = _treated_layers(treatment) if layers is None else layers
     names = tuple(classes or getattr(images[primary], "classes", None) or ())
-    measured = _measured_splits(model, treatment, images, layers, evidence, progress)
+    measured = _measured_splits(model, treatment, images, layers, evidence, progress, processes)
     names = names or tuple(map(str, range(measured[primary].categories)))
     splits = {split: numbers.compared(len(names), arm) for split, numbers in measured.items()}
     verdict, reason = overall_verdict(splits, primary, max_loss, min_gain)
@@ -109,15 +112,17 @@ class _Measured:
         images: Images,
         layers: Sequence[str],
         evidence: Evidence,
+        processes: Processes,
     ) -> None:
         """Load an arm's weights into the network and measure it on the split's images."""
         load_state(model, state)
-        self.ids, self.labels, logits = predict_logits(model, images)
+        self.ids, self.labels, logits = predict_logits(model, images, processes=processes)
         certainty, predicted = logits.double().softmax(1).max(1)
         right = (predicted == self.labels).numpy()
         self.right.setdefault(arm, []).append(right)
         self.errors.setdefault(arm, []).append(calibration_error(certainty.numpy(), right))
-        self.shares.setdefault(arm, []).append(background_share(model, images, layers, evidence))
+        share = background_share(model, images, layers, evidence, processes)
+        self.shares.setdefault(arm, []).append(share)
         self.categories = logits.shape[1]
 
     def compared(self, categories: int, first: str) -> SplitComparison:
@@ -140,6 +145,7 @@ def _measured_splits(
     layers: Sequence[str],
     evidence: Evidence,
     progress: Progress,
+    processes: Processes,
 ) -> dict[str, _Measured]:
     """Measure a copy of the network with the weights of every arm on every test split."""
     model = copy_of(unwrap(model))
@@ -148,7 +154,7 @@ def _measured_splits(
     for split, images in tests.items():
         measured = splits[split] = _Measured()
         for name, state in states:
-            measured.add(name, model, state, images, layers, evidence)
+            measured.add(name, model, state, images, layers, evidence, processes)
             progress("compare", next(number), total)
     return splits
 
@@ -210,7 +216,11 @@ def _states(model: nn.Module, treatment: Treatment) -> list[tuple[str, Mapping[s
 
 
 def background_share(
-    model: nn.Module, images: Images, layers: Sequence[str], evidence: Evidence = "gradient_x_activation"
+    model: nn.Module,
+    images: Images,
+    layers: Sequence[str],
+    evidence: Evidence = "gradient_x_activation",
+    processes: Processes = ALONE,
 ) -> float:
     """Measure which share of the evidence for a network's predictions lies on the background.
 
@@ -219,20 +229,24 @@ def background_share(
         images: The images; only those with an object mask count.
         layers: The layers' dotted names.
         evidence: How evidence is measured; no noise is added.
+        processes: The processes that work together: each computes a share of the batches.
 
     Returns:
         A share from 0 to 1, averaged over images and layers; NaN without layers or without masks.
     """
-    shares: list[np.ndarray] = []
     if not layers:
         return math.nan
-    for batch in images:
+
+    def shares_of(batch: Batch) -> list[np.ndarray]:
         if batch.masks is None:
-            continue
+            return []
         pixels = batch.images.to(device_of(model), dtype_of(model))
         with frozen_eval(model) as frozen:
             maps = clean_evidence(frozen, pixels, None, layers, evidence)[0]
             places = token_grids(frozen.model, pixels, layers)
-        shares += [background_shares_of(maps[layer], batch, places.get(layer)) for layer in maps]
+        return [background_shares_of(maps[layer], batch, places.get(layer)) for layer in maps]
+
+    by_batch = processes.in_order(map(shares_of, shared(images, processes)))
+    shares = [share for shares in by_batch for share in shares]
     values = np.concatenate(shares) if shares else np.zeros(0)
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan

@@ -62,6 +62,7 @@ class CheckpointFolder:
         self.stop, self.say = stop, say
         self._newest_whole: int | None = None  # the step of the newest checkpoint known to be whole
         self._saved, self._cost = time.monotonic(), 0.0
+        self._stopping = False
 
     def load(self) -> TrainingState | None:
         """Read the newest undamaged state; damaged states are passed over and reported to `say`.
@@ -104,7 +105,9 @@ class CheckpointFolder:
         self._cost = self._saved - started
 
     def due(self, step: int) -> bool:
-        """Decide whether it is time for a checkpoint.
+        """Decide whether it is time for a checkpoint, and ask whether the training is to be stopped.
+
+        Several processes ask each other, so this is called once after each step.
 
         Args:
             step: How many steps have been trained.
@@ -113,18 +116,19 @@ class CheckpointFolder:
             True where the state is to be saved now.
         """
         kill_point(f"{self.label}/step{step}")
+        self._stopping = self.stop()
         if self.every_steps is not None:
             return step % self.every_steps == 0
         wait = max(self.every_seconds, self._cost / LARGEST_SHARE)
         return time.monotonic() - self._saved >= wait
 
     def stopping(self) -> bool:
-        """Ask whether the training is to be saved and stopped.
+        """Tell whether the training is to be saved and stopped.
 
         Returns:
-            True where somebody has asked for it, for example by Ctrl-C.
+            True where somebody had asked for it by the last call of `due`, for example by Ctrl-C.
         """
-        return self.stop()
+        return self._stopping
 
     def remove(self) -> None:
         """Remove the folder with all checkpoints: the training is finished."""

@@ -13,9 +13,11 @@ from torchdoctor.case.outcome import Outcome, check_weights
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.runs.folder import RunFolder, is_finished, open_run
 from torchdoctor.runs.interruption import interruptible
 from torchdoctor.runs.lock import LOCK, FolderLock
+from torchdoctor.runs.private_copy import private_copy
 from torchdoctor.types import InputError, Progress
 
 Say = Callable[[str], None]
@@ -59,22 +61,82 @@ def refuse_without_out(settings: Settings, resume: bool) -> None:
         raise InputError("--resume needs --out RUN: the folder of the run to go on with")
 
 
-def is_done(folder: Path) -> bool:
+def is_done(folder: Path, processes: Processes = ALONE) -> bool:
     """Tell whether a folder holds a finished run.
 
     The lock's file of a process that was killed right after finishing the run is removed.
 
     Args:
         folder: The folder of a run, which may be missing.
+        processes: The processes that work on the run together; the main process looks.
 
     Returns:
         True where the run is finished.
     """
-    if not is_finished(folder):
-        return False
-    if (folder / LOCK).exists():
-        FolderLock.acquire(folder).release()
-    return True
+
+    def look() -> bool:
+        finished = is_finished(folder)
+        if finished and (folder / LOCK).exists():
+            FolderLock.acquire(folder).release()
+        return finished
+
+    return processes.by_main(look)
+
+
+@contextmanager
+def open_run_folder(case: Case, verb: str, resume: bool) -> Iterator[Path]:
+    """Begin a run, or resume it, in a folder that is locked meanwhile and sealed at the end.
+
+    Args:
+        case: The prepared case.
+        verb: The command that runs.
+        resume: Whether an unfinished run in the folder is resumed.
+
+    Yields:
+        The folder that this process writes (see `written_by_main`).
+
+    Raises:
+        InputError: The folder is in use or not empty, or the run to resume is about something else.
+    """
+    folder = case.folder
+
+    def begin() -> RunFolder:
+        wanted = identity_of(verb, case)
+        return RunFolder.resume(folder, comparable(folder, wanted)) if resume else RunFolder.create(folder)
+
+    with written_by_main(case.processes, begin) as place:
+        start_run(place, verb, case)
+        yield place
+
+
+@contextmanager
+def written_by_main(processes: Processes, begin: Callable[[], RunFolder]) -> Iterator[Path]:
+    """Open a run folder that the main process alone writes.
+
+    Every other process has a private copy of what the folder holds now, so that all of them read the same and
+    go on from the same place.
+
+    Args:
+        processes: The processes that work on the run together.
+        begin: Opens the folder, in the main process.
+
+    Yields:
+        The folder that this process writes: the run's own, or a private copy.
+
+    Raises:
+        InputError: What `begin` raises, or the folder is in use.
+    """
+    opened: list[RunFolder] = []
+
+    def enter() -> Path | None:
+        run = begin().__enter__()
+        opened.append(run)
+        return None if run.fresh else run.path
+
+    filled = processes.by_main(enter)
+    with opened[0] if opened else private_copy(filled) as run:
+        processes.wait()  # for those who copy the folder
+        yield run.path if isinstance(run, RunFolder) else run
 
 
 @contextmanager
@@ -93,27 +155,27 @@ def open_locked_run(
         say: Receives sentences about what had to be repaired.
 
     Yields:
-        The run's folder, and who watches the run.
+        The run's folder (see `open_run_folder`), and who watches the run.
 
     Raises:
         InputError: The folder is in use or not empty, or the run to resume is about something else.
     """
-    folder = case.folder
-    wanted = identity_of(verb, case)
-    opened = RunFolder.resume(folder, comparable(folder, wanted)) if resume else RunFolder.create(folder)
-    with opened as run, interruptible() as stop:
+    processes = case.processes
+    with open_run_folder(case, verb, resume) as place, interruptible() as asked:
         for remark in case.remarks:
             say(remark)
-        start_run(run.path, verb, case)
-        yield run.path, Watch(progress, stop, say)
+        yield place, Watch(progress, lambda: processes.any(asked())[0], say)
 
 
-def reopen_run(run: str, changes: Mapping[str, object]) -> tuple[Path, Case, Diagnosis]:
+def reopen_run(
+    run: str, changes: Mapping[str, object], processes: Processes = ALONE
+) -> tuple[Path, Case, Diagnosis]:
     """Open a finished run and prepare its case again from its own settings.
 
     Args:
         run: The folder of a finished run.
         changes: Settings that differ from those of the run, by name; None means unchanged.
+        processes: The processes that work on the run together.
 
     Returns:
         The folder, the prepared case, and the run's diagnosis.
@@ -126,7 +188,7 @@ def reopen_run(run: str, changes: Mapping[str, object]) -> tuple[Path, Case, Dia
     settings = settings_from({**changes, "out": str(folder)}, base=recorded)
     if not (folder / "diagnosis").is_dir():
         raise InputError(f"run {run!r} holds no diagnosis: give a run of diagnose, treat or checkup")
-    case = prepare(settings.but(auto=False), "treat")
+    case = prepare(settings.but(auto=False), "treat", processes=processes)
     diagnosis = Diagnosis.load(folder / "diagnosis")
     check_weights(case, diagnosis, f"run {run!r}")
     return folder, case, diagnosis

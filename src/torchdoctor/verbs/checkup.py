@@ -12,6 +12,7 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.causes_result import FILE as CAUSES
 from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.processes import launched
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard
 from torchdoctor.treatment.result import Treatment
@@ -71,8 +72,9 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     outcome = model_stage(case, folder, outcome)
     steps = steps_stage(case, folder, diagnosis, causes, suspects, outcome)
     outcome = replace(outcome, record={**outcome.record, **steps_record(steps)})
-    report = folder / "report.html"
-    report_stage(case, folder, report, diagnosis, treatment, outcome.comparison, watch.progress, "checkup")
+    report, comparison = folder / "report.html", outcome.comparison
+    if case.processes.main:
+        report_stage(case, folder, report, diagnosis, treatment, comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
 
 
@@ -120,10 +122,10 @@ def run_checkup(
     """
     refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
-    case = prepare(settings, "checkup")
+    case = prepare(settings, "checkup", processes=launched())
     reused = reused_diagnosis(case)
     folder = case.folder
-    if resume and is_done(folder):
+    if resume and is_done(folder, case.processes):
         outcome = read_checkup(case, open_run(folder))
         steps = steps_record(read_steps(folder))
         return with_facts(replace(outcome, record={**outcome.record, **steps}), case)

@@ -21,12 +21,13 @@ from torchdoctor.case.splits import splits_to_compare
 from torchdoctor.case.surroundings import loading_code
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.files.reading import read_json
+from torchdoctor.processes import launched
 from torchdoctor.proof.compare import compare
 from torchdoctor.proof.result import Comparison
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.begin import reopen_run
+from torchdoctor.verbs.begin import reopen_run, written_by_main
 from torchdoctor.verbs.judge import TRIALS
 from torchdoctor.verbs.model_card import WEIGHTS
 from torchdoctor.verbs.model_folder import FOLDER as MODEL_FOLDER
@@ -61,6 +62,7 @@ def compare_stage(
         max_loss=settings.max_loss,
         arm=arm_of(case),
         progress=progress,
+        processes=case.processes,
     )
     code = exit_code_of(diagnosis, comparison)
     comparison.save(folder, exit_code=code)
@@ -135,8 +137,8 @@ def run_compare(run: str, changes: Mapping[str, object], progress: Progress = si
     Raises:
         InputError: The run is unfinished or damaged, or was compared before: test images are used once.
     """
-    folder, case, diagnosis = reopen_run(run, changes)
-    with RunFolder(folder):
+    _, case, diagnosis = reopen_run(run, changes, launched())
+    with written_by_main(case.processes, lambda: RunFolder(Path(run))) as folder:
         if (folder / "compare.json").exists():
             outcome = read_checkup(case, folder)
             if "model" not in outcome.record:  # killed before, or made by a version that wrote no model

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from torchdoctor.case.identity import comparable, identity_of, start_run
 from torchdoctor.case.outcome import DONE, INCONCLUSIVE, Outcome, check_weights
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Plan, Settings
@@ -20,11 +19,19 @@ from torchdoctor.diagnosis.suspects_result import FILE as SUSPECTS
 from torchdoctor.diagnosis.suspects_result import Suspects
 from torchdoctor.evidence.per_image import diagnosis_cost
 from torchdoctor.network.prediction import device_of, dtype_of
-from torchdoctor.runs.folder import RunFolder, open_run
+from torchdoctor.processes import launched
+from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.parts import PartsFolder
 from torchdoctor.treatment.next_steps import NextStep
 from torchdoctor.types import Progress, silent
-from torchdoctor.verbs.begin import Say, is_done, refuse_without_out, silent_text, with_facts
+from torchdoctor.verbs.begin import (
+    Say,
+    is_done,
+    open_run_folder,
+    refuse_without_out,
+    silent_text,
+    with_facts,
+)
 from torchdoctor.verbs.causes import causes_stage, figures_stage
 from torchdoctor.verbs.next_steps import read_steps, steps_record, steps_stage
 from torchdoctor.verbs.suspects import suspects_record, suspects_stage
@@ -44,8 +51,9 @@ def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
     Raises:
         InputError: No training image of any category could be diagnosed, or the network cannot be.
     """
-    settings = case.plan
-    parts = PartsFolder(folder / "diagnosis" / "parts")
+    settings, processes = case.plan, case.processes
+    # The parts of all processes are in the run's own folder: one that dies costs no more than it had to do.
+    parts = PartsFolder((folder if processes.main else case.folder) / "diagnosis" / "parts")
     diagnosis = diagnose(
         case.model,
         case.data.train,
@@ -55,9 +63,11 @@ def diagnose_stage(case: Case, folder: Path, progress: Progress) -> Diagnosis:
         settings=_diagnosis_settings(settings),
         parts=parts,
         progress=progress,
+        processes=processes,
     )
     diagnosis.save(folder / "diagnosis")
-    parts.remove()
+    if processes.main:
+        parts.remove()
     return diagnosis
 
 
@@ -164,9 +174,9 @@ def run_diagnose(
         InputError: A setting does not fit the network or the data, or the folder cannot be used.
     """
     refuse_without_out(settings, resume)
-    case = prepare(settings, "diagnose")
+    case = prepare(settings, "diagnose", processes=launched())
     folder = case.folder
-    if resume and is_done(folder):
+    if resume and is_done(folder, case.processes):
         diagnosis = Diagnosis.load(open_run(folder) / "diagnosis")
         check_weights(case, diagnosis, f"run {str(folder)!r}")
         suspects = Suspects.load(folder) if (folder / SUSPECTS).is_file() else None
@@ -174,15 +184,14 @@ def run_diagnose(
     for remark in case.remarks:
         say(remark)
     say(cost_of(case))
-    wanted = comparable(folder, identity_of("diagnose", case))
-    with RunFolder.resume(folder, wanted) if resume else RunFolder.create(folder) as run:
-        start_run(run.path, "diagnose", case)
-        diagnosis = diagnose_stage(case, run.path, progress)
-        causes = causes_stage(case, run.path, diagnosis, progress)
-        suspects = suspects_stage(case, run.path, progress)
-        figures_stage(case, run.path / "figures", diagnosis)
-        steps = steps_stage(case, run.path, diagnosis, causes, suspects)
-        return _diagnosed(case, run.path, diagnosis, causes, suspects, steps)
+    with open_run_folder(case, "diagnose", resume) as place:
+        diagnosis = diagnose_stage(case, place, progress)
+        causes = causes_stage(case, place, diagnosis, progress)
+        suspects = suspects_stage(case, place, progress)
+        if case.processes.main:
+            figures_stage(case, place / "figures", diagnosis)
+        steps = steps_stage(case, place, diagnosis, causes, suspects)
+        return _diagnosed(case, place, diagnosis, causes, suspects, steps)
 
 
 def _diagnosed(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from torchdoctor.case.device import device_named
 from torchdoctor.case.own_weights import model_of_card
-from torchdoctor.case.preparation import device_named
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import preprocessing_of
 from torchdoctor.data.loader import Loader

@@ -72,7 +72,7 @@ def search_plan(case: Case, pool: Sequence[Candidate], batch: Batch) -> list[tup
     """
     budget, control_seconds, prices = case.plan.budget, 1.0, prices_of(pool, lambda _texts: 1.0)
     if budget is not None and not is_in_steps(budget):
-        control_seconds = seconds_per_step(case, batch, treated=False)
+        control_seconds = _measured_seconds(case, batch, treated=False)
         prices = prices_of(pool, lambda texts: measured_price(case, texts, batch, control_seconds))
     return fitting_rungs(case, prices, control_seconds)
 
@@ -163,4 +163,9 @@ def measured_price(case: Case, texts: Sequence[str], batch: Batch, control_secon
         The cost in steps of the control.
     """
     own = replace(case, plan=case.plan.but(constraints=tuple(texts)))
-    return seconds_per_step(own, batch, treated=True) / control_seconds
+    return _measured_seconds(own, batch, treated=True) / control_seconds
+
+
+def _measured_seconds(case: Case, batch: Batch, *, treated: bool) -> float:
+    """Return the seconds of a step as the main process measures them, the same in every process."""
+    return case.processes.by_main(lambda: seconds_per_step(case, batch, treated=treated))

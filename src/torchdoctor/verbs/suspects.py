@@ -39,8 +39,9 @@ def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
                 f"{gigabytes:.0f} GB of memory: give a part of them to torchdoctor.find_suspects"
             )
         suspects = find_suspects(
-            case.model, train, seed=case.plan.seed, classes=case.classes, progress=progress
-        )
+            case.model, train, seed=case.plan.seed, classes=case.classes, progress=progress,
+            processes=case.processes,
+        )  # fmt: skip
     except InputError as error:
         suspects = Suspects((), 0, 0.0, math.nan, (f"Labels were not looked at: {error}.",))
     named = [one.id for one in suspects.suspects]

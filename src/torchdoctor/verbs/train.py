@@ -13,6 +13,7 @@ from torchdoctor.case.surroundings import loading_code
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json, write_weights
 from torchdoctor.models.weights import load_into, load_weights
+from torchdoctor.processes import launched
 from torchdoctor.runs.checkpoints import CheckpointFolder
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard, write_trackers
@@ -118,9 +119,9 @@ def run_train(
     """
     refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
-    case = prepare(settings, "train", needs_weights=False)
+    case = prepare(settings, "train", needs_weights=False, processes=launched())
     folder = case.folder
-    if resume and is_done(folder):
+    if resume and is_done(folder, case.processes):
         load_into(case.model, load_weights(open_run(folder) / "model.safetensors"), str(folder))
         return with_facts(trained_outcome(case, folder), case)
     with open_locked_run(case, "train", resume, progress, say) as (place, watch):

@@ -17,6 +17,7 @@ from torchdoctor.case.outcome import (
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.processes import launched
 from torchdoctor.runs.checkpoints import CheckpointFolder
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_tensorboard, write_trackers
@@ -60,10 +61,10 @@ def run_treat(
     refuse_without_out(settings, resume)
     check_tensorboard(settings.tensorboard)
     # `auto` can come from a checkup's config.yaml: a search ends in a comparison, which this verb leaves out.
-    case = prepare(settings.but(auto=False), "treat")
+    case = prepare(settings.but(auto=False), "treat", processes=launched())
     reused = reused_diagnosis(case)
     folder = case.folder
-    if resume and is_done(folder):
+    if resume and is_done(folder, case.processes):
         return _treated(case, open_run(folder), Diagnosis.load(folder / "diagnosis"))
     with open_locked_run(case, "treat", resume, progress, say) as (place, watch):
         diagnosis, treatment = treat_stage(case, place, reused, watch)

@@ -1,0 +1,120 @@
+"""Several launched processes write one run: numbers, output and exit codes are those of a single process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from launching import environment, together
+from torchdoctor.data.load import load_data
+from torchdoctor.files.reading import sha256_of
+from torchdoctor.files.writing import write_weights
+from torchdoctor.models.loading import load_model
+from torchdoctor.runs.folder import open_run
+
+pytest.importorskip("accelerate")
+MODULE = ("-m", "torchdoctor")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with untrained weights for `scenes`."""
+    folder = tmp_path_factory.mktemp("together")
+    torch.manual_seed(0)
+    names = load_data("scenes:31", limit=20).classes
+    write_weights(folder / "raw.safetensors", load_model("small_resnet", names).state_dict())
+    return folder
+
+
+def words(verb, out, *more):
+    return (
+        *MODULE, verb, "--model", "small_resnet", "--weights", "raw.safetensors", "--data", "scenes:31",
+        "--limit", 20, "--confidence", 0, "--batch-size", 8, "--layers", "last:1", "--out", out, "--json",
+        *more,
+    )  # fmt: skip
+
+
+def sums(run, *left_out):
+    """Return the sha256 of the files of a run that hold no path, time or machine."""
+    left_out = {"config.yaml", "environment.json", "manifest.json", *left_out}
+    return {
+        file.relative_to(run).as_posix(): sha256_of(file)
+        for file in sorted(run.rglob("*"))
+        if file.is_file() and file.name not in left_out
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """A diagnosis by a single process."""
+    [(code, out, err)] = together(1, words("diagnose", "one"), cwd=place)
+    assert code in (0, 4), err
+    return code, out
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_run_of_one(place, alone):
+    first, second = together(2, words("diagnose", "two"), cwd=place)
+    assert (first[0], second[0]) == (alone[0], alone[0]), first[2] + second[2]
+    assert second[1] == ""
+    assert json.loads(first[1]) == json.loads(alone[1].replace('"one', '"two'))
+    assert sums(open_run(place / "two")) == sums(open_run(place / "one"))
+    assert not (place / "two" / "diagnosis" / "parts").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_only_its_share(place, alone):
+    dies = {1: {"TORCHDOCTOR_KILL_AT": "after/*.safetensors#2"}}
+    first, second = together(2, words("diagnose", "killed"), cwd=place, of_rank=dies)
+    assert second[0] == -9
+    assert first[0] == 1 and "another of the processes has ended" in first[2] and "--resume" in first[2]
+    parts = list((place / "killed" / "diagnosis" / "parts").glob("*.safetensors"))
+    assert len(parts) > 2 and not (place / "killed" / "manifest.json").exists()
+    times = {part.name: part.stat().st_mtime_ns for part in parts}
+    again = together(2, words("diagnose", "killed", "--resume"), cwd=place)
+    assert [code for code, _, _ in again] == [alone[0]] * 2, again[0][2] + again[1][2]
+    assert times and sums(open_run(place / "killed")) == sums(open_run(place / "one"))
+
+
+@pytest.mark.slow
+def test_what_cannot_be_used_is_said_once(place, alone):
+    first, second = together(2, words("diagnose", "one"), cwd=place)  # the folder is not empty
+    assert first[0] == second[0] == 2
+    assert first[2].count("'one' exists already") == 1
+    assert second[1] == ""  # a launcher ends it before it says on stderr why it failed as well
+    first, second = together(2, (*MODULE, "config", "diagnose"), cwd=place)
+    assert (first[0], second) == (0, (0, "", "")) and "draws" in first[1]
+
+
+def launched(count, command, folder):
+    """Run a command with `accelerate launch` on the CPU."""
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", count, "--cpu")
+    port = ("--main_process_port", "0")
+    ended = subprocess.run(
+        [*map(str, (*launcher, *port, *command))], cwd=folder, env=environment(), capture_output=True,
+        text=True, timeout=900, check=False,
+    )  # fmt: skip
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def comparison(run):
+    """Return what a run's comparison says, without times."""
+    record = json.loads((run / "compare.json").read_text())
+    return {name: value for name, value in record.items() if name != "seconds"}
+
+
+@pytest.mark.slow
+def test_a_launched_checkup_compares_as_one_process_does(place):
+    quick = ("--epochs", 1, "--seeds", 1, "--arms", "control,treated", "--draws", 1)
+    [(code, out, err)] = together(1, words("checkup", "whole", *quick), cwd=place)
+    assert code in (0, 3, 4), err
+    ended = launched(2, words("checkup", "launched", *quick), place)
+    lines = [line for line in ended[1].splitlines() if line.startswith("{")]
+    assert len(lines) == 1, ended[2]
+    assert json.loads(lines[0])["verdict"] == json.loads(out)["verdict"]
+    assert ended[0] == (0 if code == 0 else 1)  # a launcher has no exit codes but these
+    assert comparison(open_run(place / "launched")) == comparison(open_run(place / "whole"))
