@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from torchdoctor import Batch, InputError, check_model, diagnose, treat
 from torchdoctor.diagnosis.settings import DiagnosisSettings
@@ -136,8 +138,18 @@ def test_distributed_wrappers_are_unwrapped(tmp_path):
     try:
         model = tiny()
         assert unwrap(nn.parallel.DistributedDataParallel(model)) is model
+        sharded = fully_shard(tiny(), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(InputError, match=r"sharded over processes \(FSDP: FSDPModule\)"):
+            unwrap(sharded)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_partitioned_parameters_are_refused():
+    model = tiny()
+    next(model.parameters()).ds_id = 0  # as DeepSpeed marks a parameter of which a process holds a part
+    with pytest.raises(InputError, match="DeepSpeed ZeRO-3"):
+        unwrap(model)
 
 
 class Int8Linear(nn.Linear):

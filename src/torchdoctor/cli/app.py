@@ -288,10 +288,10 @@ def main() -> None:
         code, problem = _ended()
         if not problem:
             connected().leave()  # all print and clean up before the first ends
-    if problem and rank > 0:
+    if problem and rank > 0 and code != Interrupted.exit_code:
         time.sleep(PATIENCE)
-        problem = f"process {rank}: {problem}"
-    if problem:
+        tell(f"process {rank}: {problem}")
+    elif problem and rank == 0:
         tell(problem)
     sys.exit(code)
 

@@ -16,6 +16,7 @@ from torchdoctor.types import InputError
 LOGIT_NAMES = ("logits", "output", "out", "scores", "predictions", "pred")
 AUXILIARY_PREFIX = "aux"
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+SHARDING = ("FullyShardedDataParallel", "FSDPModule")  # classes known by name: importing them takes long
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -28,8 +29,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         The network without its wrappers; its parameters are the same objects.
 
     Raises:
-        InputError: `model` is no module, or it is scripted, traced, quantised, without values (meta device)
-            or made in inference mode: it could not be differentiated twice or trained.
+        InputError: `model` is no module, or it is scripted, traced, quantised, without values (meta device),
+            made in inference mode or sharded over processes: it could not be differentiated twice or trained.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {type(model).__name__}; expected a torch.nn.Module")
@@ -51,6 +52,7 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 def _refuse_unusable(model: nn.Module) -> None:
     """Raise InputError for networks that hooks or derivatives cannot reach into."""
+    _refuse_sharded(model)
     for name, module in model.named_modules():
         place = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -88,6 +90,23 @@ def _refuse_unusable(model: nn.Module) -> None:
             raise InputError(
                 f"{name} was made under torch.inference_mode and cannot be differentiated: build and load "
                 "the model outside of it"
+            )
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """Raise InputError for networks of whose parameters each process holds a part."""
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    reasons = {
+        "FSDP": kinds & set(SHARDING),
+        "DTensor": {name for name, value in model.named_parameters() if type(value).__name__ == "DTensor"},
+        "DeepSpeed ZeRO-3": {name for name, value in model.named_parameters() if hasattr(value, "ds_id")},
+    }
+    for way, found in reasons.items():
+        if found:
+            raise InputError(
+                f"the model's parameters are sharded over processes ({way}: {min(found)}), and evidence "
+                "needs all of them in one place: load the whole state dict into the plain model. Several "
+                "launched processes share the images instead"
             )
 
 

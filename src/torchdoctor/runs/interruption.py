@@ -14,11 +14,14 @@ NOTICE = "\ntorchdoctor: will save and stop after this step; interrupt again to 
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(speaks: bool = True) -> Iterator[Callable[[], bool]]:
     """Catch SIGINT and SIGTERM while the context is open; the earlier handlers come back at its end.
 
     Both signals count alike. Signals that were ignored stay ignored (nohup). Outside the main thread, where
     Python sets no handlers, nothing is caught.
+
+    Args:
+        speaks: Whether the first signal is answered on stderr.
 
     Yields:
         A function that returns True from the first signal on: the run is to save its state and stop.
@@ -36,7 +39,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         else:
             received.append(number)
-            os.write(2, NOTICE.encode())  # print may not be entered again from within itself
+            if speaks:
+                os.write(2, NOTICE.encode())  # print may not be entered again from within itself
 
     earlier = {}
     if threading.current_thread() is threading.main_thread():

@@ -161,7 +161,7 @@ def open_locked_run(
         InputError: The folder is in use or not empty, or the run to resume is about something else.
     """
     processes = case.processes
-    with open_run_folder(case, verb, resume) as place, interruptible() as asked:
+    with open_run_folder(case, verb, resume) as place, interruptible(processes.main) as asked:
         for remark in case.remarks:
             say(remark)
         yield place, Watch(progress, lambda: processes.any(asked())[0], say)
