@@ -13,6 +13,7 @@ from torchdoctor.processes import Processes
 
 PROGRAM = """
 import sys
+from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchdoctor import Batch, diagnose, find_causes
@@ -37,9 +38,9 @@ for name, images in (("batches", batches), ("loader", loader), ("few", batches[:
         found = diagnose(
             model, images, layers=["0", "3"], draws=draws, confidence=0.0, processes=here,
         )
-        out = f"{sys.argv[1]}/{name}{draws}-{here.rank}"
+        out = Path(sys.argv[1]) / f"{name}{draws}-{here.rank}"
         found.save(out)
-        print(name, draws, sha256_of(out + "/diagnosis.safetensors"), sha256_of(out + "/diagnosis.json"))
+        print(name, draws, *(sha256_of(out / f"diagnosis.{kind}") for kind in ("safetensors", "json")))
     causes = find_causes(model, images, found, processes=here)
     print(name, causes)
 here.leave()

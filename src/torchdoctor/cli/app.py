@@ -14,6 +14,7 @@ import typer
 
 from torchdoctor import __version__
 from torchdoctor.case.config import schema, settings_from, template
+from torchdoctor.case.outcome import DONE, GATE_NOT_MET, INCONCLUSIVE
 from torchdoctor.case.settings import USED_BY, Settings, Verb
 from torchdoctor.cli import closer, data, masks, models, review
 from torchdoctor.cli.options import (
@@ -286,8 +287,6 @@ def main() -> None:
     rank = rank_by_launcher()
     with nullcontext() if rank == 0 else silence():
         code, problem = _ended()
-        if not problem:
-            connected().leave()  # all print and clean up before the first ends
     if problem and rank > 0 and code != Interrupted.exit_code:
         time.sleep(PATIENCE)
         tell(f"process {rank}: {problem}")
@@ -299,9 +298,10 @@ def main() -> None:
 def _ended() -> tuple[int | str | None, str]:
     """Run the command line; return its exit code, and what went wrong."""
     try:
-        app()
-    except SystemExit as end:
-        return end.code, ""
+        code = _exit_code()
+        if code in (None, DONE, GATE_NOT_MET, INCONCLUSIVE):
+            connected().leave()  # all print and clean up before the first ends
+        return code, ""
     except InputError as error:
         return error.exit_code, str(error)
     except Interrupted as error:
@@ -310,7 +310,15 @@ def _ended() -> tuple[int | str | None, str]:
         return error.exit_code, f"the run failed: {error}"
     except KeyboardInterrupt:
         return 130, "interrupted"
-    return 0, ""
+
+
+def _exit_code() -> int | str | None:
+    """Run the command line; return the code with which it ends."""
+    try:
+        app()
+    except SystemExit as end:
+        return end.code
+    return None
 
 
 if __name__ == "__main__":

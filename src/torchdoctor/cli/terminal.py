@@ -54,14 +54,14 @@ def make_streams_safe(streams: Sequence[object]) -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Drop what is printed inside the block on stdout and stderr, and end in order at SIGTERM.
+    """Drop what is printed inside the block on stdout and stderr, and treat SIGTERM as Ctrl-C from then on.
 
     It is for launched processes beside the main one, which a launcher ends by that signal.
 
     Yields:
         Nothing.
     """
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         Path(os.devnull).open("w", encoding="utf-8") as nowhere,
         redirect_stdout(nowhere),
