@@ -6,6 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+
+import torchdoctor
 
 
 def free_port():
@@ -38,4 +41,6 @@ def environment(count=1, rank=0, port=0):
         "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **launched}
+    source = str(Path(torchdoctor.__file__).parents[1])
+    alike = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": source}
+    return {**os.environ, **alike, **launched}

@@ -145,14 +145,7 @@ def prepare(
         InputError: A flag is missing, a name or layer is unknown, weights or numbers of categories do not
             fit, or the data cannot serve the constraints.
     """
-    settings = with_run_of_review(settings)
-    check_verb(settings, verb)
-    if settings.out is None and not processes.alone:  # all name the same folder, whose name holds the time
-        settings = settings.but(out=processes.same(new_folder(verb)))
-    if needs_weights and settings.weights is None:
-        raise InputError(
-            "--weights is missing: give the trained classifier's .safetensors or state dict (train writes it)"
-        )
+    settings = _checked(settings, verb, needs_weights, processes)
     file = None if settings.weights in (PRETRAINED, RANDOM) else settings.weights
     checkpoint = read_checkpoint(file) if file is not None else None
     card = weights_card(file) if file is not None else None
@@ -186,6 +179,19 @@ def prepare(
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
     notes = notes + said + found.notes + ((unknown,) if unknown else ())
     return replace(found, notes=notes, processes=processes)
+
+
+def _checked(settings: Settings, verb: Verb, needs_weights: bool, processes: Processes) -> Settings:
+    """Return the settings with what a review decided and a folder that all processes agree on."""
+    settings = with_run_of_review(settings)
+    check_verb(settings, verb)
+    if settings.out is None and not processes.alone:  # the folder's name holds the time
+        settings = settings.but(out=processes.same(new_folder(verb)))
+    if needs_weights and settings.weights is None:
+        raise InputError(
+            "--weights is missing: give the trained classifier's .safetensors or state dict (train writes it)"
+        )
+    return settings
 
 
 def case_of(

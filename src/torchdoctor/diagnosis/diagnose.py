@@ -58,22 +58,19 @@ def diagnose(
         layers: Names, patterns (`layer3.*`), `all` or `last:3`; None as in `settings`.
         classes: The names of the categories; None: those of `images`, else numbers.
         evidence: `gradient` or `gradient_x_activation`; None as in `settings`.
-        draws: Noise draws of each image: 0, a number, or `exact`, the limit of many draws for layers that
-            have a closed form; None as in `settings`.
+        draws: Noise draws of each image: 0, a number, or `exact`, their limit; None as in `settings`.
         confidence: The probability from which a correct image is used, 0..1; None as in `settings`.
         seed: What the noise depends on, with the number of each image.
         settings: Everything else, and the values of what is None above.
         parts: Where results are saved as they come, so that an interrupted diagnosis can go on.
         progress: Called with stage, done, of how many.
-        processes: The processes that work together (`processes.launched`): each computes a share of the
-            batches, and all return the diagnosis that a single process makes.
+        processes: The processes that work together: each computes a share of the batches, and all get all.
 
     Returns:
         Correlations [category, kernel] of each layer, what was sifted, and the confusions.
 
     Raises:
-        InputError: A setting is out of range, a layer is not there or has no map, or names and logits differ
-            in number.
+        InputError: A setting is out of range, a layer cannot be used, or names and logits differ in number.
 
     Example:
         >>> import torch

@@ -109,8 +109,7 @@ def find_suspects(
     """
     if folds < 2:
         raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
-    model, images = unwrap(model), images_of(images)
-    seen = look(model, images, layers, folds, classes, processes)
+    seen = look(unwrap(model), images_of(images), layers, folds, classes, processes)
     if seen.accuracy < LEARNED:
         return Suspects((), len(seen.ids), 0.0, seen.accuracy, _remarks(seen, folds))
     features = standardised(seen.features)

@@ -124,19 +124,15 @@ def measure(
     Raises:
         InputError: A layer cannot be used, or `draws` is `exact` and it has no closed form.
     """
-    layers = list(deltas)
-    parts_of: dict[str, list[ImageRows]] = {layer: [] for layer in layers}
-    ways: dict[str, Probe] = {}
-    paths = dict.fromkeys(layers, "none")
-    done, together = 0, draws != "exact" and (draws == 0 or not any(deltas.values()))
+    layers, ways, done = list(deltas), dict[str, Probe](), 0
+    together = draws != "exact" and (draws == 0 or not any(deltas.values()))
     with frozen_eval(model) as frozen:
 
         def compute(batch: Batch) -> dict[str, np.ndarray]:
             if not ways and not together:
                 # All processes try the ways on the same images, as a single process does.
-                first = batch if processes.alone else next(only(images, ids))
-                pixels = first.images.to(device_of(model), dtype_of(model))
-                ways.update(probes(frozen, pixels, deltas, draws, evidence, seed))
+                first = first_images(model, [batch] if processes.alone else only(images, ids))
+                ways.update(probes(frozen, first, deltas, draws, evidence, seed))
             rows = _batch_rows(frozen, batch, layers, ways, evidence)
             return _packed(rows, [ways[layer].path if ways else "one gradient call" for layer in layers])
 
@@ -147,12 +143,22 @@ def measure(
             progress("diagnose", done, len(ids))
             return arrays
 
-        for arrays in processes.in_order(map(measured, only(images, ids, processes))):
-            for layer, part, path in _unpacked(arrays, layers):
-                parts_of[layer].append(part)
-                paths[layer] = path
-    if not all(parts_of.values()):
-        return _no_rows(model, images, layers), paths
+        by_batch = list(processes.in_order(map(measured, only(images, ids, processes))))
+    if by_batch:
+        return _put_together(by_batch, layers)
+    return _no_rows(model, images, layers), dict.fromkeys(layers, "none")
+
+
+def _put_together(
+    by_batch: Iterable[Mapping[str, np.ndarray]], layers: Sequence[str]
+) -> tuple[dict[str, ImageRows], dict[str, str]]:
+    """Return by layer the rows of all batches, and the way in which they were computed."""
+    parts_of: dict[str, list[ImageRows]] = {layer: [] for layer in layers}
+    paths: dict[str, str] = {}
+    for arrays in by_batch:
+        for layer, part, path in _unpacked(arrays, layers):
+            parts_of[layer].append(part)
+            paths[layer] = path
     return {layer: merge(parts_of[layer]) for layer in layers}, paths
 
 

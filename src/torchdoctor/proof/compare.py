@@ -53,8 +53,7 @@ def compare(
         primary: The split whose verdict counts; by default the first.
         arm: The arm that the verdict is about; by default the first but the control.
         classes: The names of the categories; by default those of the test images, else their numbers.
-        layers: The layers at which the evidence's share on the background is measured; by default the
-            treated layers.
+        layers: Where the evidence's share on the background is measured; by default the treated layers.
         evidence: How evidence is measured there.
         min_gain: The gain asked for, in percentage points; the reason says where it is not reached.
         max_loss: How many percentage points another split may lose; proven more is `harmed`.
@@ -79,7 +78,6 @@ def compare(
     """
     images = {split: images_of(source) for split, source in tests.items()}
     primary, arm = _primary_split(images, primary), _first_arm(treatment, arm)
-    _refuse_untrained(treatment)
     layers = _treated_layers(treatment) if layers is None else layers
     names = tuple(classes or getattr(images[primary], "classes", None) or ())
     measured = _measured_splits(model, treatment, images, layers, evidence, progress, processes)
@@ -148,6 +146,7 @@ def _measured_splits(
     processes: Processes,
 ) -> dict[str, _Measured]:
     """Measure a copy of the network with the weights of every arm on every test split."""
+    _refuse_untrained(treatment)
     model = copy_of(unwrap(model))
     splits, states = {}, _states(model, treatment)
     number, total = count(1), len(tests) * len(states)

@@ -62,7 +62,7 @@ class CheckpointFolder:
         self.stop, self.say = stop, say
         self._newest_whole: int | None = None  # the step of the newest checkpoint known to be whole
         self._saved, self._cost = time.monotonic(), 0.0
-        self._stopping = False
+        self._asked: bool | None = None  # whether somebody had asked to stop by the last call of `due`
 
     def load(self) -> TrainingState | None:
         """Read the newest undamaged state; damaged states are passed over and reported to `say`.
@@ -107,7 +107,7 @@ class CheckpointFolder:
     def due(self, step: int) -> bool:
         """Decide whether it is time for a checkpoint, and ask whether the training is to be stopped.
 
-        Several processes ask each other, so this is called once after each step.
+        Several processes ask each other, so each calls this once after each step.
 
         Args:
             step: How many steps have been trained.
@@ -116,7 +116,7 @@ class CheckpointFolder:
             True where the state is to be saved now.
         """
         kill_point(f"{self.label}/step{step}")
-        self._stopping = self.stop()
+        self._asked = self.stop()
         if self.every_steps is not None:
             return step % self.every_steps == 0
         wait = max(self.every_seconds, self._cost / LARGEST_SHARE)
@@ -126,9 +126,9 @@ class CheckpointFolder:
         """Tell whether the training is to be saved and stopped.
 
         Returns:
-            True where somebody had asked for it by the last call of `due`, for example by Ctrl-C.
+            True where somebody had asked for it, for example by Ctrl-C: by the last call of `due`, if any.
         """
-        return self._stopping
+        return self.stop() if self._asked is None else self._asked
 
     def remove(self) -> None:
         """Remove the folder with all checkpoints: the training is finished."""
