@@ -144,9 +144,7 @@ def measure(
             return arrays
 
         by_batch = list(processes.in_order(map(measured, only(images, ids, processes))))
-    if by_batch:
-        return _put_together(by_batch, layers)
-    return _no_rows(model, images, layers), dict.fromkeys(layers, "none")
+    return _put_together(by_batch, layers) if by_batch else _no_rows(model, images, layers)
 
 
 def _put_together(
@@ -162,10 +160,12 @@ def _put_together(
     return {layer: merge(parts_of[layer]) for layer in layers}, paths
 
 
-def _no_rows(model: nn.Module, images: Images, layers: Sequence[str]) -> dict[str, ImageRows]:
-    """Return the rows of no image."""
+def _no_rows(
+    model: nn.Module, images: Images, layers: Sequence[str]
+) -> tuple[dict[str, ImageRows], dict[str, str]]:
+    """Return by layer the rows of no image, and that they were not computed in any way."""
     shapes = map_shapes(model, first_images(model, images), layers)
-    return {layer: ImageRows.none(shapes[layer][0]) for layer in layers}
+    return {layer: ImageRows.none(shapes[layer][0]) for layer in layers}, dict.fromkeys(layers, "none")
 
 
 def _packed(rows: Mapping[str, ImageRows], paths: Sequence[str]) -> dict[str, np.ndarray]:
