@@ -91,11 +91,10 @@ def test_what_cannot_be_used_is_said_once(place, alone):
 
 
 def launched(count, command, folder):
-    """Run a command with `accelerate launch` on the CPU."""
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", count, "--cpu")
-    port = ("--main_process_port", "0")
+    """Run a command with torchrun."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count)
     ended = subprocess.run(
-        [*map(str, (*launcher, *port, *command))], cwd=folder, env=environment(), capture_output=True,
+        [*map(str, (*launcher, *command))], cwd=folder, env=environment(), capture_output=True,
         text=True, timeout=900, check=False,
     )  # fmt: skip
     return ended.returncode, ended.stdout, ended.stderr

@@ -26,7 +26,7 @@ def device_named(name: str, processes: Processes = ALONE) -> torch.device:
     if not processes.alone and name not in (processes.device.type, str(processes.device)):
         raise InputError(
             f"--device {name!r} with {processes.count} processes: each has a device of its own, and this one "
-            f"has {processes.device}. Leave --device out; for the CPU, launch with accelerate launch --cpu"
+            f"has {processes.device}. Leave --device out; ACCELERATE_USE_CPU=true puts all on the CPU"
         )
     if not processes.alone:
         return processes.device
