@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from textwrap import shorten
 from typing import TypeVar
 
 import torch
@@ -33,8 +34,8 @@ def _others_there() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            f"another of the processes has ended ({first_line(error)}). What was written is whole: go on "
-            "with --resume"
+            f"another of the processes has ended ({shorten(first_line(error), 100)}). What was written is "
+            "whole: go on with --resume"
         ) from error
 
 
