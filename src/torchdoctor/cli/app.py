@@ -277,8 +277,8 @@ app = build_app()
 def main() -> None:
     """Run the command line; a known failure ends with a clear line on stderr and its exit code.
 
-    Of several launched processes only the main one speaks. Another says why it failed, unless its launcher
-    ends it first because the main process failed too.
+    Of several launched processes only the main one speaks, and ends with the exit code of the result. Another
+    says why it failed, unless its launcher ends it first because the main process failed too.
     """
     make_streams_safe((sys.stdout, sys.stderr))
     os.environ["MPLBACKEND"] = (
@@ -300,7 +300,9 @@ def _ended() -> tuple[int | str | None, str]:
     try:
         code = _exit_code()
         if code in (None, DONE, GATE_NOT_MET, INCONCLUSIVE):
-            connected().leave()  # all print and clean up before the first ends
+            sys.stdout.flush()
+            connected().leave()  # the main process has printed all before a launcher sees the first one end
+            code = code if connected().main else DONE
         return code, ""
     except InputError as error:
         return error.exit_code, str(error)
