@@ -18,21 +18,30 @@ def free_port():
         return found.getsockname()[1]
 
 
-def together(count, words, *, cwd=None, of_rank=None, within=300):
+def together(count, words, *, cwd=None, of_rank=None, within=900):
     """Run `python WORDS` in several processes; return (exit code, stdout, stderr) of each.
 
     `of_rank` holds further environment variables by rank.
     """
+    return ended(start(count, words, cwd=cwd, of_rank=of_rank), within)
+
+
+def start(count, words, *, cwd=None, of_rank=None):
+    """Start `python WORDS` in several processes and return them."""
     port = free_port()
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             cwd=cwd, env=environment(count, rank, port) | (of_rank or {}).get(rank, {}),
         )
         for rank in range(count)
     ]  # fmt: skip
-    ended = [process.communicate(timeout=within) for process in started]
-    return [(process.returncode, *texts) for process, texts in zip(started, ended, strict=True)]
+
+
+def ended(processes, within=900):
+    """Wait for processes; return (exit code, stdout, stderr) of each."""
+    texts = [process.communicate(timeout=within) for process in processes]
+    return [(process.returncode, *said) for process, said in zip(processes, texts, strict=True)]
 
 
 def environment(count=1, rank=0, port=0):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from launching import environment, together
+from launching import ended, environment, start, together
+from processes import wait_for
 from torchdoctor.data.load import load_data
 from torchdoctor.files.reading import sha256_of
 from torchdoctor.files.writing import write_weights
@@ -18,6 +20,8 @@ from torchdoctor.runs.folder import open_run
 
 pytest.importorskip("accelerate")
 MODULE = ("-m", "torchdoctor")
+EVERY_STEP = {"TORCHDOCTOR_CHECKPOINT_STEPS": "1"}
+TIMED = ("history.json",)  # holds seconds
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +93,41 @@ def test_what_cannot_be_used_is_said_once(place, alone):
     assert (first[0], second) == (0, (0, "", "")) and "draws" in first[1]
 
 
+@pytest.mark.slow
+def test_all_stop_at_the_same_step_and_go_on(place):
+    quick = (
+        "train",
+        "--model",
+        "small_resnet",
+        "--data",
+        "scenes:31",
+        "--limit",
+        20,
+        "--learning-rate",
+        0.01,
+    )
+    command = (*MODULE, *quick, "--epochs", 2, "--json", "--out")
+    at_once = together(1, (*command, "trained"), cwd=place)
+    assert at_once[0][0] == 0, at_once[0][2]
+    running = start(2, (*command, "stopped"), cwd=place, of_rank=dict.fromkeys((0, 1), EVERY_STEP))
+    wait_for(lambda: list((place / "stopped" / "checkpoints").glob("*.sha256")), within=600)
+    running[1].send_signal(signal.SIGINT)  # one of them: the other learns of it
+    first, second = ended(running)
+    assert (first[0], second) == (130, (130, "", "")), first[2] + second[2]
+    assert "was stopped after step" in first[2] and "--resume" in first[2]
+    again = together(2, (*command, "stopped", "--resume"), cwd=place)
+    assert [code for code, _, _ in again] == [0, 0], again[0][2] + again[1][2]
+    assert sums(open_run(place / "stopped"), *TIMED) == sums(open_run(place / "trained"), *TIMED)
+
+
 def launched(count, command, folder):
     """Run a command with torchrun."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count)
-    ended = subprocess.run(
+    process = subprocess.run(
         [*map(str, (*launcher, *command))], cwd=folder, env=environment(), capture_output=True,
         text=True, timeout=900, check=False,
     )  # fmt: skip
-    return ended.returncode, ended.stdout, ended.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 def comparison(run):
@@ -110,9 +141,9 @@ def test_a_launched_checkup_compares_as_one_process_does(place):
     quick = ("--epochs", 1, "--seeds", 1, "--arms", "control,treated", "--draws", 1)
     [(code, out, err)] = together(1, words("checkup", "whole", *quick), cwd=place)
     assert code in (0, 3, 4), err
-    ended = launched(2, words("checkup", "launched", *quick), place)
-    lines = [line for line in ended[1].splitlines() if line.startswith("{")]
-    assert len(lines) == 1, ended[2]
+    launcher_code, printed, said = launched(2, words("checkup", "launched", *quick), place)
+    lines = [line for line in printed.splitlines() if line.startswith("{")]
+    assert len(lines) == 1, said
     assert json.loads(lines[0])["verdict"] == json.loads(out)["verdict"]
-    assert ended[0] == (0 if code == 0 else 1)  # a launcher has no exit codes but these
+    assert launcher_code == (0 if code == 0 else 1)  # a launcher has no exit codes but these
     assert comparison(open_run(place / "launched")) == comparison(open_run(place / "whole"))

@@ -298,11 +298,11 @@ def main() -> None:
 def _ended() -> tuple[int | str | None, str]:
     """Run the command line; return its exit code, and what went wrong."""
     try:
-        code = _exit_code()
-        if code in (None, DONE, GATE_NOT_MET, INCONCLUSIVE):
+        code, processes = _exit_code(), connected()
+        if code in (None, DONE, GATE_NOT_MET, INCONCLUSIVE) and not processes.alone:
             sys.stdout.flush()
-            connected().leave()  # the main process has printed all before a launcher sees the first one end
-            code = code if connected().main else DONE
+            processes.leave()  # the main process has printed all before a launcher sees the first one end
+            code = code if processes.main else DONE
         return code, ""
     except InputError as error:
         return error.exit_code, str(error)
