@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from launching import together
 from torchdoctor.processes import ALONE, Processes, launched
 
 PROGRAM = """
 import torch
 from torchdoctor.processes import launched
+from torchdoctor.types import InputError
 here = launched()
+
+def failing(number):
+    if number == 5:
+        raise ValueError("five")
+    return number
+
+def refused():
+    raise InputError(f"refused by {here.rank}")
+
+said = []
+failing_share = map(failing, here.share(range(7)))
+for action in (lambda: list(here.in_order(failing_share)), lambda: here.by_main(refused)):
+    try:
+        action()
+    except (ValueError, InputError) as error:
+        said.append(str(error))
+ordered = list(here.in_order(number * number for number in here.share(range(43))))
+assert ordered == [number * number for number in range(43)]
+together = (said, here.by_main(lambda: here.rank), here.main_first(lambda: here.rank))
 total = torch.tensor([float(here.rank + 1)], dtype=torch.float64)
 here.sum([total])
 answer = (list(here.share(range(7))), here.gather({"rank": here.rank}), here.same(f"from {here.rank}"))
+flags = here.any(False, here.rank == 1, True)
 here.wait()
-print((here.rank, here.count, here.main, *answer, total.item()))
+print((here.rank, here.count, here.main, *answer, total.item(), *together, flags))
+here.leave()
 """
 
 
-def run(count: int, port: int) -> list[str]:
-    """Run the program in several processes; return what each prints."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True,
-            env={
-                **os.environ, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-            },
-        )
-        for rank in range(count)
-    ]  # fmt: skip
-    return [process.communicate(timeout=120)[0].strip() for process in processes]
+def failing(number):
+    """Fail at one value."""
+    if number == 5:
+        raise ValueError("five")
+    return number
 
 
 def test_one_process_is_one_of_one():
@@ -46,12 +57,19 @@ def test_one_process_is_one_of_one():
     assert list(ALONE.share("abc")) == ["a", "b", "c"]
     assert ALONE.gather(3) == [3]
     assert ALONE.same(4) == 4
+    assert list(ALONE.in_order(range(3))) == [0, 1, 2]
+    with pytest.raises(ValueError, match="five"):
+        list(ALONE.in_order(map(failing, range(7))))
+    assert ALONE.by_main(lambda: 5) == ALONE.main_first(lambda: 5) == 5
+    assert ALONE.any(False, True) == (False, True)
+    ALONE.leave()
 
 
 @pytest.mark.slow
 def test_two_processes_share_and_exchange():
     pytest.importorskip("accelerate")
-    first, second = (eval(line) for line in run(2, 29517))
-    gathered = [{"rank": 0}, {"rank": 1}]
-    assert first == (0, 2, True, [0, 2, 4, 6], gathered, "from 0", 3.0)
-    assert second == (1, 2, False, [1, 3, 5], gathered, "from 0", 3.0)
+    first, second = (eval(out) for _, out, _ in together(2, ["-c", PROGRAM]))
+    gathered, said = [{"rank": 0}, {"rank": 1}], ["five", "refused by 0"]
+    flags = (False, True, True)
+    assert first == (0, 2, True, [0, 2, 4, 6], gathered, "from 0", 3.0, said, 0, 0, flags)
+    assert second == (1, 2, False, [1, 3, 5], gathered, "from 0", 3.0, said, 0, 1, flags)

@@ -24,6 +24,7 @@ from torchdoctor.cli.options import (
     RESUME,
     Groups,
     add_command,
+    alone_from_here,
     argument,
     option,
     parameters_of,
@@ -247,28 +248,12 @@ def _version(wanted: bool | None) -> None:
         raise typer.Exit
 
 
-TOGETHER = ("train", "diagnose", "treat", "checkup", "compare")  # commands that several processes share
-
-
-def alone_from_here() -> None:
-    """End every launched process but the main one, where a command gains nothing from several.
-
-    Raises:
-        typer.Exit: In the other processes.
-    """
-    if rank_by_launcher() > 0:
-        raise typer.Exit
-
-
 def _root(
-    context: typer.Context,
     version: Annotated[
         bool | None, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = None,
 ) -> None:
     del version
-    if context.invoked_subcommand not in TOGETHER:
-        alone_from_here()
 
 
 app = build_app()

@@ -13,10 +13,12 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from torchdoctor.case.settings import GROUPS
+from torchdoctor.processes import rank_by_launcher
 from torchdoctor.settings import SettingsGroup, extra_of, flag_of, kinds_of
 
 Groups = Sequence[type[SettingsGroup]]
 START, OF_COMMAND = "Start here", "This command"
+TOGETHER = ("train", "diagnose", "treat", "checkup", "compare")  # commands that several processes share
 NOTHING_LEFT_OUT: Mapping[str, str] = {}
 METAVARS: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
@@ -216,6 +218,16 @@ def _setting_parameter(
     return _parameter(name, Annotated[kind, option], None)
 
 
+def alone_from_here() -> None:
+    """End every launched process but the main one, where a command gains nothing from several.
+
+    Raises:
+        typer.Exit: In the other processes.
+    """
+    if rank_by_launcher() > 0:
+        raise typer.Exit
+
+
 def add_command(
     app: typer.Typer,
     name: str,
@@ -235,6 +247,8 @@ def add_command(
     ordered = {parameter.name: parameter for parameter in parameters}
 
     def command(**values: Any) -> None:
+        if name not in TOGETHER:
+            alone_from_here()
         body(**values)
 
     command.__doc__ = sentence
