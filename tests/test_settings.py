@@ -69,6 +69,7 @@ min_gain: 0.0
 max_loss: 5.0
 auto: false
 tensorboard: false
+tracker: none
 """
 
 

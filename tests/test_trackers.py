@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -111,3 +112,46 @@ def test_a_run_that_goes_on_may_ask_for_events_it_did_not_ask_for(command, photo
         "--epochs", 1, "--batch-size", 16, "--tensorboard", "--resume",
     )  # fmt: skip
     assert code == 0 and (open_run(tmp_path / "run") / "tensorboard" / "train-seed0" / EVENTS).is_file(), err
+
+
+class Recorded:
+    """Stands for the package trackio: notes what it is told."""
+
+    def __init__(self):
+        self.runs, self.config = [], {}
+
+    def init(self, project, name):
+        self.runs.append([(project, name)])
+        return self
+
+    def log(self, values, step):
+        self.runs[-1].append((step, values))
+
+    def finish(self):
+        self.runs[-1].append("finished")
+
+
+def test_a_tracker_gets_a_run_of_each_arm(monkeypatch, tmp_path):
+    pytest.importorskip("accelerate")
+    trackio = Recorded()
+    trackio.config = type("Config", (), {"update": lambda self, values, allow_val_change: None})()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    write_trackers(tmp_path, TREATMENT, tensorboard=False, tracker="trackio")
+    first, second = trackio.runs
+    assert first == [
+        ("torchdoctor", f"{tmp_path.name}/control-seed0"), (0, {"loss": 0.1 + 0.2}), (1, {"loss": 1e-17}),
+        "finished",
+    ]  # fmt: skip
+    assert second[1] == (0, {"loss": 2.0, "channel": 0.5, "validation_accuracy": 50.0})
+    assert (tmp_path / "history.csv").exists() and not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("tracker", "said"),
+    [("wandb", "pip install wandb"), ("tensorboard", "pip install 'torchdoctor[tensorboard]'")],
+)
+def test_a_missing_tracker_is_told_before_anything_is_computed(command, monkeypatch, tracker, said, tmp_path):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    code, out, err = command("train", "--tracker", tracker, "--out", "run", "--data", "scenes")
+    assert (code, out) == (2, "") and f"--tracker {tracker} needs the package" in err and said in err
+    assert not (tmp_path / "run").exists()

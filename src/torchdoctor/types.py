@@ -44,6 +44,10 @@ Resize = Literal["crop", "squash"]
 BudgetKind = Literal["steps", "passes", "time"]
 
 
+# A program beside the run folder that training histories go to.
+Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
+
+
 # What a comparison concludes about an arm.
 Verdict = Literal["helped", "harmed", "no evidence"]
 

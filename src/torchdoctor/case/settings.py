@@ -15,7 +15,7 @@ from torchdoctor.settings import Amount, SettingsGroup, Whole, setting
 from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.treatment.recipe import FROM_SCRATCH, Recipe
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
-from torchdoctor.types import Evidence, InputError, NormPolicy, Precision, Resize
+from torchdoctor.types import Evidence, InputError, NormPolicy, Precision, Resize, Tracker
 
 BUDGET_TIMES = 3.0  # how often the control's own training an automatic choice and its proof may take in all
 RANDOM = "random"  # the weights of a network that is trained from nothing
@@ -57,6 +57,11 @@ class TrainingSettings(SettingsGroup):
     )
     tensorboard: bool = setting(
         False, "Also write the training history as TensorBoard event files (needs the extra tensorboard)."
+    )
+    tracker: Tracker = setting(
+        "none",
+        "Where the training history also goes: tensorboard (as --tensorboard), or wandb, mlflow or trackio, "
+        "set up by their own environment variables (each needs its package and the extra distributed).",
     )
 
 

@@ -28,7 +28,7 @@ FILLED_IN = (LIST,)  # files that people write answers into, beside the folder o
 ENVIRONMENT = "environment.json"
 
 # Settings that a resumed run may change: they change no number.
-FREE_SETTINGS = ("out", "workers", "download", "tensorboard")
+FREE_SETTINGS = ("out", "workers", "download", "tensorboard", "tracker")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Write the training history of every arm in formats of other tools: CSV and TensorBoard's event files."""
+"""Write the training history of every arm for other tools: CSV, event files of TensorBoard, trackers."""
 
 from __future__ import annotations
 
@@ -9,38 +9,70 @@ from pathlib import Path
 
 from torchdoctor.files.writing import write_bytes
 from torchdoctor.treatment.result import Arm, Treatment
-from torchdoctor.types import InputError
+from torchdoctor.types import InputError, Tracker
 
 EVENTS = "events.out.tfevents.0"  # TensorBoard knows its files by "tfevents" in their names
+EXTRAS = {"tensorboard": "'torchdoctor[tensorboard]'", "accelerate": "'torchdoctor[distributed]'"}
 
 
-def check_tensorboard(wanted: bool) -> None:
-    """Refuse the wish for event files where the package that writes them is missing.
+def check_trackers(tensorboard: bool, tracker: Tracker) -> None:
+    """Refuse a tracker whose packages are missing.
 
     Args:
-        wanted: Whether event files are wanted.
+        tensorboard: Whether event files are wanted.
+        tracker: The tracker that is wanted.
 
     Raises:
-        InputError: They are, and the package tensorboard is not installed.
+        InputError: A package that it needs is not installed.
     """
-    if wanted and find_spec("tensorboard") is None:
-        raise InputError(
-            "--tensorboard needs the package tensorboard, which is not installed: pip install "
-            "'torchdoctor[tensorboard]', or leave the flag out (history.csv holds the same numbers)"
-        )
+    wanted: dict[str, tuple[str, ...]] = {"--tensorboard": ("tensorboard",)} if tensorboard else {}
+    if tracker == "tensorboard":
+        wanted["--tracker tensorboard"] = ("tensorboard",)
+    elif tracker != "none":
+        wanted[f"--tracker {tracker}"] = (tracker, "accelerate")
+    for flag, packages in wanted.items():
+        for package in packages:
+            if find_spec(package) is None:
+                way = EXTRAS.get(package, package)
+                raise InputError(
+                    f"{flag} needs the package {package}, which is not installed: pip install {way}, or "
+                    "leave the flag out (history.csv holds the same numbers)"
+                )
 
 
-def write_trackers(folder: Path, treatment: Treatment, *, tensorboard: bool) -> None:
-    """Write the histories as a table and, where wanted, as TensorBoard's event files.
+def write_trackers(
+    folder: Path, treatment: Treatment, *, tensorboard: bool, tracker: Tracker = "none"
+) -> None:
+    """Write the histories as a table and, where wanted, for other programs.
 
     Args:
         folder: Where `history.csv` goes, and the folder `tensorboard` with a folder for each arm and seed.
         treatment: The trained arms.
         tensorboard: Whether event files are wanted.
+        tracker: The tracker that gets the histories too.
     """
     write_history(folder, treatment)
-    for arm in treatment.arms if tensorboard else ():
+    for arm in treatment.arms if tensorboard or tracker == "tensorboard" else ():
         write_bytes(folder / "tensorboard" / f"{arm.name}-seed{arm.seed}" / EVENTS, events_of(arm))
+    if tracker not in ("none", "tensorboard"):
+        for arm in treatment.arms:
+            _send(arm, f"{folder.name}/{arm.name}-seed{arm.seed}", tracker)
+
+
+def _send(arm: Arm, name: str, tracker: Tracker) -> None:
+    """Send an arm's history to a tracker, as a run of the project `torchdoctor`, through accelerate."""
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()
+    run = LOGGER_TYPE_TO_CLASS[tracker](
+        "torchdoctor", **{"run_name" if tracker == "mlflow" else "name": name}
+    )
+    run.start()
+    run.store_init_configuration({"arm": arm.name, "seed": arm.seed})
+    for epoch in arm.history:
+        run.log({term: value for term, value in epoch.items() if term != "epoch"}, step=int(epoch["epoch"]))
+    run.finish()
 
 
 def write_history(folder: Path, treatment: Treatment) -> None:

@@ -14,7 +14,7 @@ from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.processes import launched
 from torchdoctor.runs.folder import open_run
-from torchdoctor.runs.history import check_tensorboard
+from torchdoctor.runs.history import check_trackers
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import (
@@ -121,7 +121,7 @@ def run_checkup(
         InputError: A setting does not fit the network or the data, or the folder cannot be used.
     """
     refuse_without_out(settings, resume)
-    check_tensorboard(settings.tensorboard)
+    check_trackers(settings.tensorboard, settings.tracker)
     case = prepare(settings, "checkup", processes=launched())
     reused = reused_diagnosis(case)
     folder = case.folder

@@ -10,7 +10,7 @@ from torchdoctor.case.outcome import Outcome
 from torchdoctor.case.preparation import prepare
 from torchdoctor.case.settings import MEASURED, Settings
 from torchdoctor.runs.folder import RunFolder
-from torchdoctor.runs.history import check_tensorboard
+from torchdoctor.runs.history import check_trackers
 from torchdoctor.runs.interruption import interruptible
 from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import Watch, with_facts
@@ -31,7 +31,7 @@ def run_demo(settings: Settings, progress: Progress = silent) -> Outcome:
     Raises:
         InputError: A setting does not fit, or the folder cannot be used.
     """
-    check_tensorboard(settings.tensorboard)
+    check_trackers(settings.tensorboard, settings.tracker)
     base, further = demo_settings(settings)
     case = prepare(base, "train", needs_weights=False)
     folder = prepare(further, "demo", needs_weights=False).folder  # refuses now what it would refuse later

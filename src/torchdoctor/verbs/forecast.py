@@ -26,7 +26,7 @@ from torchdoctor.data.load import Splits
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.network.checks import gives_live_maps
 from torchdoctor.runs.folder import RunFolder
-from torchdoctor.runs.history import check_tensorboard
+from torchdoctor.runs.history import check_trackers
 from torchdoctor.treatment.arms import remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS
 from torchdoctor.treatment.learning_rate import TIMES
@@ -120,7 +120,7 @@ def plan(settings: Settings, verb: Verb) -> dict[str, object]:
 def _prepared(settings: Settings, verb: Verb, *, needs_weights: bool) -> tuple[Case, QuickTrial]:
     """Prepare the case as the verb would, with a quick trial of the network."""
     if verb in ("train", "treat", "checkup"):
-        check_tensorboard(settings.tensorboard)
+        check_trackers(settings.tensorboard, settings.tracker)
     settings = settings.but(auto=settings.auto and verb == "checkup")
     trial = QuickTrial(try_out_training if verb == "train" else try_out_network)
     with one_thread():

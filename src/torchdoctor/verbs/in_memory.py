@@ -33,7 +33,7 @@ from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.settings import ProofSettings
-from torchdoctor.runs.history import check_tensorboard
+from torchdoctor.runs.history import check_trackers
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.types import InputError, Progress, silent
@@ -172,7 +172,7 @@ def checkup(
     folder = Path(temporary.name) / "run" if temporary is not None else Path(str(out))
     asked = Settings(**settings, out=str(folder), weights=str(folder / BASE))
     check_verb(asked, "checkup")
-    check_tensorboard(asked.tensorboard)
+    check_trackers(asked.tensorboard, asked.tracker)
     case = _case(unwrap(model), train, validation, test, classes, asked, settings.get("batch_size"))
     outcome = _run(case, progress, say)
     return _result(folder, outcome, temporary)

@@ -16,7 +16,7 @@ from torchdoctor.models.weights import load_into, load_weights
 from torchdoctor.processes import launched
 from torchdoctor.runs.checkpoints import CheckpointFolder
 from torchdoctor.runs.folder import open_run
-from torchdoctor.runs.history import check_tensorboard, write_trackers
+from torchdoctor.runs.history import check_trackers, write_trackers
 from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.training import accuracy, fit
 from torchdoctor.types import Progress, silent
@@ -71,7 +71,8 @@ def train_stage(
         },
     )
     arm = Arm("train", case.plan.seed, {}, trained.history, trained.steps, trained.seconds)
-    write_trackers(folder, Treatment((arm,), ()), tensorboard=case.plan.tensorboard)
+    tracker = case.plan.tracker if case.processes.main else "none"
+    write_trackers(folder, Treatment((arm,), ()), tensorboard=case.plan.tensorboard, tracker=tracker)
     checkpoints.remove()
     return trained_outcome(case, folder)
 
@@ -118,7 +119,7 @@ def run_train(
         InputError: A setting does not fit the network or the data, or the folder cannot be used.
     """
     refuse_without_out(settings, resume)
-    check_tensorboard(settings.tensorboard)
+    check_trackers(settings.tensorboard, settings.tracker)
     case = prepare(settings, "train", needs_weights=False, processes=launched())
     folder = case.folder
     if resume and is_done(folder, case.processes):

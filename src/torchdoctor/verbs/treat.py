@@ -20,7 +20,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.processes import launched
 from torchdoctor.runs.checkpoints import CheckpointFolder
 from torchdoctor.runs.folder import open_run
-from torchdoctor.runs.history import check_tensorboard, write_trackers
+from torchdoctor.runs.history import check_trackers, write_trackers
 from torchdoctor.runs.parts import PartsFolder
 from torchdoctor.treatment.recipe import Checkpoints
 from torchdoctor.treatment.result import Arm, Treatment
@@ -59,7 +59,7 @@ def run_treat(
         InputError: A setting does not fit the network or the data, or the folder cannot be used.
     """
     refuse_without_out(settings, resume)
-    check_tensorboard(settings.tensorboard)
+    check_trackers(settings.tensorboard, settings.tracker)
     # `auto` can come from a checkup's config.yaml: a search ends in a comparison, which this verb leaves out.
     case = prepare(settings.but(auto=False), "treat", processes=launched())
     reused = reused_diagnosis(case)
@@ -204,7 +204,8 @@ def treat_stage(
         progress=watch.progress,
     )
     treatment.save_prescription(folder / "treatment")
-    write_trackers(folder, treatment, tensorboard=settings.tensorboard)
+    tracker = settings.tracker if case.processes.main else "none"
+    write_trackers(folder, treatment, tensorboard=settings.tensorboard, tracker=tracker)
     return diagnosis, treatment
 
 
