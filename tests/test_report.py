@@ -28,7 +28,7 @@ from torchdoctor.proof.split_result import Gain
 from torchdoctor.report import page as page_module
 from torchdoctor.report.number_text import number, plain_value, share, signed
 from torchdoctor.report.page import ReportContents, render_report
-from torchdoctor.report.pictures import drawn_figures, photograph
+from torchdoctor.report.pictures import LARGEST_PAGE, drawn_figures, photograph
 from torchdoctor.report.verdict_text import headline
 
 HOSTILE = (
@@ -229,7 +229,7 @@ def test_the_page_stays_small():
     kinds = ("repaired", "broken", "still wrong", "annotated")
     examples = [fake_example(kinds[number % 4], number, size=300) for number in range(60)]
     html = page_of(diagnosis=diagnosis, comparison=fake_comparison(classes=classes), examples=examples)
-    assert len(html.encode()) < 10_000_000
+    assert len(html.encode()) < LARGEST_PAGE
     assert "24 more images are left out" in html
     assert "The heat maps of 4 earlier layers are left out" in html
     assert "The 100 least accurate of 300 categories are shown" in html

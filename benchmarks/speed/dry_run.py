@@ -34,9 +34,9 @@ from torchdoctor.case.config import settings_from
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.timing import (
     StepTime,
-    _course,
     constraint_price,
     constraints_of,
+    course_on,
     one_thread,
     tail_shares,
     time_one_step,
@@ -114,7 +114,7 @@ def real(name: str, folder: Path, treated: bool) -> dict[str, Any]:
     if treated:
         marked = replace(batch, annotated=torch.arange(len(batch.labels)) < len(batch.labels) // 8)
         texts = constraints_of(case)
-        price = mean_step(case, marked, _course(case, marked, case.model)) / seconds
+        price = mean_step(case, marked, course_on(case, marked, case.model)) / seconds
         line["estimated_price"] = round(constraint_price(case, texts, tail_shares(case, case.layers)), 2)
         line["real_price"] = round(price, 2)
     return line

@@ -16,6 +16,7 @@ from torchdoctor.proof.verdict import gain_is_enough
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError
 
+MOST_NOTED = 20  # categories without a diagnosis that get a remark each
 DONE, GATE_NOT_MET, INCONCLUSIVE = 0, 3, 4
 
 
@@ -146,7 +147,10 @@ def notes_of(diagnosis: Diagnosis) -> list[str]:
         Remarks: categories that could not be diagnosed, and what is unusual about layers.
     """
     most = diagnosis.sifting.images_per_category
-    notes = [f"{name}: not diagnosed: 0 of {most}" for name in diagnosis.not_diagnosed]
+    missing = diagnosis.not_diagnosed
+    notes = [f"{name}: not diagnosed: 0 of {most}" for name in missing[:MOST_NOTED]]
+    if len(missing) > MOST_NOTED:
+        notes.append(f"{len(missing) - MOST_NOTED} more categories: not diagnosed: 0 of {most}")
     for layer in diagnosis.layers:
         notes += [f"{layer.name}: {flag}" for flag in layer.flags]
     return notes

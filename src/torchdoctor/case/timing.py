@@ -95,6 +95,7 @@ class StepTime:
         batch: How many images a full batch has.
         warmed_up: Whether a step ran before it.
         finite: Whether its loss and gradients were finite.
+        by_image: What each image adds to it, in seconds.
     """
 
     seconds: float
@@ -102,6 +103,7 @@ class StepTime:
     batch: int
     warmed_up: bool
     finite: bool
+    by_image: float = 0.0
 
     @property
     def forward(self) -> float:
@@ -163,7 +165,7 @@ def time_one_step(case: Case, batch: Batch, forward_processor_seconds: float) ->
     fixed = min(FIXED_PER_UPDATE * updating, LARGEST_FIXED_SHARE * total)
     by_image = min((total - fixed) / count, FORWARDS_PER_STEP * (clock[1] - clock[0]) / count)
     seconds = total + by_image * (size - count)
-    return StepTime(seconds, count, size, warm_up, bool(loop.pending[-1][0]))
+    return StepTime(seconds, count, size, warm_up, bool(loop.pending[-1][0]), by_image)
 
 
 def tail_shares(case: Case, layers: Sequence[str]) -> dict[str, float]:
@@ -316,7 +318,7 @@ def seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
     if treated:
         if batch.masks is not None:
             batch = replace(batch, annotated=torch.arange(len(batch.labels)) < max(1, len(batch.labels) // 8))
-        course = _course(case, batch, model)
+        course = course_on(case, batch, model)
     recipe = replace(case.plan.recipe, epochs=1)
 
     def run() -> object:
@@ -327,8 +329,17 @@ def seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
     return timed(run) / REPEATED
 
 
-def _course(case: Case, batch: Batch, model: nn.Module) -> Course:
-    """Build the constraints on a diagnosis of one batch, which cost the same as those of the real one."""
+def course_on(case: Case, batch: Batch, model: nn.Module) -> Course:
+    """Build the constraints on a diagnosis of one batch, which cost the same as those of the real one.
+
+    Args:
+        case: The prepared case.
+        batch: Training images.
+        model: The network that is to be trained.
+
+    Returns:
+        A course under the constraints, with weight 0.
+    """
     settings = case.plan
     diagnosis = diagnose(case.model, [batch], layers=case.layers, draws=0, confidence=0.0)
     constraints = built_constraints(case, constraints_of(case))

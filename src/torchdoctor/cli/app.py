@@ -16,7 +16,7 @@ from torchdoctor import __version__
 from torchdoctor.case.config import schema, settings_from, template
 from torchdoctor.case.outcome import DONE, GATE_NOT_MET, INCONCLUSIVE
 from torchdoctor.case.settings import USED_BY, Settings, Verb
-from torchdoctor.cli import closer, data, masks, models, review
+from torchdoctor.cli import closer, data, estimate, masks, models, review
 from torchdoctor.cli.options import (
     AS_JSON,
     CONFIG,
@@ -96,6 +96,7 @@ def build_app(used_by: Mapping[Verb, Groups] = USED_BY, kind: type[Settings] = S
     closer.add_commands(app, every)
     review.add_commands(app, every)
     models.add_commands(app)
+    estimate.add_commands(app, every)
     data.add_commands(app, every)
     masks.add_commands(app, every)
     verb_argument = argument(

@@ -221,7 +221,7 @@ class Diagnosis:
 
         Returns:
             A matplotlib figure: a row for each category, a column for each kernel, a dot where they are
-            correlated. For many categories draw `least_accurate(100)`.
+            correlated. Beyond 100 categories rows have neither names nor dots; `least_accurate(100)` has.
 
         Raises:
             InputError: Where no such layer was diagnosed.
@@ -244,8 +244,8 @@ class Diagnosis:
         """Draw which category is called what, as the share of each category's images.
 
         Returns:
-            A matplotlib figure: a row for each category, a column for what its images were called. For
-            many categories draw `least_accurate(100)`.
+            A matplotlib figure: a row for each category, a column for what its images were called; beyond
+            100 categories without names.
         """
         return confusion_matrix(self.confusion, self.classes)
 

@@ -17,6 +17,8 @@ LEAST_DRIFT, DRIFT_TIMES_MEDIAN = (
     0.3,
     5.0,
 )  # a drift stands out if it is above both limits (see `out_of_step`)
+MOST_FLAGGED = 12  # categories or kernels that are named one by one
+NO_EVIDENCE, ALIKE = "no evidence at all", "all kernels alike"
 
 
 def summarise(
@@ -208,15 +210,24 @@ def _flags(
 ) -> tuple[str, ...]:
     """Describe what is unusual: categories or kernels without evidence, kernels changed since training."""
     diagnosed = counts > 0
-    flags = [
-        f"category {category}: {'no evidence at all' if not mean[category].any() else 'all kernels alike'}, "
-        "none correlated"
-        for category in np.flatnonzero(diagnosed & ~correlated.any(1)).tolist()
-    ]
+    without = np.flatnonzero(diagnosed & ~correlated.any(1)).tolist()
+    silent = [category for category in without if not mean[category].any()]
+    alike = [category for category in without if mean[category].any()]
+    if len(without) > MOST_FLAGGED:  # of many categories a sentence for each would bury everything else
+        flags = [
+            f"{len(members)} categories: {why}, none correlated"
+            for members, why in ((silent, NO_EVIDENCE), (alike, ALIKE))
+            if members
+        ]
+    else:
+        flags = [
+            f"category {category}: {NO_EVIDENCE if category in silent else ALIKE}, none correlated"
+            for category in without
+        ]
     dead = int((mean[diagnosed] == 0).all(0).sum()) if diagnosed.any() else 0
     if dead:
         flags.append(f"{dead} of {mean.shape[1]} kernels carry no evidence for any category")
     if changed:
-        names = ", ".join(map(str, changed[:12])) + (", ..." if len(changed) > 12 else "")
+        names = ", ".join(map(str, changed[:MOST_FLAGGED])) + (", ..." if len(changed) > MOST_FLAGGED else "")
         flags.append(f"out of step with the batch-norm behind them: kernels {names}")
     return tuple(flags)

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MOST_NAMED = 100  # beyond so many categories rows have no names, and the figure is a picture of all of them
+PICTURE_HEIGHT = 7.5  # inches of such a picture
+MOST_ROWS, MOST_CELLS = 1000, 250  # rows of a heat map, and rows and columns of a confusion matrix, at most
+
+
 def normalised_rows(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
     """Scale each row to 0..1 by (value - minimum) / (maximum - minimum).
 
@@ -70,6 +75,8 @@ def correlation_heat_map(
 ) -> Figure:
     """Draw how strongly each category relies on each kernel of a layer (Fig. 2a), 0..1 within a category.
 
+    Of more than 100 categories the rows are thin, without names and dots.
+
     Args:
         correlation: The mean evidence of each category for each kernel.
         correlated: Which kernels are correlated with which category; they carry a dot.
@@ -85,22 +92,31 @@ def correlation_heat_map(
     rows = normalised_rows(correlation)
     order = kernel_order(rows, diagnosed, most_kernels)
     categories = len(classes)
-    row_height = float(np.clip(3.2 / categories, 0.145, 0.36))
-    figure, (axes,) = canvas(categories * row_height + 0.95)
     heights = np.where(diagnosed[:, None], rows[:, order], 0.0)
+    named = categories <= MOST_NAMED
+    row_height = float(np.clip(3.2 / categories, 0.145, 0.36)) if named else PICTURE_HEIGHT / categories
+    figure, (axes,) = canvas(categories * row_height + 0.95)
+    if not named:
+        heights = _largest_of_blocks(heights, _block(categories, MOST_ROWS), 1)
     picture = axes.imshow(heights, cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    _mark_correlated(axes, correlated[:, order] & diagnosed[:, None], heights, row_height)
-    _hatch_rows(axes, np.flatnonzero(~diagnosed), order.size, label_size(row_height))
-    category_ticks(axes, classes, row_height)
+    if named:
+        _mark_correlated(axes, correlated[:, order] & diagnosed[:, None], heights, row_height)
+        _hatch_rows(axes, np.flatnonzero(~diagnosed), order.size, label_size(row_height))
+        category_ticks(axes, classes, row_height)
+    else:
+        _without_names(axes, categories, _block(categories, MOST_ROWS))
     axes.set_xticks([])
     axes.set_xlabel("kernels, grouped by the category that owns them, strongest first")
-    axes.set_title(_heat_map_title(layer, correlation.shape[1], order.size, theta), loc="left", fontsize=10.5)
+    title = _heat_map_title(layer, correlation.shape[1], order.size, theta if named else None)
+    axes.set_title(title, loc="left", fontsize=10.5)
     colour_bar(figure, axes, picture, "relative within the category", categories * row_height)
     return figure
 
 
 def confusion_matrix(confusion: Int[np.ndarray, "category category"], classes: Sequence[str]) -> Figure:
     """Draw which category is called what, as the share of each category's images, in percent.
+
+    Of more than 100 categories the rows have no names; of more than 250 each cell is the largest of several.
 
     Args:
         confusion: The number of images of category i (row) that were called j (column).
@@ -114,12 +130,17 @@ def confusion_matrix(confusion: Int[np.ndarray, "category category"], classes: S
     totals = confusion.sum(axis=1, keepdims=True)
     share = 100.0 * confusion / np.maximum(totals, 1)
     categories = len(classes)
-    row_height = float(np.clip(4.0 / categories, 0.145, 0.4))
+    named = categories <= MOST_NAMED
+    row_height = float(np.clip(4.0 / categories, 0.145, 0.4)) if named else PICTURE_HEIGHT / categories
     figure, (axes,) = canvas(categories * row_height + 1.6)
     norm = PowerNorm(0.5, vmin=0, vmax=100)
-    picture = axes.imshow(share, cmap=AMOUNTS, norm=norm, aspect="auto", interpolation="nearest")
-    _hatch_rows(axes, np.flatnonzero(totals[:, 0] == 0), categories, label_size(row_height), "no images")
-    category_ticks(axes, classes, row_height)
+    block = 1 if named else _block(categories, MOST_CELLS)
+    cells = _largest_of_blocks(share, block, block)
+    picture = axes.imshow(cells, cmap=AMOUNTS, norm=norm, aspect="auto", interpolation="nearest")
+    if named:
+        empty = np.flatnonzero(totals[:, 0] == 0)
+        _hatch_rows(axes, empty, categories, label_size(row_height), "no images")
+        category_ticks(axes, classes, row_height)
     if categories <= 60:
         turned: Any = {"rotation": 30 if categories <= 10 else 90, "rotation_mode": "anchor", "ha": "right"}
         columns = [literal(name, 20) for name in classes]
@@ -127,6 +148,8 @@ def confusion_matrix(confusion: Int[np.ndarray, "category category"], classes: S
     else:
         axes.set_xticks([])
     axes.set(xlabel="called (columns in the order of the rows)", ylabel="category")
+    if not named:
+        _without_names(axes, categories, block)
     if categories <= 20:
         _write_cells(axes, confusion, share, 9.0 if categories <= 12 else 7.0)
     bar = colour_bar(figure, axes, picture, "share of the category's images, %", categories * row_height)
@@ -134,12 +157,36 @@ def confusion_matrix(confusion: Int[np.ndarray, "category category"], classes: S
     return figure
 
 
-def _heat_map_title(layer: str, total: int, drawn: int, theta: float) -> str:
-    """Return the layer's name, how many kernels are drawn and what a dot means."""
+def _block(categories: int, most: int) -> int:
+    """Return how many categories share a row, so that there are at most so many rows."""
+    return -(-categories // most)
+
+
+def _largest_of_blocks(
+    values: Float[np.ndarray, "row column"], height: int, width: int
+) -> Float[np.ndarray, "block_row block_column"]:
+    """Return the largest value of each block of rows and columns, so that no single cell is lost."""
+    if (height, width) == (1, 1):
+        return values
+    rows, columns = range(0, values.shape[0], height), range(0, values.shape[1], width)
+    largest: np.ndarray = np.maximum.reduceat(np.maximum.reduceat(values, rows, axis=0), columns, axis=1)
+    return largest
+
+
+def _without_names(axes: Axes, categories: int, block: int) -> None:
+    """Say how many categories the rows are, which have no names."""
+    axes.set_yticks([])
+    together = f", the largest of {block} neighbours each" if block > 1 else ""
+    axes.set_ylabel(f"{categories:,} categories in their order{together}")
+
+
+def _heat_map_title(layer: str, total: int, drawn: int, theta: float | None) -> str:
+    """Return the layer's name, how many kernels are drawn and, where there are dots, what they mean."""
     which = (
         f"{total} kernels" if drawn == total else f"the {drawn} of {total} kernels with the highest maximum"
     )
-    return f"{literal(layer, 48)}: {which}    • correlated (at least θ = {theta:g})"
+    dots = "" if theta is None else f"    • correlated (at least θ = {theta:g})"
+    return f"{literal(layer, 48)}: {which}{dots}"
 
 
 def _mark_correlated(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 Result = TypeVar("Result")
 
@@ -75,3 +76,28 @@ def in_halves(work: Callable[[int, int], Result], start: int, stop: int) -> list
         torch.cuda.empty_cache()
     middle = (start + stop) // 2
     return in_halves(work, start, middle) + in_halves(work, middle, stop)
+
+
+def bytes_for_backward(model: nn.Module, compute: Callable[[], object]) -> int:
+    """Count what a computation keeps for its derivatives, apart from the network's own weights and buffers.
+
+    Args:
+        model: The network.
+        compute: What is computed, without arguments; what it returns is held until all is counted.
+
+    Returns:
+        Bytes, each piece of memory once.
+    """
+    own = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        held = compute()
+    del held
+    return sum(kept.values())

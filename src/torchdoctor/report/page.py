@@ -28,6 +28,7 @@ from torchdoctor.report.verdict_text import explanation, headline
 from torchdoctor.treatment.next_steps import NextStep
 
 MOST_EXAMPLES = 36
+MOST_NAMED = 20  # categories that are named in a sentence
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _derived(contents: ReportContents) -> dict[str, Any]:
         "ramp": ramp(),
         "categories": category_rows(diagnosis),
         "most_categories": MOST_CATEGORIES,
+        "most_named": MOST_NAMED,
         "confusions": confusion_rows(diagnosis),
         "prescribed": list(dict.fromkeys(key for row in contents.prescription for key in row)),
         "settings": "\n".join(_yaml_lines(contents.settings)),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SIDE = 160  # the smallest longer side of a photograph in pixels; the largest is twice that
 MOST_CATEGORIES = 100  # how many categories a figure shows at most
 MOST_LAYERS = 16  # how many layers get a heat map at most
+LARGEST_PAGE = 10_000_000  # bytes of a report: it can be sent by mail
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ def drawn_figures(
 ) -> dict[str, Any]:
     """Draw all figures of a report.
 
-    With more than 100 categories the heat maps show the 100 least accurate, the figures of gains the 50
-    greatest and the 50 smallest gains, and there is no confusion matrix.
+    With more than 100 categories the heat maps show the 100 least accurate, and the figures of gains the 50
+    greatest and the 50 smallest gains. Then the last layer's heat map of all categories, and the confusion
+    matrix, are pictures without names.
 
     Args:
         diagnosis: The diagnosis of the base network.
@@ -59,7 +61,8 @@ def drawn_figures(
         robustness: The noise curves of adversarial images; None without.
 
     Returns:
-        `layers`: pairs of a layer's name and its heat map; `confusion`: the confusion matrix or None;
+        `layers`: pairs of a layer's name and its heat map; `everything`: that of all categories or None;
+        `confusion`: the confusion matrix;
         `sparsity`: the share of kernels that carry the evidence; `noise`: the noise curves or None. With a
         comparison also `summary`: the accuracies; `gains`: pairs of a split's name and its figure.
     """
@@ -69,15 +72,16 @@ def drawn_figures(
             (layer.name, draw(fewer.correlation_figure(layer.name), f"Heat map of layer {layer.name}"))
             for layer in fewer.layers[-most_layers:]
         ],
-        "confusion": None,
+        "everything": None,
+        "confusion": draw(diagnosis.confusion_figure(), "Confusion matrix of the diagnosed images"),
         "sparsity": draw(fewer.sparsity_figure(), "Share of kernels that carry the evidence, by layer"),
         "noise": None,
     }
     if robustness is not None:
         drawn["noise"] = draw(robustness.figure(), "Accuracy of normal and adversarial images under noise")
-    if fewer is diagnosis:
-        alt = "Confusion matrix of the diagnosed images"
-        drawn["confusion"] = draw(diagnosis.confusion_figure(), alt)
+    if fewer is not diagnosis and diagnosis.layers:
+        alt = f"Heat map of all {len(diagnosis.classes)} categories at the last layer"
+        drawn["everything"] = draw(diagnosis.correlation_figure(), alt)
     if comparison is not None:
         alt = "Accuracy of base, control and treated on every split"
         drawn["summary"] = draw(comparison.accuracy_figure(), alt)

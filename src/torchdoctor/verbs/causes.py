@@ -67,8 +67,7 @@ def figures_stage(case: Case, folder: Path, diagnosis: Diagnosis) -> None:
     for layer in fewer.layers[-MOST_LAYERS:]:
         write_figure(folder, f"kernels-{layer.name}", fewer.correlation_figure(layer.name))
     write_figure(folder, "sparsity", diagnosis.sparsity_figure())
-    if fewer is diagnosis:
-        write_figure(folder, "confusion", diagnosis.confusion_figure())
+    write_figure(folder, "confusion", diagnosis.confusion_figure())
     chosen = [images[0] for images in diagnosis.sifting.high if images][:OVERLAID]
     if chosen:
         write_figure(folder, "overlays", _overlays(case, chosen))

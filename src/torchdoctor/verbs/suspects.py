@@ -31,7 +31,7 @@ def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
     if (folder / FILE).is_file():
         return Suspects.load(folder)
     train = case.data.train
-    gigabytes = len(train) * (FEATURES + len(case.classes)) * COPIES / 1e9
+    gigabytes = gigabytes_of(len(train), len(case.classes))
     try:
         if gigabytes > MOST_GIGABYTES:
             raise InputError(
@@ -47,6 +47,19 @@ def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
     named = [one.id for one in suspects.suspects]
     suspects.save(folder, names=dict(zip(named, case.names_of(named), strict=True)))
     return suspects
+
+
+def gigabytes_of(images: int, categories: int) -> float:
+    """Estimate the memory that the search for wrong labels takes.
+
+    Args:
+        images: The number of training images.
+        categories: The number of categories.
+
+    Returns:
+        Gigabytes; with more than `MOST_GIGABYTES` a run leaves the search out.
+    """
+    return images * (FEATURES + categories) * COPIES / 1e9
 
 
 def suspects_record(folder: Path, suspects: Suspects) -> dict[str, object]:
