@@ -95,7 +95,7 @@ def test_loading_that_all_share_is_the_shortest_time():
 
 
 def test_faster_devices_leave_loading_and_network_alone():
-    fast = RATES.on_faster_devices(10)
+    fast = RATES.on_faster_devices(10.0)
     one, ten = diagnosis_time(RATES, WORK, 2), diagnosis_time(fast, WORK, 2)
     assert ten.computing == pytest.approx(one.computing / 10)
     assert (ten.loading, ten.network, ten.alone) == (one.loading, one.network, one.alone)
@@ -140,7 +140,12 @@ def test_the_list_of_images_takes_about_what_is_said():
     names = tuple(f"train/n{i % 1000:08d}/n{i % 1000:08d}_{i:08d}.JPEG" for i in range(count))
     none, ids = np.zeros(count, bool), np.arange(count)
     table = ImageTable(
-        classes=("a",), labels=np.zeros(count, dtype=np.int64), names=names, ids=ids, read=None, has_mask=none
+        classes=("a",),
+        labels=np.zeros(count, dtype=np.int64),
+        names=names,
+        ids=ids,
+        read=lambda position: pytest.fail(f"image {position} is read"),
+        has_mask=none,
     )
     loader = Loader(table, Preprocessing(8, (0.0,) * 3, (1.0,) * 3))
     plan = loader.plan(0, 0)
@@ -169,7 +174,13 @@ def quick(monkeypatch):
 
 def settings(**more):
     """Settings of an estimate that takes a moment."""
-    chosen = {"model": "simplenet", "image_size": 16, "batch_size": 4, "images_per_category": 5, "draws": 1}
+    chosen = {
+        "model": "small_resnet",
+        "image_size": 16,
+        "batch_size": 4,
+        "images_per_category": 5,
+        "draws": 1,
+    }
     return Settings(**{**chosen, **more})
 
 
@@ -190,7 +201,7 @@ def plan_weights(plan):
     """Return the bytes of the network's parameters, from the memory of a step under momentum."""
     from torchdoctor import load_model
 
-    model = load_model("simplenet", 7, image_size=16)
+    model = load_model("small_resnet", 7, image_size=16)
     weights = sum(value.nbytes for value in model.parameters())
     others = sum(value.nbytes for value in model.buffers())
     assert plan["step_memory"]["weights_gradients_and_optimizer"] == 3 * weights + others
@@ -219,7 +230,7 @@ def test_a_model_must_be_named():
 
 
 def test_the_command_prints_tables_and_json(quick):
-    flags = ["estimate", "--model", "simplenet", "--images", "1000", "--categories", "7", "--devices", "2"]
+    flags = ["estimate", "--model", "small_resnet", "--images", "1000", "--categories", "7", "--devices", "2"]
     flags += ["--image-size", "16", "--batch-size", "4", "--draws", "0", "--images-per-category", "5"]
     shown = CliRunner().invoke(app, flags)
     assert shown.exit_code == 0, shown.output

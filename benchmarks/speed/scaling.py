@@ -1,6 +1,6 @@
 """Replay measured times of single batches over k workers, and compare with the formula of `estimate`.
 
-    python -m benchmarks.speed.scaling [--model small_resnet] [--image-size 32] [--out FILE.jsonl]
+    python -m benchmarks.speed.scaling [--model small_resnet] [--image-size 32] [--times FILE] [--out FILE]
 
 Batches of random images are measured one by one on this machine: prediction, evidence, and training steps of
 several sizes. Without a GPU processor seconds of one thread are taken, so that other work on the machine does
@@ -20,8 +20,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ import torch
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.scaling import GIGABIT, Rates, Work, diagnosis_time, treatment_time
 from torchdoctor.case.settings import Settings
-from torchdoctor.diagnosis.footprint import diagnosis_bytes
+from torchdoctor.diagnosis.footprint import row_bytes, survey_bytes
 from torchdoctor.evidence.measurement import measure
 from torchdoctor.evidence.survey import Survey
 from torchdoctor.images.batches import Batch, take
@@ -41,6 +42,7 @@ from torchdoctor.verbs.calibration import random_case
 
 AHEAD = 2  # batches that are loaded before each worker asks for them
 WORKERS = (1, 2, 4, 8, 16, 32)
+BATCHES, STEPS = (5000, 390), 1000  # of ImageNet-1k in batches of 256: all, and 100 images of each category
 
 
 def pass_time(times: Sequence[float], workers: int, load: float, ahead: int = AHEAD) -> float:
@@ -216,17 +218,8 @@ def compared(
     return [{**line, "ratio": round(line["replay"] / line["formula"], 3)} for line in lines]  # type: ignore[operator]
 
 
-def main() -> None:
-    """Measure, compare, print a table, and write the lines where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="small_resnet")
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--categories", type=int, default=100)
-    parser.add_argument("--draws", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+def measured(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure batches of random images on a network of random weights."""
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     asked = Settings(
@@ -236,28 +229,57 @@ def main() -> None:
     batch = next(iter(case.data.train))
     batches = measured_batches(case, batch, given.repeats)
     steps = measured_steps(case, batch, given.repeats)
+    pixels = batch.images[:1].to(next(case.model.parameters()).device)
+    kernels = [shape[0] for shape in map_shapes(case.model, pixels, case.layers).values()]
+    return {
+        "settings": {name: value for name, value in vars(given).items() if name not in ("out", "times")},
+        "batches": batches,
+        "steps": steps,
+        "survey_bytes": survey_bytes(len(kernels), given.categories),
+        "row_bytes": sum(row_bytes(number) for number in kernels),
+        "weights": sum(value.nbytes for value in case.model.parameters()),
+    }
+
+
+def compared_in_regimes(times: dict[str, Any]) -> list[dict[str, object]]:
+    """Compare formula and replay where computing, loading or the network is scarce."""
+    batch = times["settings"]["batch_size"]
+    steps = {int(size): values for size, values in times["steps"].items()}
     fixed, by_image = line_through(steps)
-    shapes = map_shapes(case.model, batch.images[:1].to(next(case.model.parameters()).device), case.layers)
-    images, sifted = 200 * given.batch_size, 100 * given.batch_size
-    kept = diagnosis_bytes(images, sifted, [shape[0] for shape in shapes.values()], given.categories)
-    weights = sum(value.nbytes for value in case.model.parameters())
-    work = Work(images, sifted, 0, given.batch_size, kept.gathered, weights, 300)
-    means = {name: float(np.mean(times)) / given.batch_size for name, times in batches.items()}
-    rates = Rates(
-        means["survey"], means["survey"], means["evidence"], 0.0, 0.0, fixed, by_image, 1e9, 10 * GIGABIT
-    )
-    eight = 8 / means["survey"]  # as much as eight workers predict
-    step = fixed + by_image * given.batch_size
+    images, sifted = (number * batch for number in BATCHES)
+    gathered = images * times["survey_bytes"] + sifted * times["row_bytes"]
+    work = Work(images, sifted, 0, batch, gathered, times["weights"], STEPS)
+    survey, evidence = (float(np.mean(times["batches"][name])) / batch for name in ("survey", "evidence"))
+    rates = Rates(survey, survey, evidence, 0.0, 0.0, fixed, by_image, 1e9, 10 * GIGABIT)
+    slow = (
+        8 * times["weights"] / (fixed + by_image * batch)
+    )  # the sum takes a quarter of a step of one worker
     regimes = {
         "computing alone": rates,
-        "loading for eight workers": replace(rates, loading=eight),
-        "slow network": replace(rates, bandwidth=8 * weights / step),
+        "loading for eight workers": replace(rates, loading=8 / survey),
+        "slow network": replace(rates, bandwidth=slow),
     }
-    lines = [
+    return [
         {"regime": name, **line}
         for name, regime in regimes.items()
-        for line in compared(batches, steps, regime, work)
+        for line in compared(times["batches"], steps, regime, work)
     ]
+
+
+def main() -> None:
+    """Measure, compare, print a table, and write the lines where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="small_resnet")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--categories", type=int, default=50)
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--times", type=Path, help="an earlier output, whose times are replayed")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    times = measured(given) if given.times is None else json.loads(given.times.read_text().splitlines()[0])
+    lines = compared_in_regimes(times)
     print("| regime | job | workers | replay, s | formula, s | ratio |\n|---|---|---|---|---|---|")
     for line in lines:
         print(
@@ -265,13 +287,7 @@ def main() -> None:
             f"{line['formula']:.1f} | {line['ratio']} |"
         )
     if given.out:
-        first = {
-            "settings": vars(given) | {"out": None},
-            "batches": batches,
-            "steps": steps,
-            "work": asdict(work),
-        }
-        given.out.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines]))
+        given.out.write_text("".join(json.dumps(line) + "\n" for line in [times, *lines]))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def busiest_share(images: int, batch: int, devices: int) -> int:
     return min(images, math.ceil(math.ceil(images / batch) / devices) * batch)
 
 
-def gathered_by_each(size: float, devices: int) -> float:
+def gathered_by_each(size: int, devices: int) -> float:
     """Return how much each process receives where all gather what they computed, so that all have all of it.
 
     Args:
@@ -134,7 +134,7 @@ def gathered_by_each(size: float, devices: int) -> float:
     return size * (devices - 1) / devices
 
 
-def summed_by_each(size: float, devices: int) -> float:
+def summed_by_each(size: int, devices: int) -> float:
     """Return how much each process sends where all sum their gradients in a ring.
 
     Args:

@@ -146,7 +146,8 @@ def _print_problems(console: Console, name: str, split: dict[str, Any], repeated
         console.print(f"... and {len(split['broken']) - NAMED} more in {name} (--json lists them)")
     empty = [category for category, number in split["per_category"].items() if not number]
     if empty:
-        console.print(f"no image in {name}: {', '.join(empty)}", markup=False)
+        more = f" and {len(empty) - NAMED} more (--json lists them)" if len(empty) > NAMED else ""
+        console.print(f"no image in {name}: {', '.join(empty[:NAMED])}{more}", markup=False)
     if repeated:
         console.print(f"repeated within {name}: {repeated} images")
 

@@ -145,7 +145,7 @@ def _print_times(console: Console, job: str, lines: Sequence[Mapping[str, Any]])
     console.print(table)
 
 
-def size(number: float) -> str:
+def size(number: int | float) -> str:
     """Write a number of bytes.
 
     Args:
@@ -160,7 +160,7 @@ def size(number: float) -> str:
     return f"{number / 1e3:.1f} kB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Write a time.
 
     Args:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from torchdoctor.case.preparation import Case, case_of, device_named
 from torchdoctor.case.settings import Settings
@@ -256,12 +255,12 @@ def _sifting(categories: int) -> float:
 def _kept(case: Case, batch: Batch, *, treated: bool) -> int | None:
     """Count what a step keeps of each image; None where PyTorch does not let it be counted."""
     model = copy_of(case.model)
-    part = take(batch, torch.arange(min(4, len(batch.ids))))
+    part = take(batch, torch.arange(min(2, len(batch.ids))))
     part = move(part, device_of(model), next(model.parameters()).dtype)
-    course = course_on(case, part, model) if treated else PLAIN
+    own = replace(case, plan=case.plan.but(layers=case.layers[-1:]))  # that of the constraints
+    course = course_on(own, part, model) if treated else PLAIN
     set_mode(model, case.plan.norm)
-    terms: nn.Module = model
     try:
-        return bytes_for_backward(model, lambda: course.terms(terms, part, 0)) // len(part.ids)
+        return bytes_for_backward(model, lambda: course.terms(model, part, 0)) // len(part.ids)
     except RuntimeError:
         return None

@@ -80,31 +80,46 @@ def estimate(
     case = random_case(settings, categories)
     measured = calibrate(case)
     rates = _rates(measured, loading_rate() if loading is None else loading, bandwidth)
-    work, kept = _work(case, measured, images)
     rates = rates.on_faster_devices(speed)
-    jobs: dict[str, Callable[[int], StageTime]] = {
-        "diagnosis": lambda number: diagnosis_time(rates, work, number),
-        "treatment": lambda number: treatment_time(rates, work, number),
-    }
-    most = {"diagnosis": math.ceil(images / work.batch), "treatment": work.batch}
+    work, kept = _work(case, measured, images)
     return {
-        "model": case.plan.model,
-        "images": images,
-        "categories": categories,
-        "image_size": case.plan.image_size,
-        "layers": len(case.layers),
-        "kernels": sum(measured.kernels),
-        "draws": case.plan.diagnosis_draws,
-        "batch_size": work.batch,
-        "devices": devices,
+        **_described(case, measured, images, devices),
         "flops": _flops(measured, work),
         "bytes": _bytes(kept, images),
         "step_memory": _step_memory(case, measured, devices),
         "traffic": _traffic(work, devices),
-        "seconds": {name: [_line(time, k) for k in _numbers(devices)] for name, time in jobs.items()},
-        "limits": {name: _limits(time, most[name]) for name, time in jobs.items()},
+        **_times(rates, work, devices),
         "measured": _measured(measured, rates),
         "assumptions": _assumptions(case, measured, rates, work, loading is None, speed),
+    }
+
+
+def _described(case: Case, measured: Calibration, images: int, devices: int) -> dict[str, object]:
+    """Return what is planned."""
+    plan = case.plan
+    return {
+        "model": plan.model,
+        "images": images,
+        "categories": len(case.classes),
+        "image_size": plan.image_size,
+        "layers": len(case.layers),
+        "kernels": sum(measured.kernels),
+        "draws": plan.diagnosis_draws,
+        "batch_size": plan.batch_size,
+        "devices": devices,
+    }
+
+
+def _times(rates: Rates, work: Work, devices: int) -> dict[str, object]:
+    """Return the times of both jobs on several numbers of devices, and what bounds them."""
+    jobs: dict[str, Callable[[int], StageTime]] = {
+        "diagnosis": lambda number: diagnosis_time(rates, work, number),
+        "treatment": lambda number: treatment_time(rates, work, number),
+    }
+    most = {"diagnosis": math.ceil(work.images / work.batch), "treatment": work.batch}
+    return {
+        "seconds": {name: [_line(time, k) for k in _numbers(devices)] for name, time in jobs.items()},
+        "limits": {name: _limits(time, most[name]) for name, time in jobs.items()},
     }
 
 
