@@ -246,6 +246,12 @@ def test_the_command_prints_tables_and_json(quick):
     assert json.loads(asked.stdout)["measured"]["loading_images_per_second"] == 10
 
 
+def test_the_numbers_of_images_and_categories_must_be_given():
+    missing = CliRunner().invoke(app, ["estimate", "--model", "small_resnet", "--images", "10"])
+    assert missing.exit_code == 2 and "--categories" in missing.output
+    assert "estimate" in CliRunner().invoke(app, ["--help"]).output
+
+
 def test_sizes_and_durations_read_well():
     assert [size(n) for n in (1500, 2.2e6, 5.12e9, 4e11, 2e12)] == [
         "1.5 kB",

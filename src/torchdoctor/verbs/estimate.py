@@ -167,7 +167,7 @@ def _work(case: Case, measured: Calibration, images: int) -> tuple[Work, Diagnos
     return work, kept
 
 
-def _flops(measured: Calibration, work: Work) -> dict[str, float]:
+def _flops(measured: Calibration, work: Work) -> dict[str, int | float]:
     """Count the arithmetic of both jobs."""
     forward = measured.flops
     return {
