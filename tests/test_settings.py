@@ -254,7 +254,16 @@ def test_a_plan_has_nothing_left_to_decide():
         for name, field in Plan.model_fields.items()
         if field.default in ("auto", None) and name not in decided
     }
-    assert later - set(SOURCE) == {"delta", "draws", "device", "budget", "diagnosis", "labels", "review"}
+    assert later - set(SOURCE) == {
+        "delta",
+        "draws",
+        "device",
+        "budget",
+        "diagnosis",
+        "labels",
+        "review",
+        "workers",
+    }
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path):

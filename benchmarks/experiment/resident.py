@@ -181,14 +181,13 @@ class ResidentImages:
     @cached_property
     def _places(self) -> Tensor:
         """Where each image of the table lies among those that are kept."""
-        positions = self.loader.store.positions
-        return torch.tensor([positions[one] for one in self.table.ids.tolist()], device=self.pixels.device)
+        return torch.from_numpy(self.loader.store.positions(self.table.ids)).to(self.pixels.device)
 
 
 def resident(loader: Loader, device: torch.device) -> ResidentImages:
     """Decode the images of a loader once and put them on the device; InputError names a damaged one."""
     count, size = len(loader), loader.preprocessing.image_size
-    positions = np.array([loader.store.positions[one] for one in loader.table.ids.tolist()], dtype=np.int64)
+    positions = loader.store.positions(loader.table.ids)
     loader.store.prepare(positions)
     pixels = torch.empty(count, loader.preprocessing.channels, size, size, dtype=torch.uint8)
     has_mask = bool(loader.table.has_mask.any())

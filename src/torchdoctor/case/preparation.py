@@ -105,6 +105,7 @@ class Case:
         return (
             *(f"note: {note}" for note in self.notes),
             *(f"data: {note}" for note in self.data.notes),
+            *(() if (reading := self.data.train.reading) is None else (f"data: {reading}",)),
             *left,
         )
 

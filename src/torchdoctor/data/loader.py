@@ -5,65 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from torchdoctor.data.pixels import (
-    AUGMENT,
-    AnyMask,
-    AnyPixels,
-    Augment,
-    Mask,
-    Pixels,
-    PixelStore,
-    Preprocessing,
-    augmented,
-)
+from torchdoctor.data.blocks import OnDisk, on_disk
+from torchdoctor.data.decoder import Requests, decoded_batches, workers_of
+from torchdoctor.data.order import Plan, cycle, epoch_order, in_order, shuffled_plan, starts_of
+from torchdoctor.data.pixels import AUGMENT, CACHE_BYTES, AnyMask, Augment, PixelStore, Preprocessing
 from torchdoctor.data.shared_memory import workers_that_fit
-from torchdoctor.data.table import ImageTable
+from torchdoctor.data.table import ImageTable, places_of
 from torchdoctor.images.batches import Batch
 from torchdoctor.types import InputError
-
-SHUFFLE, CYCLE = 1, 2  # streams of random numbers: the order of an epoch, the order of annotated images
-
-Key = tuple[int, ...]
-Draw = tuple[int, Key | None]  # the position of an image, and the key of its augmentation (None: without)
-Decoded = list[tuple[Pixels, Mask | None]] | InputError
-
-
-@dataclass(frozen=True)
-class Decoder(Dataset[Decoded]):
-    """Decodes and augments the images of a batch; a worker process of the loader runs it.
-
-    Attributes:
-        store: The images.
-        augment: How they are augmented.
-    """
-
-    store: PixelStore
-    augment: Augment
-
-    def __getitem__(self, draws: list[Draw]) -> Decoded:
-        """Decode and augment images.
-
-        Args:
-            draws: The positions of the images in the store, and the keys of their augmentation.
-
-        Returns:
-            The pixels and the mask of each image. If an image is damaged, the error: it is returned rather
-            than raised, so that its message reaches the user without the traceback of a worker.
-        """
-        try:
-            return [
-                augmented(*self.store[position], self.augment, key) if key else self.store[position]
-                for position, key in draws
-            ]
-        except InputError as error:
-            return error
 
 
 @dataclass(frozen=True)
@@ -74,8 +30,9 @@ class Loader:
         table: The images.
         preprocessing: The size and the normalisation of the images.
         batch_size: The number of images in a batch.
-        workers: The number of processes that decode. They are used only for tables that are too large to
-            keep decoded in memory, and their number never changes a batch.
+        workers: The number of processes that decode, or `auto`: as many as there are processor cores. They
+            are used only for tables that are too large to keep decoded in memory, and their number never
+            changes a batch.
         augment: How the images of training batches are augmented.
         annotated: The ids of the images whose masks may be used; None is every image that has a mask.
         annotated_per_batch: How many of the images in a training batch are annotated images drawn
@@ -87,7 +44,7 @@ class Loader:
     table: ImageTable
     preprocessing: Preprocessing
     batch_size: int = 64
-    workers: int = 0
+    workers: int | Literal["auto"] = "auto"
     augment: Augment = AUGMENT
     annotated: frozenset[int] | None = None
     annotated_per_batch: int = 0
@@ -125,7 +82,7 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         """The number of batches in an epoch."""
-        return len(self._cuts(self.batch_size - self.annotated_per_batch, self.annotated_per_batch == 0))
+        return len(self._starts)
 
     def select(self, ids: Iterable[int] | Int[np.ndarray, " chosen"]) -> Loader:
         """Return a loader of some of the images.
@@ -139,12 +96,13 @@ class Loader:
         Raises:
             InputError: An id is not in the table.
         """
-        positions = {identity: position for position, identity in enumerate(self.table.ids.tolist())}
-        wanted = [int(identity) for identity in ids]
-        unknown = [identity for identity in wanted if identity not in positions]
-        if unknown:
-            raise InputError(f"image id {unknown[0]}: not among the {len(self)} images of this split")
-        return replace(self, table=self.table.select([positions[identity] for identity in wanted]))
+        wanted = np.array([int(identity) for identity in ids], dtype=np.int64)
+        places = places_of(self.table.ids, wanted)
+        if (places < 0).any():
+            raise InputError(
+                f"image id {wanted[places < 0][0]}: not among the {len(self)} images of this split"
+            )
+        return replace(self, table=self.table.select(places))
 
     def with_annotations(self, ids: Iterable[int] | Int[np.ndarray, " chosen"], per_batch: int) -> Loader:
         """Choose the images whose object masks are used in training.
@@ -174,7 +132,7 @@ class Loader:
         Raises:
             InputError: An image is damaged; the message names it.
         """
-        self.store.check(self._store_positions())
+        self.store.check(self.store.positions(self.table.ids))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield every image once, in the order of the table and without augmentation.
@@ -200,8 +158,7 @@ class Loader:
         Raises:
             InputError: An image is damaged.
         """
-        rows, cuts = range(len(self)), self._cuts(self.batch_size, False)[rank::count]
-        yield from self._load([[(row, None) for row in rows[cut]] for cut in cuts])
+        yield from self._load(in_order(len(self), self.batch_size).share(rank, count))
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, shuffled and augmented.
@@ -232,9 +189,9 @@ class Loader:
         Raises:
             InputError: An image is damaged.
         """
-        return next(self._load(self.plan(0, seed)[:1]))
+        return next(self._load(self.plan(0, seed).first()))
 
-    def plan(self, number: int, seed: int) -> list[list[Draw]]:
+    def plan(self, number: int, seed: int) -> Plan:
         """Return which images each batch of an epoch holds.
 
         Args:
@@ -245,85 +202,67 @@ class Loader:
             For each batch the rows of its images in the table, each with the key of its augmentation: (seed,
             epoch, image id, how many times the image was added for its mask before in this epoch).
         """
-        added = self.annotated_per_batch
-        order = np.argsort(self.table.ids, kind="stable")
-        order = order[_generator(seed, SHUFFLE, number).permutation(len(self))]
-        batches = [order[cut].tolist() for cut in self._cuts(self.batch_size - added, added == 0)]
-        annotated_rows = self._annotated_draws(number, seed, added * len(batches))
-        times_drawn: dict[int, int] = {}
-        plan: list[list[Draw]] = []
-        for step, rows in enumerate(batches):
-            draws: list[Draw] = []
-            for place, row in enumerate(rows + annotated_rows[added * step : added * (step + 1)]):
-                repetition = 0
-                if place >= len(rows):
-                    repetition = times_drawn[row] = times_drawn.get(row, 0) + 1
-                draws.append((row, (seed, number, int(self.table.ids[row]), repetition)))
-            plan.append(draws)
-        return plan
+        per_batch, starts, blocks = self.annotated_per_batch, self._starts, self._blocks
+        window = 0 if blocks is None else blocks.reader.window
+        order = epoch_order(self.table.ids, seed, number, None if blocks is None else blocks.blocks, window)
+        added: list[int] = []
+        if per_batch and len(starts):
+            rows = np.flatnonzero(self.visible)
+            if not len(rows):
+                raise InputError(f"{per_batch} annotated images per batch: no image shows a mask")
+            rows = rows[np.argsort(self.table.ids[rows])]
+            added = cycle(rows, number, per_batch * len(starts), seed)
+        return shuffled_plan(self.table.ids, order, starts, added, per_batch, (seed, number))
 
-    def _cuts(self, size: int, merge: bool) -> list[slice]:
-        """Return the slices of the batches; `merge` joins a last batch of a single image to its neighbour."""
-        starts = list(range(0, len(self), size))
-        if not starts:
-            return []
-        if merge and len(starts) > 1 and len(self) - starts[-1] == 1:
-            starts.pop()
-        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(self)], strict=True)]
+    @property
+    def _starts(self) -> Int[np.ndarray, " step"]:
+        """Where each batch of an epoch begins, without the images that are added."""
+        return starts_of(
+            len(self), self.batch_size - self.annotated_per_batch, merge=self.annotated_per_batch == 0
+        )
 
-    def _annotated_draws(self, number: int, seed: int, count: int) -> list[int]:
-        """Return the next `count` rows of an endless cycle over annotated images, shuffled every round."""
-        rows = np.flatnonzero(self.visible)
-        rows = rows[np.argsort(self.table.ids[rows])]
-        if not count:
-            return []
-        if not len(rows):
-            raise InputError(f"{self.annotated_per_batch} annotated images per batch: no image shows a mask")
-        places = np.arange(number * count, (number + 1) * count)
-        rounds = {
-            n: _generator(seed, CYCLE, n).permutation(rows) for n in np.unique(places // len(rows)).tolist()
-        }
-        return [int(rounds[place // len(rows)][place % len(rows)]) for place in places.tolist()]
+    @property
+    def _blocks(self) -> OnDisk | None:
+        """The images in the blocks on disk that they lie in; None where they lie in none."""
+        return on_disk(self.table.read)
 
-    def _store_positions(self) -> Int[np.ndarray, " image"]:
-        """Return the position in the store of every image of the table."""
-        positions = [self.store.positions[identity] for identity in self.table.ids.tolist()]
-        return np.array(positions, dtype=np.int64)
+    @property
+    def reading(self) -> str | None:
+        """Where images are read from, in a sentence; None where they are kept decoded in memory."""
+        blocks = self._blocks
+        if self.store.cached and blocks is None:
+            return None
+        said = f"the {len(self):,} images are read from disk"
+        if not self.store.cached:
+            said += (
+                f" in every epoch (decoded they take {self.store.decoded_bytes / 2**30:.1f} GB, and "
+                f"{CACHE_BYTES / 2**30:g} GB are kept in memory)"
+            )
+        return said + ("" if blocks is None else f", shuffled within about {blocks.shuffled_within:,} images")
 
-    def _load(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
+    def _load(self, plan: Plan) -> Iterator[Batch]:
         """Yield the batches of a plan."""
-        rows = [np.array([row for row, _ in draws], dtype=np.int64) for draws in plan]
-        position = self._store_positions()
-        decoder = Decoder(self.store, self.augment)
-        use_keys = self.augment != "none"
-        batches = [[(int(position[row]), key if use_keys else None) for row, key in draws] for draws in plan]
-        self.store.prepare(position[np.unique(np.concatenate(rows))] if rows else position[:0])
-        workers = 0 if self.store.cached else workers_that_fit(self.workers, self._batch_bytes(plan))
-        # The sampler's items are whole batches; the DataLoader only distributes them over the workers.
-        # It has a generator of its own, because it would otherwise draw from torch's global generator.
-        loaded = DataLoader(
-            decoder, batch_size=None, sampler=batches, num_workers=workers, collate_fn=_unchanged,
-            generator=torch.Generator(),
-        )  # fmt: skip
-        for batch_rows, decoded in zip(rows, loaded, strict=True):
-            if isinstance(decoded, InputError):
-                raise decoded
-            yield self._batch(batch_rows, decoded)
+        positions = self.store.positions(self.table.ids)
+        self.store.prepare(np.unique(positions[plan.rows]))
+        workers = 0 if self.store.cached else workers_of(self.workers, len(plan))
+        workers = workers_that_fit(workers, self._batch_bytes(plan))
+        requests = Requests(self.store, plan, positions, keyed=self.augment != "none")
+        for step, decoded in enumerate(decoded_batches(self.store, self.augment, requests, workers)):
+            yield self._batch(plan.rows_of(step), *decoded)
 
-    def _batch_bytes(self, plan: Sequence[Sequence[Draw]]) -> int:
+    def _batch_bytes(self, plan: Plan) -> int:
         """Return the size of the largest batch of a plan, in bytes, each image with a mask."""
-        images = max((len(draws) for draws in plan), default=0)
-        return images * (self.preprocessing.channels + 1) * self.preprocessing.image_size**2
+        return plan.largest * (self.preprocessing.channels + 1) * self.preprocessing.image_size**2
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """Return images as the network takes them."""
         return self.preprocessing.normalise(pixels)
 
     def _batch(
-        self, rows: Int[np.ndarray, " batch"], decoded: Sequence[tuple[AnyPixels, AnyMask | None]]
+        self, rows: Int[np.ndarray, " batch"], pixels: Tensor, decoded: Sequence[AnyMask | None]
     ) -> Batch:
         """Return a batch of decoded images; masks that may not be used are empty."""
-        images = self._normalised(torch.stack([pixels for pixels, _ in decoded]))
+        images = self._normalised(pixels)
         labels = torch.from_numpy(self.table.labels[rows])
         ids = torch.from_numpy(self.table.ids[rows])
         if not self.visible.any():
@@ -331,20 +270,14 @@ class Loader:
         annotated = self.visible[rows]
         masks = torch.zeros((len(rows), 1, *images.shape[-2:]))
         for place in np.flatnonzero(annotated).tolist():
-            mask = decoded[place][1]
-            if mask is None:
-                raise InputError("the table announced a mask that the source does not have")
-            masks[place] = mask.float()
+            masks[place] = _float_mask(decoded[place])
         # A crop can cut the object off: then the mask would call the whole image background.
         annotated = annotated & masks.flatten(1).any(1).numpy()
         return Batch(images, labels, ids, masks, torch.from_numpy(annotated))
 
 
-def _unchanged(decoded: Decoded) -> Decoded:
-    """Return a batch as it is: the DataLoader must not stack it."""
-    return decoded
-
-
-def _generator(*key: int) -> np.random.Generator:
-    """Return a generator of random numbers that depend only on the key."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+def _float_mask(mask: AnyMask | None) -> Tensor:
+    """Return a mask as floats; InputError if it is missing although the table announced it."""
+    if mask is None:
+        raise InputError("the table announced a mask that the source does not have")
+    return mask.float()

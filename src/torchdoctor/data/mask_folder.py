@@ -9,6 +9,7 @@ import numpy as np
 from PIL.Image import Image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_png
+from torchdoctor.data.blocks import OnDisk, on_disk
 from torchdoctor.data.checking import splits_of
 from torchdoctor.data.decoding import orientation_of
 from torchdoctor.data.fingerprints import stamp_of_file
@@ -160,6 +161,11 @@ class WithMasks:
         """
         identity = getattr(self.read, "identity", None)
         return self.stamp(position)[0] if identity is None else identity(position)
+
+    @property
+    def on_disk(self) -> OnDisk | None:
+        """The images in their blocks, where they lie in such."""
+        return on_disk(self.read)
 
 
 def with_masks(tables: Tables, folder: Path, matches: MaskMatches | None = None) -> Tables:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as geometry
 
-from torchdoctor.data.table import ImageTable
+from torchdoctor.data.blocks import OnDisk, on_disk
+from torchdoctor.data.table import ImageTable, places_of
 from torchdoctor.types import InputError, Resize
 
 Augment = Literal["none", "crop", "crop_flip"]  # a random shift of the image; crop_flip mirrors half of them
@@ -219,12 +220,28 @@ class PixelStore:
     @cached_property
     def cached(self) -> bool:
         """Whether decoded images are kept in memory."""
-        return len(self.table) * self.size * self.size * self.channels <= CACHE_BYTES
+        return self.decoded_bytes <= CACHE_BYTES
+
+    def positions(self, ids: Int[np.ndarray, " chosen"]) -> Int[np.ndarray, " chosen"]:
+        """Find images by their ids.
+
+        Args:
+            ids: The ids of images of the table.
+
+        Returns:
+            The position in the table of each.
+        """
+        return places_of(self.table.ids, ids)
 
     @cached_property
-    def positions(self) -> Mapping[int, int]:
-        """The position in the table of every image id."""
-        return {identity: position for position, identity in enumerate(self.table.ids.tolist())}
+    def on_disk(self) -> OnDisk | None:
+        """The images of the table in the blocks on disk that they lie in; None where they lie in none."""
+        return on_disk(self.table.read)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """The size of all images when they are decoded, in bytes."""
+        return len(self.table) * self.size * self.size * self.channels
 
     @cached_property
     def _images(self) -> UInt8[Tensor, "image channel size size"]:

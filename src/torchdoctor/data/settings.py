@@ -61,8 +61,11 @@ class DataSettings(SettingsGroup):
         left_out="that of the weights, else 1",
     )
     batch_size: Annotated[int, Field(ge=2)] = setting(64, "Images that are processed together.")
-    workers: Whole = setting(
-        0, "Processes that load images, for data too large for memory; 0 loads in the main process."
+    workers: Whole | Literal["auto"] = setting(
+        "auto",
+        "Processes that load images, for data too large to be kept decoded in memory; 0 loads in the main "
+        "process. Their number changes no result.",
+        left_out="one for each processor core, none where images are kept in memory",
     )
     limit: Count | Literal["all"] = setting("all", "Use at most this many training images of each category.")
     classes: Count | Literal["all"] = setting("all", "Use this many categories, at least 2, drawn at random.")

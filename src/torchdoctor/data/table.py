@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from PIL.Image import Image
 
+from torchdoctor.data.blocks import OnDisk, on_disk
 from torchdoctor.types import InputError
 
 CLASSES = (
@@ -76,6 +77,12 @@ class ChosenRows:
         """
         file = getattr(self.read, "file", None)
         return None if file is None else file(int(self.rows[position]))
+
+    @property
+    def on_disk(self) -> OnDisk | None:
+        """The chosen images in their blocks, where they lie in such."""
+        whole = on_disk(self.read)
+        return None if whole is None else whole.select(self.rows)
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,25 @@ def carve(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, Image
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         is_split_off[rows[:count]] = True
     return table.select(np.flatnonzero(~is_split_off)), table.select(np.flatnonzero(is_split_off))
+
+
+def places_of(
+    ids: Int[np.ndarray, " image"], wanted: Int[np.ndarray, " chosen"]
+) -> Int[np.ndarray, " chosen"]:
+    """Find images by their ids.
+
+    Args:
+        ids: The ids of all images, each once.
+        wanted: The ids that are looked for.
+
+    Returns:
+        The position of each among all; -1 for an id that is not there.
+    """
+    if not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    places = order[np.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)]
+    return np.where(ids[places] == wanted, places, -1)
 
 
 def choose_classes(tables: Tables, number: int, seed: int) -> Tables:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchdoctor.data.loader import Draw, Loader
+from torchdoctor.data.loader import Loader
+from torchdoctor.data.order import Plan
 from torchdoctor.data.pixels import AUGMENT, AnyMask, AnyPixels, Augment, Preprocessing, augmented
 from torchdoctor.data.table import ImageTable
 from torchdoctor.images.batches import Batch
@@ -87,11 +88,12 @@ class TensorLoader(Loader):
     def check(self) -> None:
         """Do nothing: there is nothing to decode."""
 
-    def _load(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
+    def _load(self, plan: Plan) -> Iterator[Batch]:
         """Yield the batches of a plan."""
-        for draws in plan:
-            rows = np.array([row for row, _ in draws], dtype=np.int64)
-            yield self._batch(rows, [self._drawn(*draw) for draw in draws])
+        for step, draws in enumerate(plan):
+            drawn = [self._drawn(*draw) for draw in draws]
+            pixels = torch.stack([image for image, _ in drawn])
+            yield self._batch(plan.rows_of(step), pixels, [mask for _, mask in drawn])
 
     def _drawn(self, row: int, key: tuple[int, ...] | None) -> tuple[AnyPixels, AnyMask | None]:
         """Return an image and its mask, augmented where it has a key."""

@@ -1,0 +1,155 @@
+"""Decode and augment the batches of a plan, in this process or in several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from torchdoctor.data.order import Draw, Plan
+from torchdoctor.data.pixels import Augment, Mask, PixelStore, augmented
+from torchdoctor.types import InputError
+
+Request = tuple[list[Draw], Mapping[int, Any]]  # positions with keys, and encoded images by their position
+Decoded = tuple[Tensor, list[Mask | None]]  # uint8 [batch, channel, size, size], and the mask of each image
+MOST_WORKERS = 16  # more loading processes than this help nothing that one device computes
+
+
+def workers_of(workers: int | Literal["auto"], batches: int) -> int:
+    """Decide how many processes load images.
+
+    Args:
+        workers: A number, or `auto`: as many as this process may use processor cores, up to `MOST_WORKERS`.
+        batches: The number of batches. A single one is loaded without further processes by `auto`.
+
+    Returns:
+        The number of processes; 0 loads in this process.
+    """
+    if workers != "auto":
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS, batches) if batches > 1 else 0
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is asked of the processes that decode, batch by batch.
+
+    Images that lie in blocks are read here, by one process, and handed over encoded: otherwise every process
+    would read every block.
+
+    Attributes:
+        store: The images.
+        plan: Which images each batch holds.
+        positions: The position in the store of each row of the plan.
+        keyed: Whether images are augmented.
+    """
+
+    store: PixelStore
+    plan: Plan
+    positions: Int[np.ndarray, " row"]
+    keyed: bool
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Request]:
+        """Yield the request of each batch.
+
+        Yields:
+            The positions of the images in the store, each with the key of its augmentation, and the encoded
+            images where they lie in blocks.
+        """
+        disk = None if self.store.cached else self.store.on_disk
+        for draws in self.plan:
+            placed: list[Draw] = [
+                (int(self.positions[row]), key if self.keyed else None) for row, key in draws
+            ]
+            contents: dict[int, Any] = {}
+            for (position, _), (_, key) in zip(placed, draws, strict=True):
+                if disk is not None:
+                    row = int(disk.rows[position])
+                    contents[row] = disk.reader.content(row, apart=key is not None and key[-1] > 0)
+            yield placed, contents
+
+
+@dataclass(frozen=True)
+class Decoder(Dataset[Decoded | InputError]):
+    """Decodes and augments the images of a batch; a worker process of the loader runs it.
+
+    Attributes:
+        store: The images.
+        augment: How they are augmented.
+    """
+
+    store: PixelStore
+    augment: Augment
+
+    def __getitem__(self, request: Request) -> Decoded | InputError:
+        """Decode and augment images.
+
+        Args:
+            request: What `Requests` yields.
+
+        Returns:
+            The pixels, and the mask of each image. If an image is damaged, the error: it is returned rather
+            than raised, so that its message reaches the user without the traceback of a worker.
+        """
+        draws, contents = request
+        disk = self.store.on_disk if contents else None
+        if disk is not None:
+            disk.reader.hand_over(contents)
+        try:
+            images = [
+                augmented(*self.store[position], self.augment, key) if key else self.store[position]
+                for position, key in draws
+            ]
+        except InputError as error:
+            return error
+        return torch.stack([pixels for pixels, _ in images]), [mask for _, mask in images]
+
+
+def decoded_batches(
+    store: PixelStore, augment: Augment, requests: Requests, workers: int
+) -> Iterator[Decoded]:
+    """Decode batch after batch.
+
+    Args:
+        store: The images.
+        augment: How they are augmented.
+        requests: The images of each batch.
+        workers: The number of processes that decode; it changes no batch.
+
+    Yields:
+        The pixels of each batch, and the mask of each of its images.
+
+    Raises:
+        InputError: An image is damaged.
+    """
+    # The sampler's items are whole batches; the DataLoader only distributes them over the workers.
+    # It has a generator of its own, because it would otherwise draw from torch's global generator.
+    loaded = DataLoader(
+        Decoder(store, augment),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        generator=torch.Generator(),
+    )
+    for decoded in loaded:
+        if isinstance(decoded, InputError):
+            raise decoded
+        yield decoded
+
+
+def _unchanged(decoded: Any) -> Any:
+    """Return a batch as it is: the DataLoader must not stack it."""
+    return decoded
