@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ def scene(number: int, size: int = 32) -> tuple[Image.Image, Image.Image]:
     mask[top : top + 12, left : left + 9] = 255
     image[mask == 255] = (255, 0, 0)
     return Image.fromarray(image), Image.fromarray(mask)
+
+
+def png(image: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def table_of(count: int, categories: int = 3, masked: bool = True) -> ImageTable:

@@ -108,7 +108,7 @@ def _print_datasets(console: Console, entries: list[dict[str, Any]]) -> None:
     console.print(table)
     console.print(
         "Use as --data NAME@ROOT. Also: torchvision:CLASS@ROOT, folder:PATH, parquet:PATH, table:FILE, "
-        "datasets:NAME_OR_FOLDER"
+        "datasets:NAME_OR_FOLDER, webdataset:SHARDS"
     )
 
 

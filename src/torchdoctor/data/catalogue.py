@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torchdoctor.data.readers.mini_imagenet import read_mini_imagenet
 from torchdoctor.data.readers.parquet import read_parquet
-from torchdoctor.data.readers.parquet_files import holds_splits
+from torchdoctor.data.readers.shard_files import holds_splits
 from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import Tables

@@ -24,6 +24,7 @@ from torchdoctor.data.readers.hugging_face import read_datasets
 from torchdoctor.data.readers.parquet import read_parquet
 from torchdoctor.data.readers.table_file import read_table_file
 from torchdoctor.data.readers.torchvision_sets import read_torchvision
+from torchdoctor.data.readers.webdataset import read_webdataset
 from torchdoctor.data.scenes.scenes import read_scenes
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category
@@ -39,19 +40,21 @@ SCHEMES: dict[str, Callable[[str, int, DataSettings], Tables]] = {
     "parquet": read_parquet,
     "datasets": read_datasets,
     "table": read_table_file,
+    "webdataset": read_webdataset,
     "scenes": lambda location, seed, settings: read_scenes(location, seed, settings.validation_share),
 }
 # The schemes that use a setting of a source; elsewhere it would change nothing and is refused.
 SCHEMES_WITH = {
     "image_column": ("table", "parquet", "datasets"),
-    "label_column": ("table", "parquet", "datasets"),
+    "label_column": ("table", "parquet", "datasets", "webdataset"),
     "box_format": ("table", "parquet"),
     "follow_links": ("folder", "table"),
 }
 EXPECTED = (
     "folder:PATH, parquet:PATH, table:FILE, NAME@ROOT (see `torchdoctor datasets`), torchvision:CLASS@ROOT, "
-    "datasets:NAME_OR_FOLDER, scenes or scenes:SEED"
+    "datasets:NAME_OR_FOLDER, webdataset:SHARDS, scenes or scenes:SEED"
 )
+KINDS = {".parquet": "parquet", ".csv": "table", ".tsv": "table", ".jsonl": "table", ".tar": "webdataset"}
 DEFAULTS = DataSettings()
 OTHER_SIZE = 224  # the side of images that are not alike
 NEARLY_ALL = 0.9  # the share of alike images from which on their side is used
@@ -108,7 +111,7 @@ def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) 
 
     Args:
         spec: `folder:PATH`, `parquet:PATH`, `table:FILE`, `NAME@ROOT`, `torchvision:CLASS@ROOT`,
-            `datasets:NAME_OR_FOLDER` or `scenes`.
+            `datasets:NAME_OR_FOLDER`, `webdataset:SHARDS` or `scenes`.
         seed: What a division into splits depends on, where the data comes undivided; 0 or more.
         settings: Categories, limits and splits; `batch_size`, `image_size` and so on are not used.
 
@@ -303,7 +306,7 @@ def _read(spec: str, seed: int, settings: DataSettings) -> Tables:
             expected = " and ".join(f"{each}:" for each in schemes).replace(": and ", ":, ", len(schemes) - 2)
             raise InputError(f"{flag_of(name)} is for {expected} sources; data {spec!r} is none of them")
     if scheme in SCHEMES:
-        if scheme not in ("scenes", "datasets"):
+        if scheme not in ("scenes", "datasets", "webdataset"):  # these look for themselves
             _check_path(spec, location)
         return SCHEMES[scheme](location, seed, settings)
     kind, at, root = (location if scheme == "torchvision" else spec).partition("@")
@@ -327,10 +330,7 @@ def _unknown_scheme(spec: str, scheme: str) -> str:
     if near:
         return f"data {spec!r}: unknown kind {scheme!r}; {expected}; did you mean {near[0]!r}?"
     if Path(spec).expanduser().exists():
-        ending = Path(spec).suffix
-        kind = {".parquet": "parquet", ".csv": "table", ".tsv": "table", ".jsonl": "table"}.get(
-            ending, "folder"
-        )
+        kind = KINDS.get(Path(spec).suffix, "folder")
         return f"data {spec!r}: a path without its kind; {expected}; did you mean '{kind}:{spec}'?"
     return f"data {spec!r}: unknown kind {scheme!r}; {expected}"
 

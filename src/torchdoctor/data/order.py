@@ -75,8 +75,9 @@ class Plan:
             A plan of one batch, or of none.
         """
         starts = self.starts[:1]
-        rows = self.rows[self._part(0)] if len(starts) else self.rows[:0]
-        return Plan(rows, starts, self.repetitions, self.ids, self.stem)
+        part = self._part(0) if len(starts) else slice(0)
+        again = None if self.repetitions is None else self.repetitions[part]
+        return Plan(self.rows[part], starts, again, self.ids, self.stem)
 
     def share(self, rank: int, count: int) -> Plan:
         """Return the plan of the batches of one of several processes.

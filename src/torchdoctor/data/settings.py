@@ -21,7 +21,7 @@ class DataSettings(SettingsGroup):
     data: str | None = setting(
         None,
         "The images: folder:PATH, parquet:PATH, table:FILE, NAME@ROOT for a name of `torchdoctor datasets`, "
-        "torchvision:CLASS@ROOT, datasets:NAME_OR_FOLDER, or scenes (drawn by code).",
+        "torchvision:CLASS@ROOT, datasets:NAME_OR_FOLDER, webdataset:SHARDS, or scenes (drawn by code).",
         left_out="it must be given",
         newcomer=True,
     )
@@ -91,7 +91,8 @@ class DataSettings(SettingsGroup):
     )
     label_column: str | None = setting(
         None,
-        "The column of a table:, parquet: or datasets: source that holds the labels.",
+        "The column of a table:, parquet: or datasets: source that holds the labels; of a webdataset: source "
+        "the ending or the JSON field.",
         left_out="label, else the one column with another usual name",
     )
     box_format: BoxFormat = setting(

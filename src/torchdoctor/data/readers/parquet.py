@@ -14,13 +14,16 @@ from jaxtyping import Int
 from PIL.Image import Image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
+from torchdoctor.data.blocks import OnDisk
 from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
 from torchdoctor.data.decoding import decode_image, orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
+from torchdoctor.data.readers import parquet_blocks
 from torchdoctor.data.readers.columns import group_text, groups_of, splits_of_column
-from torchdoctor.data.readers.parquet_files import split_files
-from torchdoctor.data.readers.parquet_rows import agreed_names, read_rows
+from torchdoctor.data.readers.parquet_blocks import RowGroups, encoded_bytes, row_groups
+from torchdoctor.data.readers.parquet_rows import agreed_names, columns_of, read_rows
+from torchdoctor.data.readers.shard_files import split_files
 from torchdoctor.data.settings import BoxFormat, DataSettings
 from torchdoctor.data.splitting import divide
 from torchdoctor.data.table import ImageTable, Tables
@@ -31,17 +34,19 @@ Part = tuple[str, Int[np.ndarray, " row"]]  # the table that a split is in, and 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The encoded images of a split in Arrow memory, decoded when they are read.
+    """The encoded images of a split in Arrow memory or on disk, decoded when they are read.
 
     Attributes:
         rows: The Arrow table, a row for each image.
         names: The name of each image, for error messages.
         box_format: How the column `bbox` is written.
+        groups: The row groups that hold the images, where `rows` does not.
     """
 
     rows: Any
     names: tuple[str, ...]
     box_format: BoxFormat = "auto"
+    groups: RowGroups | None = None
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
         """Decode an image, and its mask from the column `mask` or, where that is empty, from its boxes.
@@ -55,16 +60,16 @@ class ParquetImages:
         Raises:
             InputError: The image, the mask or a box cannot be used.
         """
-        row = {column: self.rows.column(column)[position].as_py() for column in self.rows.column_names}
         name = self.names[position]
-        image = decode_image(row["image"]["bytes"], name)
-        if row.get("mask") is not None:
-            mask = mask_from_png(row["mask"]["bytes"], f"{name} (mask)")
-            return image, check_mask_size(mask, image.size, name, orientation_of(row["image"]["bytes"]))
-        boxes = boxes_of(row.get("bbox"), name, self.box_format)
+        content, encoded_mask = self._contents(position)
+        image = decode_image(content, name)
+        if encoded_mask is not None:
+            mask = mask_from_png(encoded_mask, f"{name} (mask)")
+            return image, check_mask_size(mask, image.size, name, orientation_of(content))
+        boxes = boxes_of(self._boxes(position), name, self.box_format)
         if not boxes:
             return image, None
-        refuse_turned(orientation_of(row["image"]["bytes"]), name)
+        refuse_turned(orientation_of(content), name)
         return image, mask_from_boxes(boxes, image.width, image.height, name)
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
@@ -76,15 +81,51 @@ class ParquetImages:
         Returns:
             The stamps of the image, and of the mask or the boxes.
         """
-        image, mask = self._encoded("image", position), self._encoded("mask", position)
+        image, mask = self._stamp("image", position), self._stamp("mask", position)
         if not mask and "bbox" in self.rows.column_names:
-            mask = repr(self.rows.column("bbox")[position].as_py()).encode()
+            mask = repr(self._boxes(position)).encode()
         return image, mask
 
-    def _encoded(self, column: str, position: int) -> bytes:
+    @property
+    def on_disk(self) -> OnDisk | None:
+        """The images in the row groups that they lie in; None where they are in memory."""
+        return None if self.groups is None else OnDisk(self.groups, np.arange(len(self.names)))
+
+    def encoded(self, position: int) -> bytes:
+        """Return an encoded image.
+
+        Args:
+            position: The position of the image in the split.
+
+        Returns:
+            The content of an image file.
+        """
+        return self._contents(position)[0]
+
+    def _contents(self, position: int) -> tuple[bytes, bytes | None]:
+        """Return an encoded image, and its encoded mask or None."""
+        if self.groups is not None:
+            content = self.groups.content(position)
+            return content["image"], content.get("mask")
+        image, mask = (
+            self.rows.column(name)[position].as_py() if name in self.rows.column_names else None
+            for name in ("image", "mask")
+        )
+        return image["bytes"], None if mask is None else mask["bytes"]
+
+    def _boxes(self, position: int) -> Any:
+        """Return the content of the column of boxes; None without such a column."""
+        if "bbox" not in self.rows.column_names:
+            return None
+        return self.rows.column("bbox")[position].as_py()
+
+    def _stamp(self, column: str, position: int) -> bytes:
         """Return the stamp of a cell, without copying the cell."""
         if column not in self.rows.column_names:
             return b""
+        if self.groups is not None:
+            read = self.groups.content(position)[column]
+            return b"" if read is None else stamp_of_bytes(read)
         cell = self.rows.column(column)[position]
         content = cell["bytes"].as_buffer() if cell.is_valid else None
         return b"" if content is None else stamp_of_bytes(content)
@@ -107,17 +148,21 @@ def read_parquet(location: str, seed: int, settings: DataSettings) -> Tables:
     """
     path, origin = Path(location).expanduser(), f"parquet:{location}"
     files, notes = ({"train": [path]}, ()) if path.is_file() else split_files(path, origin)
-    rows = {
-        name: read_rows(paths, settings.image_column, settings.label_column) for name, paths in files.items()
-    }
+    columns = {
+        file: columns_of(file, settings.image_column, settings.label_column)
+        for paths in files.values() for file in paths
+    }  # fmt: skip
+    large = encoded_bytes(list(columns), columns) > parquet_blocks.ENCODED_BYTES
+    rows = {name: read_rows(paths, columns, on_disk=large) for name, paths in files.items()}
+    groups = {name: row_groups(paths, columns) if large else None for name, paths in files.items()}
     places = {name: f"{files[name][0]} (split {name})" for name in files}
     form = settings.box_format
     boxes = {name: _boxes_in_use(table, places[name], form) for name, table in rows.items()}
-    _check_boxes(rows, boxes, places, form)
     whole = {
-        name: parquet_table(table, (), np.zeros(table.num_rows, np.int64), boxes[name], form)
+        name: parquet_table(table, (), np.zeros(table.num_rows, np.int64), boxes[name], form, groups[name])
         for name, table in rows.items()
     }
+    _check_boxes(whole, boxes, places, form)
     parts, more = _parts(rows, places, origin)
     classes, labels = _labels(rows, parts, places, origin)
     splits = {
@@ -168,17 +213,17 @@ def _labels(
 
 
 def _check_boxes(
-    rows: Mapping[str, Any],
+    tables: Mapping[str, ImageTable],
     boxes: Mapping[str, list[tuple[Box, ...]]],
     places: Mapping[str, str],
     box_format: BoxFormat,
 ) -> None:
     """Check the boxes of all splits together."""
-    cells = [(name, row, own) for name in rows for row, own in enumerate(boxes[name])]
+    cells = [(name, row, own) for name in tables for row, own in enumerate(boxes[name])]
 
     def size(position: int) -> tuple[int, int] | None:
         name, row, _ = cells[position]
-        return size_of(rows[name].column("image")[row]["bytes"].as_py())
+        return size_of(tables[name].read.encoded(row))  # type: ignore[attr-defined]
 
     def named(position: int) -> str:
         name, row, _ = cells[position]
@@ -226,6 +271,7 @@ def parquet_table(
     labels: Int[np.ndarray, " image"],
     boxes: Sequence[tuple[Box, ...]],
     box_format: BoxFormat,
+    groups: RowGroups | None = None,
 ) -> ImageTable:
     """Return the images of a split.
 
@@ -235,6 +281,7 @@ def parquet_table(
         labels: For each row the number of its category.
         boxes: For each row its boxes.
         box_format: How the column of boxes is written.
+        groups: The row groups that hold the images, where `rows` does not.
 
     Returns:
         The table; ids are the numbers of the rows, over all files of the split.
@@ -243,11 +290,11 @@ def parquet_table(
     has_mask = np.array([bool(own) for own in boxes], dtype=bool)
     if "mask" in rows.column_names:
         has_mask |= pc.struct_field(rows.column("mask"), "bytes").is_valid().to_numpy()
-    read = ParquetImages(rows, names, box_format)
-    groups = None
+    read = ParquetImages(rows, names, box_format, groups)
+    circumstances = None
     if "group" in rows.column_names:
-        groups = groups_of([group_text(cell) for cell in rows.column("group").to_pylist()])
-    return ImageTable(classes, labels, names, np.arange(len(names)), read, has_mask, groups)
+        circumstances = groups_of([group_text(cell) for cell in rows.column("group").to_pylist()])
+    return ImageTable(classes, labels, names, np.arange(len(names)), read, has_mask, circumstances)
 
 
 def row_names(rows: Any) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +13,64 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchdoctor.data.readers.columns import IMAGES, LABELS, find_column, split_column
-from torchdoctor.types import InputError
+from torchdoctor.data.readers.parquet_blocks import read_index
+from torchdoctor.types import InputError, first_line
 
 OPTIONAL = ("mask", "bbox", "group")
 CATEGORIES = b"categories"  # the key of the schema's metadata under which the names of categories are kept
 
 
-def read_rows(paths: Sequence[Path], image: str | None = None, label: str | None = None) -> Any:
-    """Read the files of a split.
+def columns_of(path: Path, image: str | None = None, label: str | None = None) -> dict[str, str]:
+    """Find the columns of a Parquet file.
 
     Args:
-        paths: The files.
+        path: The file.
         image: The column of the images; None: the one with a usual name.
         label: The column of the labels; None: the one with a usual name.
 
     Returns:
-        An Arrow table with the columns `image` and `label` and, where the files have them, `mask`, `bbox`,
-        `group` and, from the column that may name the split of each row, `split`.
+        The columns by the names that they have here: `image`, `label` and, where the file has them, `mask`,
+        `bbox`, `group` and, for the column that may name the split of each row, `split`.
 
     Raises:
-        InputError: A file cannot be read, lacks a column, or has a column of the wrong type, or the files
-            differ in their columns or in the names of the categories.
+        InputError: The file cannot be read, or lacks a column.
+    """
+    with _reading(path):
+        names = pq.read_schema(path).names
+    chosen = {
+        "image": find_column(names, image, IMAGES, "--image-column", str(path)),
+        "label": find_column(names, label, LABELS, "--label-column", str(path)),
+    }
+    chosen |= {name: name for name in OPTIONAL if name in names and name not in chosen.values()}
+    split = split_column([name for name in names if name not in chosen.values()])
+    return chosen | ({} if split is None else {"split": split})
+
+
+def read_rows(paths: Sequence[Path], columns: Mapping[Path, Mapping[str, str]], on_disk: bool = False) -> Any:
+    """Read the files of a split.
+
+    Args:
+        paths: The files.
+        columns: For each file what `columns_of` returns.
+        on_disk: Whether the images are left on disk, see `read_index`.
+
+    Returns:
+        An Arrow table with these columns.
+
+    Raises:
+        InputError: A file cannot be read, or has a column of the wrong type, or the files differ in their
+            columns or in the names of the categories.
     """
     tables = []
     for path in paths:
-        try:
-            names = pq.read_schema(path).names
-            chosen = {
-                find_column(names, image, IMAGES, "--image-column", str(path)): "image",
-                find_column(names, label, LABELS, "--label-column", str(path)): "label",
-            }
-            chosen |= {name: name for name in OPTIONAL if name in names and name not in chosen}
-            split = split_column([name for name in names if name not in chosen])
-            chosen |= {split: "split"} if split is not None else {}
-            table = pq.read_table(path, columns=list(chosen), memory_map=True, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: cannot be read as Parquet ({reason}); fetch the file again") from error
-        stored = json.dumps(_names_of_hub(table, next(name for name in chosen if chosen[name] == "label")))
-        table = table.select(list(chosen)).rename_columns(list(chosen.values()))
+        chosen = columns[path]
+        with _reading(path):
+            if on_disk:
+                table = read_index(path, chosen)
+            else:
+                table = pq.read_table(path, columns=list(chosen.values()), memory_map=True, partitioning=None)
+        stored = json.dumps(_names_of_hub(table, chosen["label"]))
+        table = table.select(list(chosen.values())).rename_columns(list(chosen))
         tables.append(table.replace_schema_metadata({CATEGORIES: stored}))
         check_columns(tables[-1], path)
     names = agreed_names(dict(zip(map(str, paths), tables, strict=True)), str(paths[0].parent))
@@ -59,6 +79,17 @@ def read_rows(paths: Sequence[Path], image: str | None = None, label: str | None
     except pa.ArrowException as error:
         raise InputError(f"{paths[0].parent}: the shards of one split differ in their columns") from error
     return rows.replace_schema_metadata({CATEGORIES: json.dumps(names)})
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise InputError where a file cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be read as Parquet ({first_line(error)}); fetch the file again"
+        ) from error
 
 
 def check_columns(rows: Any, path: Path) -> None:
