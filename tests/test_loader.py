@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pictures import RAW, is_red, same, scene, table_of, write_split
+from torchdoctor.data import decoder, shared_memory
+from torchdoctor.data import loader as loader_module
 from torchdoctor.data import pixels as pixels_module
-from torchdoctor.data import shared_memory
 from torchdoctor.data.load import load_data
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing, fit
@@ -203,3 +204,23 @@ def test_the_first_batch_is_that_of_the_epoch_and_no_other_image_is_decoded():
     first = loader.first_batch(3)
     assert int(loader.store._decoded.sum()) == 4
     assert same(first, next(iter(loader.epoch(0, 3))))
+
+
+def test_processes_load_only_what_does_not_fit_decoded_into_memory(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loader_module, "workers_that_fit", lambda workers, _: asked.append(workers) or 0)
+    monkeypatch.setattr(decoder.os, "sched_getaffinity", lambda _: range(3), raising=False)
+    monkeypatch.setattr(decoder.sys, "platform", "linux")
+    for kept, expected in ((2**30, [0, 0, 0, 0]), (0, [3, 3, 0, 5])):
+        monkeypatch.setattr(pixels_module, "CACHE_BYTES", kept)
+        loader = Loader(table_of(20), RAW, batch_size=4)
+        batches = list(loader.epoch(0, 0))
+        assert len(list(loader)) == len(batches) == 5 and same(loader.first_batch(0), batches[0])
+        list(replace(loader, workers=5))
+        assert asked == expected
+        asked.clear()
+    assert decoder.workers_of("auto", 2) == 2 and decoder.workers_of(0, 9) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert decoder.workers_of("auto", 9) == 1
+    monkeypatch.setattr(decoder.sys, "platform", "darwin")
+    assert decoder.workers_of("auto", 9) == 0 and decoder.workers_of(2, 9) == 2

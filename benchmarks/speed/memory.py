@@ -98,8 +98,11 @@ def _told(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name + ":")).split()[1])
 
 
-def read(spec: str) -> dict[str, int]:
-    """Read an epoch in this process; return the number of images and its peaks of memory in bytes."""
+def read(spec: str, keep: bool = False) -> dict[str, int]:
+    """Read an epoch in this process; return the number of images and its peaks of memory in bytes.
+
+    With `keep`, images stay in memory as small data do.
+    """
     import torch
 
     from torchdoctor import DataSettings, load_data
@@ -107,8 +110,9 @@ def read(spec: str) -> dict[str, int]:
     from torchdoctor.data.readers import parquet_blocks
 
     torch.set_num_threads(1)
-    pixels.CACHE_BYTES = 0
-    parquet_blocks.ENCODED_BYTES = parquet_blocks.WINDOW_BYTES = BUDGET
+    if not keep:
+        pixels.CACHE_BYTES = 0
+        parquet_blocks.ENCODED_BYTES = parquet_blocks.WINDOW_BYTES = BUDGET
     if spec.startswith("datasets:"):
         import datasets
 
@@ -126,11 +130,11 @@ def read(spec: str) -> dict[str, int]:
     }  # fmt: skip
 
 
-def measured(kind: str, images: int, folder: Path) -> dict[str, int]:
+def measured(kind: str, images: int, folder: Path, keep: bool = False) -> dict[str, int]:
     """Write images in a format, and read an epoch of them in a process of its own."""
     spec = write(kind, folder / f"{kind}-{images}", pictures(images))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed.memory", "--read", spec],
+        [sys.executable, "-m", "benchmarks.speed.memory", "--read", spec, *(["--keep"] if keep else [])],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     if done.returncode:
@@ -138,10 +142,10 @@ def measured(kind: str, images: int, folder: Path) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compared(kind: str, images: int, times: int) -> dict[str, Any]:
+def compared(kind: str, images: int, times: int, keep: bool = False) -> dict[str, Any]:
     """Measure a format with some images and with several times as many."""
     with tempfile.TemporaryDirectory() as place:
-        small, large = (measured(kind, count, Path(place)) for count in (images, times * images))
+        small, large = (measured(kind, count, Path(place), keep) for count in (images, times * images))
     more = large["images"] - small["images"]
     return {
         "kind": kind, "small": small, "large": large,
@@ -158,23 +162,24 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--read", help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help="let images stay in memory, for comparison")
     given = parser.parse_args()
     if given.read:
-        print(json.dumps(read(given.read)))
+        print(json.dumps(read(given.read, given.keep)))
         return
     print("| source | images | base MB | own MB | resident MB | own, x | bytes an image |")
     print("|---|---|---|---|---|---|---|")
     results = []
     for kind in given.kinds:
-        results.append(found := compared(kind, given.images, given.times))
+        results.append(found := compared(kind, given.images, given.times, given.keep))
         for size in ("small", "large"):
             told = found[size]
             memory = " | ".join(f"{told[name] / 2**20:.0f}" for name in ("base", "own", "resident"))
             last = f"{found['own_ratio']:.2f} | {found['bytes_per_image']:.0f}" if size == "large" else " | "
             print(f"| {kind} | {told['images']:,} | {memory} | {last} |", flush=True)
-    if given.out:
-        settings = {name: getattr(given, name) for name in ("images", "times", "kinds")}
-        given.out.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+        if given.out:
+            settings = {name: getattr(given, name) for name in ("images", "times", "keep")}
+            given.out.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,7 +27,9 @@ def workers_of(workers: int | Literal["auto"], batches: int) -> int:
     """Decide how many processes load images.
 
     Args:
-        workers: A number, or `auto`: as many as this process may use processor cores, up to `MOST_WORKERS`.
+        workers: A number, or `auto`: as many as this process may use processor cores, up to `MOST_WORKERS`;
+            none where processes cannot be forked (outside of Linux), because a user's program without a
+            guard around its main part would be started again by each.
         batches: The number of batches. A single one is loaded without further processes by `auto`.
 
     Returns:
@@ -34,8 +37,10 @@ def workers_of(workers: int | Literal["auto"], batches: int) -> int:
     """
     if workers != "auto":
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS, batches) if batches > 1 else 0
+    if batches < 2 or sys.platform != "linux":
+        return 0
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # training processes that share the cores
+    return min(max(1, len(os.sched_getaffinity(0)) // together), MOST_WORKERS, batches)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ def decoded_batches(
         batch_size=None,
         sampler=requests,
         num_workers=workers,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_unchanged,
         generator=torch.Generator(),
     )
