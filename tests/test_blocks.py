@@ -57,7 +57,9 @@ def test_row_groups_of_a_stated_size_are_kept_together():
     assert (
         groups.window == parquet_blocks.WINDOW_BYTES // 2**21 and groups.blocks.tolist() == [0] * 4 + [1] * 2
     )
-    assert replace(groups, sizes=sizes * 1000).window == 1
+    large = replace(groups, sizes=sizes * 1000)
+    assert large.window == 1 and parquet_blocks.notes_on_size([groups]) == ()
+    assert parquet_blocks.notes_on_size([groups, large])[0].startswith("row groups of up to 3000 MB, each")
 
 
 def test_the_order_of_an_epoch_of_small_data_is_what_it_was():

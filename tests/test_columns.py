@@ -78,7 +78,9 @@ def test_columns_by_name(tmp_path, write):
 
 def test_settings_of_a_source_are_refused_elsewhere(tmp_path):
     write_split(tmp_path, {"a": 6, "b": 6})
-    with pytest.raises(InputError, match="--label-column is for table:, parquet: and datasets: sources"):
+    with pytest.raises(
+        InputError, match="--label-column is for table:, parquet:, datasets: and webdataset: sources"
+    ):
         load_tables(f"folder:{tmp_path}", settings=DataSettings(label_column="x"))
     with pytest.raises(InputError, match="--follow-links is for folder: and table: sources"):
         load_tables("scenes", settings=DataSettings(follow_links=True))

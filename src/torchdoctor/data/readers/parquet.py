@@ -21,7 +21,7 @@ from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
 from torchdoctor.data.readers import parquet_blocks
 from torchdoctor.data.readers.columns import group_text, groups_of, splits_of_column
-from torchdoctor.data.readers.parquet_blocks import RowGroups, encoded_bytes, row_groups
+from torchdoctor.data.readers.parquet_blocks import RowGroups, encoded_bytes, notes_on_size, row_groups
 from torchdoctor.data.readers.parquet_rows import agreed_names, columns_of, read_rows
 from torchdoctor.data.readers.shard_files import split_files
 from torchdoctor.data.settings import BoxFormat, DataSettings
@@ -107,11 +107,12 @@ class ParquetImages:
         if self.groups is not None:
             content = self.groups.content(position)
             return content["image"], content.get("mask")
-        image, mask = (
-            self.rows.column(name)[position].as_py() if name in self.rows.column_names else None
-            for name in ("image", "mask")
-        )
-        return image["bytes"], None if mask is None else mask["bytes"]
+        cells = {
+            name: self.rows.column(name)[position].as_py()
+            for name in parquet_blocks.CONTENT if name in self.rows.column_names
+        }  # fmt: skip
+        mask = cells.get("mask")
+        return cells["image"]["bytes"], None if mask is None else mask["bytes"]
 
     def _boxes(self, position: int) -> Any:
         """Return the content of the column of boxes; None without such a column."""
@@ -163,6 +164,7 @@ def read_parquet(location: str, seed: int, settings: DataSettings) -> Tables:
         for name, table in rows.items()
     }
     _check_boxes(whole, boxes, places, form)
+    notes += notes_on_size([each for each in groups.values() if each is not None])
     parts, more = _parts(rows, places, origin)
     classes, labels = _labels(rows, parts, places, origin)
     splits = {

@@ -200,6 +200,24 @@ def row_groups(paths: Sequence[Path], columns: Mapping[Path, Mapping[str, str]])
     )
 
 
+def notes_on_size(splits: Sequence[RowGroups]) -> tuple[str, ...]:
+    """Say where row groups are so large that reading a single one takes much memory.
+
+    Args:
+        splits: The row groups of each split.
+
+    Returns:
+        A sentence; none where all row groups are smaller than `WINDOW_BYTES`.
+    """
+    largest = max((int(split.sizes.max(initial=0)) for split in splits), default=0)
+    if largest <= WINDOW_BYTES:
+        return ()
+    return (
+        f"row groups of up to {largest / 2**20:.0f} MB, each of which is read as a whole: write the files with "
+        "smaller ones (row_group_size=100), which takes less memory and shuffles better",
+    )
+
+
 def read_index(path: Path, columns: Mapping[str, str]) -> Any:
     """Read everything of a Parquet file but the images.
 

@@ -78,6 +78,8 @@ def read_rows(paths: Sequence[Path], columns: Mapping[Path, Mapping[str, str]], 
         rows = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise InputError(f"{paths[0].parent}: the shards of one split differ in their columns") from error
+    if on_disk:  # the index was read row group by row group
+        rows = rows.combine_chunks()
     return rows.replace_schema_metadata({CATEGORIES: json.dumps(names)})
 
 
