@@ -213,8 +213,8 @@ def notes_on_size(splits: Sequence[RowGroups]) -> tuple[str, ...]:
     if largest <= WINDOW_BYTES:
         return ()
     return (
-        f"row groups of up to {largest / 2**20:.0f} MB, each of which is read as a whole: write the files with "
-        "smaller ones (row_group_size=100), which takes less memory and shuffles better",
+        f"row groups of up to {largest / 2**20:.0f} MB, each of which is read as a whole: write the files "
+        "with smaller ones (row_group_size=100), which takes less memory and shuffles better",
     )
 
 
