@@ -1,8 +1,9 @@
 """Try torchdoctor on a zoo of networks: torchvision, timm, transformers, and nasty hand-made ones.
 
-Each network goes, in a process of its own, through check_model, diagnose at J = 0 and J = 10, treat, explain
-and compare on a few random images. Its evidence is compared with a plain autograd loop of this program, and
-the layer that differs most is named.
+Each network goes, in a process of its own on one thread, through check_model, predict_logits, diagnose at
+J = 0 and J = 10, treat, explain, find_causes and compare on a few random images. Its evidence is compared
+with a plain autograd loop of this program: every value of every default layer at J = 0, and of the first one
+at J = 10. The layer that differs most is named.
 Outcomes: `works`; `refused` (an InputError that names what is the matter); `wrong` (a value differs from the
 loop's, or check_model passes what a verb refuses); `crash` (any other error, or no time left).
 
@@ -10,269 +11,147 @@ loop's, or check_model passes what a verb refuses); `crash` (any other error, or
     python -m benchmarks.zoo --out zoo.jsonl         all; what is in the file is not tried again
     python -m benchmarks.zoo --only 'timm:*' --out zoo.jsonl
 
-Each line is {name, outcome, layer, layers, max_rel_error, seconds, message}.
+Each line is {name, outcome, layer, layers, max_rel_error, seconds, message}; `seconds` are of processor time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import resource
 import signal
-import subprocess
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-QUICK = {
-    "mnasnet": ("torchvision:mnasnet0_5", 64, {}),
-    "mobilenet_v3_small": ("torchvision:mobilenet_v3_small", 64, {}),
-    "convnext": ("timm:convnext_atto", 64, {}),
-    "swin": (
-        "timm:swin_tiny_patch4_window7_224",
-        64,
-        {"img_size": 64, "window_size": 2, "depths": (2, 2, 2, 1)},
-    ),
-    "vit": ("timm:vit_tiny_patch16_224", 64, {"img_size": 64}),
-    "levit": ("timm:levit_128s", 128, {"img_size": 128}),
-    "mvitv2": ("timm:mvitv2_tiny", 64, {"img_size": 64}),
-    "efficientformer": ("timm:efficientformer_l1", 224, {}),
-    "squeezenet": ("torchvision:squeezenet1_1", 64, {}),
-}
-MOST_PARAMETERS = 32_000_000
+if not __package__:  # started as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.zoo_networks import (
+    QUICK,
+    nasty_makers,
+    network_of,
+    sizes_to_try,
+    timm_names,
+    torchvision_names,
+    transformers_makers,
+)
+
 AGREES = 1e-3  # largest difference from the loop, relative to the largest value, in float32
 SECONDS = 240  # of processor time for one network
-CATEGORIES, IMAGES = 3, 3
+IMAGES, DRAWS = 3, 10
+KEYS = ("name", "outcome", "layer", "layers", "max_rel_error", "seconds", "message")
 
 
-def torchvision_names() -> list[str]:
-    """Return the smallest classifier of each family of torchvision."""
-    import torchvision
-
-    families: dict[str, tuple[int, str]] = {}
-    for name in torchvision.models.list_models(module=torchvision.models):
-        make = torchvision.models.get_model_builder(name)
-        family = make.__module__
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            size = sum(parameter.numel() for parameter in torchvision.models.get_model(name).parameters())
-        families[family] = min(families.get(family, (size, name)), (size, name))
-    return [f"torchvision:{name}" for _, name in sorted(families.values(), key=lambda each: each[1])]
+def logits_in(output: Any) -> Tensor:
+    """Return the logits of an output; one logit z stands for the two -z/2 and z/2."""
+    if not isinstance(output, Tensor):
+        parts = output if isinstance(output, tuple) else list(dict(output).values())
+        output = parts[0]
+    scores = output[:, None] if output.ndim == 1 else output
+    return torch.cat([-scores / 2, scores / 2], 1) if scores.shape[1] == 1 else scores
 
 
-def timm_names() -> list[str]:
-    """Return the smallest network under 32 million parameters of each family of timm."""
-    import timm
-    from timm.models import _registry
+def loop(
+    network: nn.Module, layers: Sequence[str], image: Tensor, label: Tensor, noise: Tensor | None
+) -> list[Tensor]:
+    """Return abs(dy/dm) of layers' outputs for one image, by autograd alone.
 
-    names = []
-    for family in timm.list_modules():
-        sizes = []
-        for name in sorted(_registry._module_to_models[family]):
-            try:
-                with torch.device("meta"):
-                    network = timm.create_model(name, num_classes=CATEGORIES)
-            except Exception:  # some count on real tensors while they are built
-                continue
-            sizes.append((sum(parameter.numel() for parameter in network.parameters()), name))
-        if sizes and min(sizes)[0] < MOST_PARAMETERS:
-            names.append(f"timm:{min(sizes)[1]}")
-    return names
+    The image runs together with itself: PyTorch's derivative is wrong for some images alone.
 
+    Args:
+        network: The network, in evaluation mode.
+        layers: Names of layers.
+        image: The image.
+        label: The category.
+        noise: What is added to the output of the layer, a row for each draw, where there is one layer alone.
 
-def transformers_makers() -> dict[str, Callable[[], nn.Module]]:
-    """Return tiny image classifiers of transformers, by name; none where it is not installed."""
-    try:
-        import transformers
-    except ImportError:
-        return {}
-    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    images = {"image_size": 64, "patch_size": 16, "num_labels": CATEGORIES}
+    Returns:
+        By layer, the derivatives averaged over the rows.
+    """
+    kept: dict[str, Tensor] = {}
 
-    def maker(kind: str, **settings: Any) -> Callable[[], nn.Module]:
-        config = getattr(transformers, f"{kind}Config")
-        network = getattr(transformers, f"{kind}ForImageClassification")
-        return lambda: network(config(**settings))
+    def keep(layer: str, output: Any) -> Any:
+        value = output[0] if isinstance(output, tuple) else output
+        value = value if noise is None else value + noise
+        kept[layer] = value if value.requires_grad else value.detach().requires_grad_(True)
+        copied = kept[layer].clone()
+        return (copied, *output[1:]) if isinstance(output, tuple) else copied
 
-    return {
-        "transformers:vit": maker("ViT", **small, **images),
-        "transformers:deit": maker("DeiT", **small, **images),
-        "transformers:beit": maker("Beit", **small, **images),
-        "transformers:dinov2": maker("Dinov2", **small, **images),
-        "transformers:resnet": maker(
-            "ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=CATEGORIES
-        ),
-        "transformers:convnext": maker(
-            "ConvNext", hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1], num_labels=CATEGORIES
-        ),
-        "transformers:swin": maker(
-            "Swin", image_size=64, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4,
-            num_labels=CATEGORIES,
-        ),
-    }  # fmt: skip
-
-
-class Nasty(nn.Module):
-    """A small network; `between` and `last` are what is nasty in each kind."""
-
-    def __init__(self) -> None:
-        """Make three convolutions and a head."""
-        super().__init__()
-        self.a, self.b, self.c = (
-            nn.Sequential(nn.Conv2d(inside, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()) for inside in (3, 8, 8)
-        )
-        self.fc = nn.Linear(8, CATEGORIES)
-
-    def between(self, maps: Tensor) -> Tensor:
-        """Return the maps as they are."""
-        return maps
-
-    def forward(self, images: Tensor) -> Any:
-        """Return the logits."""
-        return self.fc(self.c(self.between(self.b(self.a(images)))).mean((2, 3)))
-
-
-def nasty_makers() -> dict[str, Callable[[], nn.Module]]:
-    """Return hand-made networks, by name."""
-
-    def kind(between: Callable[[Nasty, Tensor], Tensor], name: str) -> Callable[[], nn.Module]:
-        return type(name, (Nasty,), {"between": between})
-
-    functional = torch.nn.functional
-    steps: dict[str, Callable[[Nasty, Tensor], Tensor]] = {
-        "in_place": lambda _n, m: m.relu_(),
-        "channels_last": lambda _n, m: m.contiguous(memory_format=torch.channels_last),
-        "permuted": lambda _n, m: m.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
-        "hardswish": lambda _n, m: functional.hardswish(m),
-        "hardsigmoid": lambda _n, m: m * functional.hardsigmoid(m),
-        "grid_sample": lambda _n, m: functional.grid_sample(
-            m, functional.affine_grid(torch.eye(2, 3, dtype=m.dtype).expand(len(m), -1, -1), list(m.shape))
-        ),
-        "fft": lambda _n, m: torch.fft.irfft2(torch.fft.rfft2(m), s=m.shape[2:]),
-        "unit_norm": lambda _n, m: functional.normalize(m, dim=1),
-        "detached": lambda _n, m: m.detach(),
-        "no_grad": lambda _n, m: torch.no_grad()(lambda: m * 1)(),
-        "numpy": lambda _n, m: torch.from_numpy(m.detach().numpy()),
-        "noise": lambda _n, m: m + torch.randn_like(m),
-        "batch": lambda _n, m: m - m.mean(0, keepdim=True),
-        "twice": lambda n, m: n.c[1](m) + m,
-    }
-    made = {f"nasty:{name}": kind(step, name) for name, step in steps.items()}
-    outputs = {
-        "dict": lambda logits: {"logits": logits},
-        "tuple": lambda logits: (logits, None),
-        "softmax": lambda logits: logits.softmax(1),
-        "one_score": lambda logits: logits[:, 0],
-    }
-    for name, change in outputs.items():
-        forward = lambda self, images, change=change: change(Nasty.forward(self, images))  # noqa: E731
-        made[f"nasty:{name}"] = type(name, (Nasty,), {"forward": forward})
-    wraps = {
-        "weight_norm": lambda n: setattr(n, "fc", nn.utils.parametrizations.weight_norm(n.fc)) or n,
-        "spectral_norm": lambda n: setattr(n, "fc", nn.utils.parametrizations.spectral_norm(n.fc)) or n,
-        "bfloat16": lambda n: n.bfloat16(),
-        "double": lambda n: n.double(),
-        "frozen": lambda n: n.requires_grad_(False),
-        "zero_head": lambda n: nn.init.zeros_(n.fc.weight) is None or n,
-    }
-    for name, wrap in wraps.items():
-        made[f"nasty:{name}"] = lambda wrap=wrap: wrap(Nasty())
-    return made
-
-
-def network_of(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    """Build a network with new weights."""
-    source, _, kind = name.partition(":")
-    if source == "torchvision":
-        import torchvision
-
-        extra = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(kind, num_classes=CATEGORIES, **extra)
-    if source == "timm":
-        import timm
-
-        return timm.create_model(kind, num_classes=CATEGORIES, **settings)
-    return {**transformers_makers(), **nasty_makers()}[name]()
-
-
-def sizes_to_try(name: str) -> list[int]:
-    """Return image sizes, the one to try first in front."""
-    if not name.startswith("timm:"):
-        return [64, 224, 299]
-    import timm
-
-    return [
-        64,
-        128,
-        timm.create_model(name.partition(":")[2], pretrained=False).default_cfg["input_size"][-1],
+    handles = [
+        network.get_submodule(layer).register_forward_hook(lambda _m, _i, out, layer=layer: keep(layer, out))
+        for layer in layers
     ]
-
-
-def loop(network: nn.Module, layer: str, images: Tensor, labels: Tensor) -> Tensor:
-    """Return abs(dy/dm) of a layer's output summed over all positions, by autograd, for each image.
-
-    The images run together with themselves: PyTorch's derivative is wrong for some images alone.
-    """
-    module, rows = network.get_submodule(layer), []
-    for image, label in zip(images, labels, strict=True):
-        kept: list[Tensor] = []
-
-        def keep(_module: nn.Module, _inputs: object, output: Any, kept: list[Tensor] = kept) -> Any:
-            value = output[0] if isinstance(output, tuple) else output
-            kept.append(value if value.requires_grad else value.detach().requires_grad_(True))
-            copied = kept[0].clone()
-            return (copied, *output[1:]) if isinstance(output, tuple) else copied
-
-        handle = module.register_forward_hook(keep)
-        output = network(torch.stack([image, image]))
+    rows = 2 if noise is None else len(noise)
+    scores = logits_in(network(image.expand(rows, *image.shape)))
+    for handle in handles:
         handle.remove()
-        output = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        score = output[0, label]
-        rows.append(torch.autograd.grad(score, kept[0])[0][0].abs())
-    return torch.stack(rows)
+    slopes = torch.autograd.grad(scores[:, label].sum(), [kept[layer] for layer in layers])
+    return [slope.abs().double().mean(0) for slope in slopes]
 
 
-def largest_difference(
-    diagnosis: Any, network: nn.Module, images: Tensor, labels: Tensor
-) -> tuple[str | None, float]:
-    """Compare a diagnosis with the loop; return the layer that differs most, and by how much.
+def noise_of(network: nn.Module, layer: Any, images: Tensor, number: int) -> Tensor:
+    """Return the noise of all draws of one image, as a layer's output has it."""
+    from torchdoctor.network.layouts import remembered
+    from torchdoctor.network.taps import map_shapes
+    from torchdoctor.randomness import uniform_noise
 
-    The difference is relative to the largest value of a category; infinite where no value could be compared.
+    shape = map_shapes(network, images, [layer.name])[layer.name]
+    units = uniform_noise(
+        torch.tensor([number]), range(DRAWS), shape, seed=0, layer=layer.name, dtype=images.dtype
+    )
+    layout = remembered(network.get_submodule(layer.name), (images.shape[-2], images.shape[-1]))
+    noise = layer.delta * units[:, 0]
+    return noise if layout is None else layout.write(noise)
+
+
+def differences(
+    diagnosis: Any, layers: Sequence[Any], network: nn.Module, images: Tensor, labels: Tensor
+) -> Iterator[tuple[float, str]]:
+    """Compare layers of a diagnosis with the loop; yield by how much each category differs, and the layer.
+
+    The difference is relative to the largest value of the category.
     """
-    differences: list[tuple[float, str]] = []
-    for layer in diagnosis.layers:
-        by_position = loop(network, layer.name, images, labels).double()
-        kernels = layer.correlation.shape[1]
-        axis = 1 if by_position.ndim == 4 and by_position.shape[1] == kernels else by_position.ndim - 1
-        by_kernel = by_position.sum([each for each in range(1, by_position.ndim) if each != axis])
+    by_layer: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        noise = noise_of(network, layers[0], images, number) if diagnosis.draws else None
+        by_position = loop(network, list(by_layer), image, label, noise)
+        for layer, slopes in zip(layers, by_position, strict=True):
+            kernels = layer.correlation.shape[1]
+            axis = 0 if slopes.ndim == 3 and slopes.shape[0] == kernels else slopes.ndim - 1
+            by_layer[layer.name].append(slopes.sum([each for each in range(slopes.ndim) if each != axis]))
+    for layer in layers:
+        by_kernel = torch.stack(by_layer[layer.name])
         for category, chosen in enumerate(diagnosis.sifting.high):
             wanted = by_kernel[list(chosen)].mean(0).numpy() if len(chosen) else None
             if wanted is not None and wanted.any():
                 off = abs(layer.correlation[category] - wanted).max() / abs(wanted).max()
-                differences.append((float(off), layer.name))
-    worst = max(differences, default=(float("inf"), None))
-    return worst[1], worst[0]
+                yield float(off), layer.name
 
 
 def try_network(name: str, size: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Try one network and return what came of it."""
     import torchdoctor as td
+    from torchdoctor.network.prediction import predict_logits
 
     torch.manual_seed(0)
-    warnings.simplefilter("ignore")
     network = network_of(name, settings).eval()
     dtype = next(network.parameters()).dtype
+    tolerance = AGREES if dtype in (torch.float32, torch.float64) else 0.1
     images, passed = torch.randn(IMAGES, 3, size, size, dtype=dtype), False
     masks = torch.zeros(IMAGES, 1, size, size)
     masks[:, :, : size // 2] = 1
+    ids, every = torch.arange(IMAGES), torch.ones(IMAGES, dtype=torch.bool)
     line: dict[str, Any] = {"layer": None, "layers": [], "max_rel_error": None, "message": ""}
     try:
         found = td.check_model(network, images[:2])
@@ -281,55 +160,83 @@ def try_network(name: str, size: int, settings: Mapping[str, Any]) -> dict[str, 
         if not passed:
             return {**line, "outcome": "refused"}
         with torch.no_grad():
-            output = network(images)
-        logits = output if isinstance(output, Tensor) else next(iter(dict(output).values()))
+            logits = logits_in(network(images))
         labels = logits.argmax(1)  # every image counts as right, so that all are measured
-        batch = td.Batch(images, labels, torch.arange(IMAGES), masks, torch.ones(IMAGES, dtype=torch.bool))
+        batch = td.Batch(images, labels, ids, masks, every)
+        if not torch.allclose(predict_logits(network, [batch])[2], logits.float(), rtol=tolerance, atol=1e-4):
+            return {**line, "outcome": "wrong", "message": "predict_logits differs from the network"}
         clean = td.diagnose(network, [batch], draws=0, confidence=0.0, evidence="gradient")
         line["layers"] = [layer.name for layer in clean.layers]
-        line["layer"], line["max_rel_error"] = largest_difference(clean, network, images, labels)
-        diagnosis = td.diagnose(network, [batch], draws=10, confidence=0.0)
+        off = list(differences(clean, clean.layers, network, images, labels))
+        diagnosis = td.diagnose(network, [batch], draws=DRAWS, confidence=0.0, evidence="gradient")
+        off += differences(diagnosis, diagnosis.layers[:1], network, images, labels)
+        line["max_rel_error"], line["layer"] = max(off, default=(float("inf"), None))
         treated = td.treat(
             network, [batch], diagnosis, constraints=["channel", "space"], recipe=td.Recipe(epochs=1), seeds=1
         )
         td.compare(network, treated, {"test": [batch]}, layers=line["layers"])
         td.explain(network, images[0], diagnosis, mask=masks[0])
+        mistaken = td.Batch(images, (labels + (ids == 0)) % logits.shape[1], ids, masks, every)
+        td.find_causes(network, [mistaken], diagnosis)
     except td.InputError as error:
         return {**line, "outcome": "wrong" if passed else "refused", "message": str(error)[:300]}
     except Exception as error:
         return {**line, "outcome": "crash", "message": f"{type(error).__name__}: {error}"[:300]}
-    tolerance = AGREES if dtype in (torch.float32, torch.float64) else 0.1
     return {**line, "outcome": "works" if line["max_rel_error"] <= tolerance else "wrong"}
 
 
+def try_at_a_size(name: str, size: int | None, settings: Mapping[str, Any], answer: Connection) -> None:
+    """Try one network at the size given, or at the first that it takes, and send what came of it."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
+    warnings.simplefilter("ignore")
+    for each in sizes_to_try(name) if size is None else ():
+        try:
+            with torch.no_grad():
+                network = network_of(name, settings).eval()
+                network(torch.zeros(2, 3, each, each, dtype=next(network.parameters()).dtype))
+        except Exception:  # the next size may do
+            continue
+        size = each
+        break
+    answer.send(try_network(name, size or 64, settings))
+
+
 def in_own_process(label: str, name: str, size: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Try one network in a process of its own."""
-    started = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.zoo", "--one", json.dumps([name, size, settings])]
-    line: dict[str, Any] = {"outcome": "crash", "layer": None, "max_rel_error": None}
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.stdout.strip():
-        line = json.loads(done.stdout.strip().splitlines()[-1])
-    elif done.returncode == -signal.SIGXCPU:
-        line["message"] = f"not done after {SECONDS} seconds of processor time"
-    else:
-        line["message"] = (done.stderr.strip().splitlines() or ["no answer"])[-1][:300]
-    return {"name": label, **line, "seconds": round(time.monotonic() - started, 1)}
+    """Try one network in a process of its own, which has this one's imports."""
+    forked = multiprocessing.get_context("fork")
+    here, there = forked.Pipe(duplex=False)
+    child = forked.Process(target=try_at_a_size, args=(name, size, settings, there))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child.start()
+    there.close()
+    line: dict[str, Any] = {"outcome": "crash", "layer": None, "layers": [], "max_rel_error": None}
+    try:
+        line = here.recv()
+        child.join()
+    except EOFError:
+        child.join()
+        ended = f"the process ended with {child.exitcode}"
+        late = child.exitcode == -signal.SIGXCPU
+        line["message"] = f"not done after {SECONDS} seconds of processor time" if late else ended
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"name": label, **line, "seconds": round(seconds, 1)}
 
 
-def one(name: str, size: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Try one network at the size given, or at the first that it takes."""
-    if size is None:
-        for each in sizes_to_try(name):
-            try:
-                with torch.no_grad():
-                    network = network_of(name, settings).eval()
-                    network(torch.zeros(2, 3, each, each, dtype=next(network.parameters()).dtype))
-            except Exception:  # the next size may do
-                continue
-            size = each
-            break
-    return try_network(name, size or 64, settings)
+def networks_to_try(quick: bool, only: str) -> Iterator[tuple[str, str, int | None, Mapping[str, Any]]]:
+    """Yield the label, the name, the size of the images and the settings of each network."""
+    if quick:
+        yield from ((label, *parts) for label, parts in QUICK.items() if fnmatchcase(label, only))
+        return
+    sources = {
+        "torchvision": torchvision_names,
+        "timm": timm_names,
+        "transformers": transformers_makers,
+        "nasty": nasty_makers,
+    }
+    for source, names in sources.items():
+        if source == only.partition(":")[0] or not only.startswith(tuple(sources)):
+            yield from ((name, name, None, {}) for name in names() if fnmatchcase(name, only))
 
 
 def main() -> None:
@@ -339,32 +246,26 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each network")
     parser.add_argument("--out", type=Path, help="a file of JSON lines to add to; it is gone on with")
     parser.add_argument("--only", default="*", help="a pattern of names")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
-        name, size, settings = json.loads(arguments.one)
-        print(json.dumps(one(name, size, settings)))
-        return
-    if arguments.quick:
-        todo = [(label, *parts) for label, parts in QUICK.items()]
-    else:
-        names = [*torchvision_names(), *timm_names(), *transformers_makers(), *nasty_makers()]
-        todo = [(name, name, None, {}) for name in names]
+    os.environ["OMP_NUM_THREADS"] = "1"  # small steps: a second thread costs more than it brings
+    torch.set_num_threads(1)
+    import timm  # noqa: F401  once here, not in every process
+    import torchvision  # noqa: F401
+
+    import torchdoctor  # noqa: F401
+
     done = {}
     if arguments.out and arguments.out.exists():
         done = {line["name"]: line for line in map(json.loads, arguments.out.read_text().splitlines())}
     outcomes: Counter[str] = Counter()
-    for label, name, size, settings in todo:
-        if not fnmatchcase(label, arguments.only):
-            continue
+    for label, name, size, settings in networks_to_try(arguments.quick, arguments.only):
         line = done.get(label) or in_own_process(label, name, size, settings)
         if arguments.out and label not in done:
             with arguments.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         outcomes[line["outcome"]] += 1
         if arguments.json:
-            print(json.dumps({key: line.get(key) for key in ("name", "outcome", "layer", "max_rel_error")}))
+            print(json.dumps({key: line.get(key) for key in KEYS}))
         else:
             print(f"{line['name']:40} {line['outcome']:8} {line.get('layer')}  {line.get('message', '')}")
         sys.stdout.flush()

@@ -22,13 +22,15 @@ from torchdoctor import (
     survey_layers,
     treat,
 )
-from torchdoctor.evidence.per_image import background_shares_of, clean_evidence
+from torchdoctor.diagnosis.grad_cam import grad_cam
+from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, summed_maps
 from torchdoctor.images.masks import background_mask
-from torchdoctor.network.candidates import candidate_layers
+from torchdoctor.network.candidates import candidate_layers, sightings
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.default_layers import default_choices
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.layouts import Layout, off_grid, on_grid, remembered
+from torchdoctor.network.prediction import predict_logits
 from torchdoctor.network.shortcuts import find_shortcuts
 from torchdoctor.network.taps import find_layouts, grids, map_shapes
 from torchdoctor.treatment.constraints import constraints_named
@@ -135,6 +137,13 @@ def tiny_swin():
     )  # fmt: skip
 
 
+def tiny_levit(side):
+    return timm.models.levit.Levit(
+        side, embed_dim=(16, 24, 32), key_dim=8, depth=(2, 2, 2), num_heads=(2, 3, 4), num_classes=3,
+        use_conv=False, stem_type="s8",
+    )  # fmt: skip
+
+
 NETWORKS = {
     "vit": tiny_vit,
     "vit with registers": lambda: tiny_vit(reg_tokens=4),
@@ -148,6 +157,11 @@ NETWORKS = {
         "beit_base_patch16_224", img_size=32, patch_size=8, num_classes=3, embed_dim=16, depth=4, num_heads=2,
     ),
     "swin": tiny_swin,
+    "tnt": lambda: timm.create_model(
+        "tnt_s_legacy_patch16_224", img_size=32, patch_size=8, num_classes=3, embed_dim=16, inner_dim=8,
+        depth=4, num_heads_inner=2, num_heads_outer=2,
+    ),
+    "levit": lambda: tiny_levit(32),
     "torchvision vit": lambda: torchvision.models.VisionTransformer(32, 8, 4, 2, 16, 32, num_classes=3),
     "torchvision swin": lambda: torchvision.models.SwinTransformer(
         [2, 2], 8, [2, 2], [2, 2], [2, 2], num_classes=3
@@ -198,7 +212,11 @@ def evidence_by_loop(network, images, labels, module):
     found = []
     for image, label in zip(images, labels, strict=True):
         kept = []
-        handle = module.register_forward_hook(lambda _m, _i, output, kept=kept: kept.append(output) or output)
+
+        def keep(_module, _inputs, output, kept=kept):
+            kept.append(output[1] if isinstance(output, tuple) else output)  # TNT: (pixels, patches)
+
+        handle = module.register_forward_hook(keep)
         with torch.enable_grad():
             score = network(image[None])[0, label]
         handle.remove()
@@ -271,6 +289,9 @@ def test_every_verb_works_on_transformers(name):
     layers = [layer.name for layer in diagnosis.layers]
     result = compare(network, treated, {"test": [batch]}, layers=layers)
     assert result.splits
+    ids, labels, logits = predict_logits(network, [batch])
+    assert torch.equal(ids, batch.ids) and torch.equal(labels, batch.labels)
+    torch.testing.assert_close(logits, network(batch.images).detach())
     explanation = explain(network, batch.images[0], diagnosis, mask=batch.masks[0])
     assert explanation.summed_map.shape == (32, 32)
     assert 0 <= explanation.background_share <= 1
@@ -342,3 +363,80 @@ def test_no_shortcut_no_pooling_branch_no_stem_and_no_classifier_is_chosen():
     choices = default_choices(Branches(), torch.randn(1, 3, 32, 32))
     assert [choice.name for choice in choices] == ["one.2", "two.2", "three.2"]
     assert all("the last convolution of the stage" in choice.reason for choice in choices)
+
+
+def test_blocks_that_only_ask_for_a_class_token_are_not_chosen():
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "xcit_nano_12_p16_224", img_size=64, num_classes=3, embed_dim=16, depth=4, num_heads=2
+    ).eval()
+    images = torch.randn(1, 3, 64, 64)
+    names = [choice.name for choice in default_choices(network, images)]
+    assert names == ["blocks.0", "blocks.2", "blocks.3.local_mp.conv2"]
+    seen = {each.candidate.name: each for each in sightings(network, images)}
+    assert seen["cls_attn_blocks.0"].has_space and not seen["cls_attn_blocks.0"].mixes
+    assert all(seen[f"blocks.{number}"].mixes for number in range(4))
+
+
+def test_stages_of_blocks_end_in_blocks_though_each_holds_a_convolution():
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "twins_svt_small", img_size=64, num_classes=3, embed_dims=(16,) * 4, num_heads=(2,) * 4,
+        depths=(4,) * 4, wss=(2, 2, 2, 2),
+    ).eval()  # fmt: skip
+    assert default_layers(network, torch.randn(1, 3, 64, 64)) == ("blocks.1.3", "blocks.2.3", "blocks.3.3")
+
+
+def test_stages_behind_even_attention_are_found():
+    torch.manual_seed(0)
+    network, images = tiny_levit(64).eval(), torch.randn(1, 3, 64, 64)
+    assert default_layers(network, images) == ("stages.0.blocks.1", "stages.1.blocks.1", "stages.2.blocks.1")
+    assert list(grids(network, images, default_layers(network, images)).values()) == [(8, 8), (4, 4), (2, 2)]
+
+
+class TalkingHeads(nn.Module):
+    """Attention whose heads are mixed by a convolution over pairs of places."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (
+            nn.Sequential(nn.Conv2d(inside, 8, 3, 2, 1), nn.ReLU()) for inside in (3, 8, 8)
+        )
+        self.heads, self.last, self.fc = nn.Conv2d(2, 2, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, images):
+        maps = self.c(self.b(self.a(images)))
+        heads = maps.flatten(2).unflatten(1, (2, 4))
+        weights = self.heads(heads.mT @ heads).softmax(-1)
+        mixed = (heads @ weights.mT).flatten(1, 2).view(maps.shape)
+        return self.fc(self.last(maps + mixed).mean((2, 3)))
+
+
+def test_a_convolution_over_pairs_of_places_is_not_chosen():
+    torch.manual_seed(0)
+    assert default_layers(TalkingHeads(), torch.randn(1, 3, 48, 48), 3) == ("b.0", "c.0", "last")
+
+
+@pytest.mark.parametrize("name", ["vit with registers", "deit", "swin", "tnt"])
+def test_grad_cam_of_tokens_equals_its_formula_at_the_places(name):
+    network, image = made(name), some_images(1).images[0]
+    layer = {"swin": "layers.1.blocks.1"}.get(name, "blocks.2")
+    kept = []
+
+    def keep(_module, _inputs, output):
+        kept.append(output[1] if isinstance(output, tuple) else output)
+
+    handle = network.get_submodule(layer).register_forward_hook(keep)
+    score = network(image[None])[0, 1]
+    handle.remove()
+    (slopes,) = torch.autograd.grad(score, kept[0])
+    side = 8 if name == "swin" else 4
+    maps, slopes = (
+        each.flatten(1, -2)[:, -side * side :].mT.unflatten(2, (side, side)) for each in (kept[0], slopes)
+    )
+    wanted = (slopes.mean((2, 3), keepdim=True) * maps.detach()).sum(1, keepdim=True).relu()
+    found = grad_cam(network, image, layer, 1)
+    assert found.shape == (32, 32) and found.max() > 0
+    np.testing.assert_allclose(found, summed_maps(wanted, (32, 32))[0], rtol=1e-4, atol=1e-7)
+    with pytest.raises(InputError, match="expected a 4-dimensional map"):
+        grad_cam(network, image, "head" if name != "swin" else "head.fc", 1)

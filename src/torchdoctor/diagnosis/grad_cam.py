@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchdoctor.evidence.per_image import summed_maps
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.gradients import score_gradients
-from torchdoctor.network.hooks import find_layer, hooked
+from torchdoctor.network.hooks import find_layer
+from torchdoctor.network.layouts import on_grid
 from torchdoctor.network.outputs import as_logits, unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
-from torchdoctor.network.taps import keep_in, layout_of, run_tapped, token_grids
+from torchdoctor.network.taps import keep_in, map_shapes, run_tapped, token_grids
 from torchdoctor.types import InputError
 
 
@@ -35,37 +36,30 @@ def grad_cam(
         The map, resized to the image; its values are not negative.
 
     Raises:
-        InputError: torchcam is not installed, or the network has no such layer.
+        InputError: torchcam is not installed, the network has no such layer, or it gives no map.
     """
     network = copy_of(unwrap(model)).eval()
     find_layer(network, layer)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     pixels = image[None].to(device_of(network), dtype_of(network)).requires_grad_(True)
+    map_shapes(network, pixels, [layer])  # refuses a layer without a map
     maps: dict[str, Tensor] = {}
-    if not _is_map(network, pixels, layer):
+    grid = token_grids(network, pixels, [layer]).get(layer)
+    if grid is not None:
         with torch.enable_grad():
             logits = run_tapped(network, pixels, {layer: keep_in(maps, layer)})
             slopes = score_gradients([logits[:, category]], maps)[0][layer]
-        weighted = slopes.mean((2, 3), keepdim=True) * maps[layer].detach()
-        size, grid = (image.shape[1], image.shape[2]), token_grids(network, pixels, [layer])[layer]
-        return summed_maps(weighted.sum(1, keepdim=True).clamp(min=0), size, grid)[0]
+        # Tokens without a place on the image count neither for the weights nor for the map.
+        at_places, slopes = on_grid(maps[layer].detach(), grid), on_grid(slopes, grid)
+        weighted = slopes.mean((2, 3), keepdim=True) * at_places
+        return summed_maps(weighted.sum(1, keepdim=True).clamp(min=0), (image.shape[1], image.shape[2]))[0]
     with torch.enable_grad(), _torchcam()(network, target_layer=layer) as camera:
         logits = as_logits(network(pixels))
         (layer_map,) = camera(class_idx=category, scores=logits, normalized=False)
     size = (image.shape[1], image.shape[2])
     resized: np.ndarray = summed_maps(layer_map.reshape(1, 1, *layer_map.shape[-2:]).clamp(min=0), size)[0]
     return resized
-
-
-def _is_map(network: nn.Module, pixels: Tensor, layer: str) -> bool:
-    """Whether a layer gives a map as it is, which torchcam reads; it does not read tokens by their places."""
-    outputs: list[object] = []
-    module = find_layer(network, layer)
-    with hooked([(module, lambda *call: outputs.append(call[2]))]), torch.no_grad():
-        network(pixels)
-    output = outputs[-1] if outputs else None
-    return not isinstance(output, Tensor) or layout_of(module, pixels, output, layer).is_plain
 
 
 def _torchcam() -> Callable[..., Any]:

@@ -15,13 +15,14 @@ from torchdoctor.network.copying import copy_of
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import hooked
-from torchdoctor.network.layouts import on_grid
+from torchdoctor.network.layouts import held_in, on_grid, parts_of_images, put_in
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.taps import find_layouts, layout_of
 
 # Steps of autograd that weights take part in.
 WEIGHTED = ("Convolution", "Addmm", "MmBackward", "BmmBackward")
 LIST = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+ELSEWHERE = 0.5  # of the arithmetic: where more lies outside of convolutions, the same
 UNCOVERED = 0.1  # of the arithmetic: where more lies behind the last convolution, blocks are candidates too
 
 
@@ -49,6 +50,8 @@ class Sighting:
         is_stem: Whether it reads the image with no other layer with weights before it, as a patch embedding.
         has_space: Whether the logits depend on its map at more than one place, as far as can be seen.
         is_classifier: Whether each of its channels is a logit before it is averaged.
+        mixes: Whether its map at a place depends on more places than one of the block before it; a block that
+            only asks the places for a class token passes them on.
     """
 
     candidate: Candidate
@@ -57,6 +60,7 @@ class Sighting:
     is_stem: bool
     has_space: bool
     is_classifier: bool
+    mixes: bool = True
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -132,12 +136,17 @@ def sightings(model: nn.Module, images: Num[Tensor, "batch channel height width"
 
 
 def _leaves_much(model: nn.Module, image: Tensor, seen: tuple[Sighting, ...]) -> bool:
-    """Whether much of the network's arithmetic lies behind the last convolution with a map."""
+    """Whether much of the arithmetic lies behind the last convolution with a map, or in no convolution."""
     names = [each.candidate.name for each in seen if each.grid != (1, 1)]
     if not names:
         return True
     done = compute_before(model, image, names)[0]
-    return max(done[name] for name in names) < (1 - UNCOVERED) * done[""]
+    own = 0
+    for each in seen:
+        weight = model.get_submodule(each.candidate.name).weight
+        own += 2 * weight.numel() * each.grid[0] * each.grid[1]
+    behind = max(done[name] for name in names) < (1 - UNCOVERED) * done[""]
+    return behind or own < (1 - ELSEWHERE) * done[""]
 
 
 def _blocks(model: nn.Module) -> dict[nn.Module, str]:
@@ -163,19 +172,13 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def remember(module: nn.Module, _inputs: object, output: object) -> object:
-        value = output
-        if isinstance(output, tuple):
-            tensors = [part for part in output if isinstance(part, Tensor) and part.ndim > 2]
-            value = output[0] if len(tensors) == 1 else None  # of several, none is the layer's map
+        holding = parts_of_images(output, len(image)) if isinstance(output, tuple) else [0]
+        value = held_in(output, holding[0]) if len(holding) == 1 else None  # of several, none is the map
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return output
         leaf = value if value.requires_grad else value.detach().requires_grad_(True)
         calls.append((module, value, leaf))
-        fresh = leaf.clone()
-        if not isinstance(output, tuple):
-            return fresh
-        rest = (fresh, *output[1:])
-        return type(output)(*rest) if hasattr(output, "_fields") else rest
+        return put_in(output, leaf.clone(), holding[0])
 
     with hooked((module, remember) for module in names), frozen_eval(model) as frozen, torch.enable_grad():
         logits = frozen.logits(image)
@@ -189,7 +192,8 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
     depth_of, counts = _Depths(), dict[nn.Module, int]()
     for module, _, _ in calls:
         counts[module] = counts.get(module, 0) + 1
-    found = []
+    found: list[Sighting] = []
+    before: dict[tuple[int, int], tuple[nn.Module, Tensor]] = {}  # by size of the map, the last block
     for (module, value, leaf), gradient, of_first in zip(calls, together, first, strict=True):
         if gradient is None or counts[module] > 1 or len(value) != len(image):
             continue
@@ -198,6 +202,10 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
             continue
         candidate, has_space, is_classifier = facts
         is_block, depth = not isinstance(module, nn.Conv2d), depth_of(value.grad_fn)
+        grid = candidate.shape[1:]
+        mixes = not is_block or grid not in before or _mixes(module, value, *before[grid], image)
+        if is_block:
+            before[grid] = module, leaf
         found.append(
             Sighting(
                 candidate=candidate,
@@ -206,9 +214,25 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
                 is_stem=depth <= 1 if is_block else not value.requires_grad,
                 has_space=has_space,
                 is_classifier=is_classifier and logits.shape[1] > 1 and value.shape[1] == logits.shape[1],
+                mixes=mixes,
             )
         )
     return tuple(found)
+
+
+def _mixes(module: nn.Module, value: Tensor, block: nn.Module, leaf: Tensor, image: Tensor) -> bool:
+    """Whether a block's map at its middle place depends on more places than one of another block's output."""
+    layout = layout_of(module, image, value)
+    at_places = on_grid(layout.read(value), layout.grid).flatten(2)
+    middle = at_places[:, :, at_places.shape[2] // 2]
+    weights = torch.linspace(1.0, 2.0, middle.shape[1]).to(middle)
+    (slopes,) = _derivatives((middle * weights).sum(), [leaf])
+    if slopes is None:
+        return True
+    other = layout_of(block, image, leaf)
+    if value.shape == leaf.shape and torch.equal(value, leaf):  # weights that start at 0 hide what it does
+        return True
+    return int((on_grid(other.read(slopes), other.grid) != 0).any(1).sum()) != 1
 
 
 def _derivatives(score: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:

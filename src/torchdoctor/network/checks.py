@@ -17,7 +17,7 @@ from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.gradients import score_gradients
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.kept_tensors import without_kept_tensors
-from torchdoctor.network.outputs import as_logits, same_for_all, unwrap
+from torchdoctor.network.outputs import as_logits, one_row_each, same_for_all, unwrap
 from torchdoctor.network.prediction import dtype_of
 from torchdoctor.network.probabilities import probabilities_in
 from torchdoctor.network.taps import keep_in, map_shapes, run_tapped
@@ -163,8 +163,7 @@ def _forward(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -
             "forward changes the images that it is given, in place (such as x.mul_(2) or x -= mean): whoever "
             "hands them in would see other images. Write x = x * 2",
         )
-    if len(logits) != len(example):
-        yield "error", f"{len(example)} images gave {len(logits)} rows of logits: expected one row per image"
+    one_row_each(logits, len(example))
     if not bool(torch.isfinite(logits).all()):
         yield "error", "the logits are not finite: the weights or the preprocessing are broken"
 
@@ -193,7 +192,10 @@ def _repeatable(model: nn.Module, example: Tensor, _layers: Sequence[str] | None
     with torch.no_grad():
         both = as_logits(model(example))
         again = as_logits(model(example))
-        alone = torch.cat([as_logits(model(image[None])) for image in example])
+        rows = [as_logits(model(image[None])) for image in example]
+        for row in rows:
+            one_row_each(row, 1)
+        alone = torch.cat(rows)
     scale = both.abs().max() + 1e-6
     if not bool(torch.isclose(both, again, rtol=1e-4, atol=float(1e-4 * scale)).all()):
         yield (

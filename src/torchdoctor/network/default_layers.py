@@ -110,9 +110,18 @@ def default_choices(
 def _usable(seen: Sequence[Sighting], number: int) -> list[Sighting]:
     """Return the layers to choose from; what is passed over comes back where nothing else is there."""
     space = [each for each in seen if each.has_space] or list(seen)
-    no_classifier = [each for each in space if not each.is_classifier] or space
+    space = [each for each in space if not _holds_pairs(each, seen)] or space
+    mixing = [each for each in space if each.mixes] or space
+    no_classifier = [each for each in mixing if not each.is_classifier] or mixing
     behind = [each for each in no_classifier if not each.is_stem]
     return behind if len(behind) >= number else no_classifier
+
+
+def _holds_pairs(layer: Sighting, seen: Sequence[Sighting]) -> bool:
+    """Whether a map holds pairs of places, as in attention: each side has all places of the map before it."""
+    before = [each.grid for each in seen[: seen.index(layer)] if each.grid != layer.grid]
+    height, width = before[-1] if before else (1, 1)
+    return min(height, width) > 2 and layer.grid == (height * width, height * width)
 
 
 def _last_call(members: Sequence[Sighting], usable: Sequence[Sighting]) -> int:
@@ -148,7 +157,8 @@ def _fill_up(
         places = [round((place + 1) * len(blocks) / number) - 1 for place in range(number)]
         even = [blocks[max(place, 0)] for place in places]
         for each in [*reversed(even), *reversed(blocks)]:
-            if len(chosen) < number:
+            inside = any(name.startswith(f"{each.candidate.name}.") for name in chosen)
+            if len(chosen) < number and not inside:
                 chosen.setdefault(each.candidate.name, f"a block at an even distance: {few}")
         return
     deepest, main = 0, list[Sighting]()

@@ -10,7 +10,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from torchdoctor.network.kept_tensors import without_kept_tensors
-from torchdoctor.network.outputs import as_logits
+from torchdoctor.network.outputs import as_logits, one_row_each
 from torchdoctor.network.workarounds import right_derivatives
 
 
@@ -50,9 +50,11 @@ class FrozenModel:
             The logits.
 
         Raises:
-            InputError: The network returned something that holds no logits.
+            InputError: The network returned something that holds no logits, or not one row for each image.
         """
-        return as_logits(self.model(images))
+        logits = as_logits(self.model(images))
+        one_row_each(logits, len(images))
+        return logits
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from torchdoctor.network.hooks import hooked
-from torchdoctor.network.layouts import Layout, is_known, remember
+from torchdoctor.network.layouts import (
+    Layout,
+    held_in,
+    is_known,
+    parts_of_images,
+    remember,
+    remembered,
+)
 
 STRIPES = 16  # along each side of the image; finer ones only where positions lie in an order of their own
 MOST_BESIDE = 16  # more tokens without a place than any network is known to have
@@ -28,6 +35,7 @@ ALIKE_IF_FEW, FEW = 0.9, 9  # the same for so few places, whose centres may lie 
 CONTRAST = (
     1.5  # least answer to a place's own stripes, in mean answers, where places are looked for one by one
 )
+ALL_ALIKE = 1.05  # most answer of any position to a stripe, in mean answers, where no order can be seen
 AT_ONCE = 16  # changed images in a pass
 
 
@@ -37,10 +45,12 @@ class Answers:
 
     Attributes:
         shape: The shape of the output without the batch.
+        part: Which part of the output is meant, where it is a tuple.
         parts: By the axis of the channels, the answers of each pass over the stripes.
     """
 
     shape: tuple[int, ...]
+    part: int = 0
     parts: dict[int, list[Float[np.ndarray, "stripe position"]]] = field(default_factory=dict)
 
     def add(self, output: Float[Tensor, "image ..."], clean: Float[Tensor, "1 ..."]) -> None:
@@ -93,9 +103,44 @@ def find_out(
         layout = _in_order(answers[name], size) if name in answers else None
         if layout is None and name in answers and _answers_by_place(answers[name], size):
             in_disorder[name] = module
-        remember(module, size, layout)
+        remember(module, size, layout and replace(layout, part=answers[name].part))
     if in_disorder:
         _find_own_orders(model, images[:1], in_disorder, {name: answers[name].shape for name in in_disorder})
+    alike = {
+        name: modules[name]
+        for name, answer in answers.items()
+        if remembered(modules[name], size) is None and name not in in_disorder and _answer_alike(answer, size)
+    }
+    if alike:
+        _take_in_order(model, images[:1], alike, answers)
+
+
+def _answer_alike(answers: Answers, size: tuple[int, int]) -> bool:
+    """Whether all positions answer to each stripe as the others do, as behind attention that starts even."""
+    shape = answers.shape
+    return len(shape) == 2 and bool(np.all(_shares(answers.of(-1)).max(0) < ALL_ALIKE))
+
+
+def _take_in_order(
+    model: nn.Module, image: Tensor, modules: dict[str, nn.Module], answers: dict[str, Answers]
+) -> None:
+    """Take tokens row by row whose answers tell nothing, where they are as many as a map's places.
+
+    A map is that of a convolution, or one with sides half as long, once or several times.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    grids: dict[int, tuple[int, int]] = {}
+    for shape in _shapes(model, image, convolutions).values():
+        height, width = shape[1:] if len(shape) == 3 else (1, 1)
+        while height * width > 1:
+            grids.setdefault(height * width, (height, width))
+            height, width = math.ceil(height / 2), math.ceil(width / 2)
+    for name, module in modules.items():
+        shape, part = answers[name].shape, answers[name].part
+        if shape[0] in grids:
+            layout = _made(shape, -1, grids[shape[0]], np.arange(shape[0]))
+            remember(module, size, replace(layout, part=part))
 
 
 def _find_own_orders(
@@ -113,7 +158,7 @@ def _find_own_orders(
         for name, fine in _answers(model, image, waiting, grid).items():
             layout = _in_own_order(fine, grid)
             if layout is not None:
-                remember(modules.pop(name), size, layout)
+                remember(modules.pop(name), size, replace(layout, part=fine.part))
 
 
 def _answers_by_place(answers: Answers, size: tuple[int, int]) -> bool:
@@ -159,12 +204,17 @@ def _answers(
     """Run the network on the image, changed in each stripe, and note how layers answer; {} if it fails."""
     found: dict[str, Answers] = {}
     outputs: dict[str, Tensor] = {}
+    parts: dict[str, int] = {}
+    rows: list[int] = []
     names = {module: name for name, module in modules.items()}
 
     def look(module: nn.Module, _inputs: object, output: object) -> None:
-        value = output[0] if isinstance(output, tuple) and output else output
-        if isinstance(value, Tensor) and value.ndim >= 3 and names[module] not in outputs:
+        holding = parts_of_images(output, rows[-1])
+        if holding and names[module] not in outputs:
+            value = held_in(output, holding[0])
+            assert isinstance(value, Tensor)
             outputs[names[module]] = value.detach().clone()
+            parts[names[module]] = holding[0]
 
     try:
         with hooked((module, look) for module in names), torch.no_grad():
@@ -173,10 +223,11 @@ def _answers(
             for start in range(0, len(changed), AT_ONCE):
                 part = torch.cat([image, changed[start : start + AT_ONCE]])
                 outputs.clear()
+                rows.append(len(part))
                 model(part)
                 for name, output in outputs.items():
-                    if len(output) == len(part) and bool(torch.isfinite(output).all()):
-                        answer = found.setdefault(name, Answers(tuple(output.shape[1:])))
+                    if bool(torch.isfinite(output).all()):
+                        answer = found.setdefault(name, Answers(tuple(output.shape[1:]), parts[name]))
                         answer.add(output[1:], output[:1])
     except Exception:  # a network that takes no such batch: what is known of axes has to do
         return {}

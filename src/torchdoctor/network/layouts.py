@@ -28,12 +28,14 @@ class Layout:
         shape: The output's shape without the batch; empty for a plain map.
         places: For each place, row by row, its position among the output's axes other than the channels',
             flattened; None: the positions are the places, in order.
+        part: Which part of the output is meant, where the layer gives a tuple.
     """
 
     grid: tuple[int, int]
     channel_axis: int = 1
     shape: tuple[int, ...] = ()
     places: tuple[int, ...] | None = None
+    part: int = 0
 
     @property
     def is_plain(self) -> bool:
@@ -98,6 +100,54 @@ class Layout:
         with_place = set(self.places)
         order = [*self.places, *(each for each in range(self.positions) if each not in with_place)]
         return None if order == sorted(order) else order
+
+
+def held_in(output: object, part: int = 0) -> object:
+    """Return what holds the map in a layer's output.
+
+    Args:
+        output: What the layer returned.
+        part: Which part is meant, where it is a tuple (see `Layout`).
+
+    Returns:
+        The part of a tuple, else the output itself.
+    """
+    return output[part] if isinstance(output, tuple) and len(output) > part else output
+
+
+def put_in(output: object, value: Tensor, part: int = 0) -> object:
+    """Return a layer's output with another map in it: the opposite of `held_in`.
+
+    Args:
+        output: What the layer returned.
+        value: What takes the place of the map.
+        part: Which part is meant, where the output is a tuple.
+
+    Returns:
+        The output, of the same kind.
+    """
+    if not isinstance(output, tuple):
+        return value
+    parts = (*output[:part], value, *output[part + 1 :])
+    return type(output)(*parts) if hasattr(output, "_fields") else parts
+
+
+def parts_of_images(output: object, images: int) -> list[int]:
+    """Return which parts of a layer's output may hold a map: those with positions and a row for each image.
+
+    Args:
+        output: What the layer returned.
+        images: How many images the network was given.
+
+    Returns:
+        Their numbers; [0] for an output that is one such tensor alone.
+    """
+    parts = output if isinstance(output, tuple) else (output,)
+    return [
+        number
+        for number, part in enumerate(parts)
+        if isinstance(part, Tensor) and part.ndim > 2 and len(part) == images
+    ]
 
 
 def on_grid(

@@ -115,7 +115,8 @@ def as_logits(output: object) -> Float[Tensor, "batch category"]:
 
     Args:
         output: A tensor; a dict, dataclass or named tuple with a field such as `logits`; or a tuple or list
-            whose first matrix they are.
+            whose first matrix they are. A vector of floats holds one logit of each image; a single number is
+            the vector of one image, as `squeeze` leaves it.
 
     Returns:
         The logits. A single logit z for two categories becomes (-z/2, z/2), whose softmax is the sigmoid
@@ -125,13 +126,16 @@ def as_logits(output: object) -> Float[Tensor, "batch category"]:
         InputError: There are none in it; the message says what the network returned instead.
     """
     if isinstance(output, Tensor):
-        if output.ndim == 2:
+        logits = output.reshape(-1, 1) if _is_score(output) else output
+        if logits.ndim == 2:
             # One logit z for two categories: softmax(-z/2, z/2) is sigmoid(z), and neither score is constant.
-            return output if output.shape[1] != 1 else torch.cat([-output / 2, output / 2], 1)
-        hint = " (one score per image: give a model with one logit per category)" if output.ndim < 2 else ""
+            return logits if logits.shape[1] != 1 else torch.cat([-logits / 2, logits / 2], 1)
+        hint = ""
+        if output.ndim < 2:
+            hint = f" of {output.dtype}, which are no logits: return the scores, not the category they choose"
         raise InputError(
             f"the model returned shape {tuple(output.shape)}{hint}; expected one tensor of logits, shape "
-            "[batch, category]"
+            "[batch, category], or [batch] where one logit tells two categories apart"
         )
     named = _fields(output)
     for name in LOGIT_NAMES:
@@ -140,11 +144,44 @@ def as_logits(output: object) -> Float[Tensor, "batch category"]:
     matrices = {name: part for name, part in named.items() if isinstance(part, Tensor) and part.ndim == 2}
     main = [matrix for name, matrix in matrices.items() if not name.startswith(AUXILIARY_PREFIX)]
     if main and (len(main) == 1 or isinstance(output, tuple | list)):
-        return main[0]
+        return as_logits(main[0])
+    scores = [part for part in named.values() if isinstance(part, Tensor) and part.ndim and _is_score(part)]
+    if len(scores) == 1 and not matrices:
+        return as_logits(scores[0])
     content = ", ".join(f"{name}: {_described(part)}" for name, part in named.items()) or "nothing in it"
     raise InputError(
         f"the model returned {type(output).__name__} ({content}); expected logits, shape [batch, category], "
         f"alone, first in a tuple, or in a field called {' or '.join(LOGIT_NAMES[:2])}"
+    )
+
+
+def _is_score(output: Tensor) -> bool:
+    """Whether an output holds one logit of each image, without an axis of categories."""
+    return output.ndim < 2 and output.is_floating_point()
+
+
+def one_row_each(logits: Float[Tensor, "row category"], images: int) -> None:
+    """Refuse logits that are not one row for each image.
+
+    Args:
+        logits: The logits.
+        images: How many images the network was given.
+
+    Raises:
+        InputError: The numbers differ.
+    """
+    if len(logits) == images:
+        return
+    squeezed = images == 1 and len(logits) > 1
+    remedy = (
+        "does forward end in squeeze(), which takes the axis of a single image away? Write squeeze(1), or "
+        "leave it out"
+        if squeezed
+        else "does forward join images, or return something else than logits?"
+    )
+    raise InputError(
+        f"{images} image{'s' if images > 1 else ''} gave {len(logits)} rows of logits; expected one row per "
+        f"image: {remedy}"
     )
 
 

@@ -14,7 +14,7 @@ from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import Hook, find_layer, hooked
 from torchdoctor.network.layers import chosen_layers
-from torchdoctor.network.layouts import Layout, remembered
+from torchdoctor.network.layouts import Layout, held_in, remembered
 from torchdoctor.network.taps import find_layouts
 from torchdoctor.types import InputError
 
@@ -130,7 +130,7 @@ def _layouts(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[st
     find_layouts(model, images, layers)
     size = (images.shape[-2], images.shape[-1])
     found = {name: remembered(find_layer(model, name), size) for name in layers}
-    return {name: layout for name, layout in found.items() if layout is not None and not layout.is_plain}
+    return {name: layout for name, layout in found.items() if layout and (layout.shape or layout.part)}
 
 
 def _last_linear(model: nn.Module, images: Tensor) -> str | None:
@@ -183,9 +183,10 @@ def pooling(model: nn.Module, places: Places) -> Iterator[Pooled]:
 
     def after(name: str) -> Hook:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            value = output[0] if isinstance(output, tuple) and output else output
-            if name in places.layouts and isinstance(value, Tensor):
-                value = places.layouts[name].read(value)
+            layout = places.layouts.get(name)
+            value = held_in(output, layout.part if layout else 0)
+            if layout and isinstance(value, Tensor):
+                value = layout.read(value)
             keep(name, value, False)
 
         return hook

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import Hook, find_layer, hooked
 from torchdoctor.network.layout_probe import find_out
-from torchdoctor.network.layouts import Layout, is_known, remembered
+from torchdoctor.network.layouts import Layout, held_in, is_known, put_in, remembered
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.types import InputError
 
@@ -94,15 +94,13 @@ def tapped(model: nn.Module, images: Tensor, taps: Mapping[str, Tap]) -> Iterato
     def hook_for(name: str) -> Hook:
         def hook(module: nn.Module, _inputs: object, output: object) -> object:
             calls[name] += 1
-            value = output[0] if isinstance(output, tuple) and output else output
+            known = remembered(module, (images.shape[-2], images.shape[-1]))
+            part = known.part if known else 0
+            value = held_in(output, part)
             if not isinstance(value, Tensor):
                 raise InputError(_no_map(name, type(output).__name__))
             layout = layout_of(module, images, value, name)
-            result = layout.write(taps[name](layout.read(value)))
-            if not isinstance(output, tuple):
-                return result
-            rest = (result, *output[1:])
-            return type(output)(*rest) if hasattr(output, "_fields") else rest
+            return put_in(output, layout.write(taps[name](layout.read(value))), part)
 
         return hook
 
@@ -196,8 +194,8 @@ def token_grids(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict
         layers: Names of layers.
 
     Returns:
-        [height, width] by name, without tokens that have no place; a plain map's space is the map itself, and
-        is left out.
+        [height, width] by name, without tokens that have no place; the space of a plain map that is the whole
+        output is the map itself, and is left out.
 
     Raises:
         InputError: A layer does not exist.
@@ -205,7 +203,7 @@ def token_grids(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict
     find_layouts(model, images, layers)
     size = (images.shape[-2], images.shape[-1])
     found = {name: remembered(find_layer(model, name), size) for name in layers}
-    return {name: layout.grid for name, layout in found.items() if layout and not layout.is_plain}
+    return {name: layout.grid for name, layout in found.items() if layout and (layout.shape or layout.part)}
 
 
 def grids(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
