@@ -150,7 +150,7 @@ def _leaves_much(model: nn.Module, image: Tensor, seen: tuple[Sighting, ...]) ->
 
 
 def _blocks(model: nn.Module) -> dict[nn.Module, str]:
-    """Return members of lists of modules: with parts, others of their kind beside them, none inside."""
+    """Return members of lists of modules: with several layers, others of their kind beside, none inside."""
     found: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, LIST):
@@ -158,7 +158,13 @@ def _blocks(model: nn.Module) -> dict[nn.Module, str]:
         kinds = Counter(type(child) for child in module.children())
         for part, child in module.named_children():
             repeated = kinds[type(child)] > 1
-            if repeated and not isinstance(child, LIST) and any(True for _ in child.children()):
+            layers = sum(parameter.ndim > 1 for parameter in child.parameters())
+            if (
+                repeated
+                and not isinstance(child, LIST)
+                and layers > 1
+                and any(True for _ in child.children())
+            ):
                 found[child] = f"{name}.{part}".lstrip(".")
     return {
         module: name

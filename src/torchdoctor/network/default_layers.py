@@ -139,7 +139,13 @@ def _end_of_stage(stage: Sequence[Sighting], done: Mapping[str, int], usable: Se
         return last[-1]
     if not last:
         return blocks[-1]
-    first = usable.index(stage[0])
+    places = [usable.index(each) for each in stage]
+    before = [
+        place
+        for place, each in enumerate(usable[: usable.index(blocks[0])])
+        if each.is_block and each not in blocks
+    ]  # a layer of an earlier stage can have a map of this size too
+    first = min(place for place in places if place > max(before, default=-1))
     start = done[usable[first - 1].candidate.name] if first else 0
     end = done[stage[-1].candidate.name]
     behind = end - done[last[-1].candidate.name]

@@ -24,7 +24,6 @@ from torchdoctor.network.layouts import (
     is_known,
     parts_of_images,
     remember,
-    remembered,
 )
 
 STRIPES = 16  # along each side of the image; finer ones only where positions lie in an order of their own
@@ -35,7 +34,6 @@ ALIKE_IF_FEW, FEW = 0.9, 9  # the same for so few places, whose centres may lie 
 CONTRAST = (
     1.5  # least answer to a place's own stripes, in mean answers, where places are looked for one by one
 )
-ALL_ALIKE = 1.05  # most answer of any position to a stripe, in mean answers, where no order can be seen
 AT_ONCE = 16  # changed images in a pass
 
 
@@ -99,34 +97,26 @@ def find_out(
         return
     answers = _answers(model, images[:1], modules, (min(STRIPES, size[0]), min(STRIPES, size[1])))
     in_disorder: dict[str, nn.Module] = {}
+    alike: dict[str, nn.Module] = {}
     for name, module in modules.items():
         layout = _in_order(answers[name], size) if name in answers else None
-        if layout is None and name in answers and _answers_by_place(answers[name], size):
-            in_disorder[name] = module
         remember(module, size, layout and replace(layout, part=answers[name].part))
+        if layout is None and name in answers:
+            (in_disorder if _answers_by_place(answers[name], size) else alike)[name] = module
     if in_disorder:
         _find_own_orders(model, images[:1], in_disorder, {name: answers[name].shape for name in in_disorder})
-    alike = {
-        name: modules[name]
-        for name, answer in answers.items()
-        if remembered(modules[name], size) is None and name not in in_disorder and _answer_alike(answer, size)
-    }
+    alike = {name: module for name, module in alike.items() if len(answers[name].shape) == 2}
     if alike:
         _take_in_order(model, images[:1], alike, answers)
-
-
-def _answer_alike(answers: Answers, size: tuple[int, int]) -> bool:
-    """Whether all positions answer to each stripe as the others do, as behind attention that starts even."""
-    shape = answers.shape
-    return len(shape) == 2 and bool(np.all(_shares(answers.of(-1)).max(0) < ALL_ALIKE))
 
 
 def _take_in_order(
     model: nn.Module, image: Tensor, modules: dict[str, nn.Module], answers: dict[str, Answers]
 ) -> None:
-    """Take tokens row by row whose answers tell nothing, where they are as many as a map's places.
+    """Take tokens row by row that all answer alike, where they are as many as a map's places.
 
-    A map is that of a convolution, or one with sides half as long, once or several times.
+    Attention whose weights are still even says nothing of places. A map is that of a convolution, or one with
+    sides half as long, once or several times.
     """
     size = (image.shape[-2], image.shape[-1])
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
