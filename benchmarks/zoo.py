@@ -80,19 +80,20 @@ def loop(
         By layer, the derivatives averaged over the rows.
     """
     kept: dict[str, Tensor] = {}
+    rows = 2 if noise is None else len(noise)
 
     def keep(layer: str, output: Any) -> Any:
-        value = output[0] if isinstance(output, tuple) else output
-        value = value if noise is None else value + noise
+        parts = list(output) if isinstance(output, tuple) else [output]
+        part = next(place for place, each in enumerate(parts) if each.ndim > 2 and len(each) == rows)
+        value = parts[part] if noise is None else parts[part] + noise
         kept[layer] = value if value.requires_grad else value.detach().requires_grad_(True)
-        copied = kept[layer].clone()
-        return (copied, *output[1:]) if isinstance(output, tuple) else copied
+        parts[part] = kept[layer].clone()
+        return tuple(parts) if isinstance(output, tuple) else parts[0]
 
     handles = [
         network.get_submodule(layer).register_forward_hook(lambda _m, _i, out, layer=layer: keep(layer, out))
         for layer in layers
     ]
-    rows = 2 if noise is None else len(noise)
     scores = logits_in(network(image.expand(rows, *image.shape)))
     for handle in handles:
         handle.remove()

@@ -143,8 +143,9 @@ def _leaves_much(model: nn.Module, image: Tensor, seen: tuple[Sighting, ...]) ->
     done = compute_before(model, image, names)[0]
     own = 0
     for each in seen:
-        weight = model.get_submodule(each.candidate.name).weight
-        own += 2 * weight.numel() * each.grid[0] * each.grid[1]
+        module = model.get_submodule(each.candidate.name)
+        assert isinstance(module, nn.Conv2d)
+        own += 2 * module.weight.numel() * each.grid[0] * each.grid[1]
     behind = max(done[name] for name in names) < (1 - UNCOVERED) * done[""]
     return behind or own < (1 - ELSEWHERE) * done[""]
 

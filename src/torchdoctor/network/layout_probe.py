@@ -119,7 +119,9 @@ def _take_in_order(
     sides half as long, once or several times.
     """
     size = (image.shape[-2], image.shape[-1])
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    convolutions: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
     grids: dict[int, tuple[int, int]] = {}
     for shape in _shapes(model, image, convolutions).values():
         height, width = shape[1:] if len(shape) == 3 else (1, 1)
