@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 from torchdoctor import (
@@ -22,9 +26,11 @@ from torchdoctor import (
     survey_layers,
     treat,
 )
+from torchdoctor.case.config import settings_from
 from torchdoctor.diagnosis.grad_cam import grad_cam
 from torchdoctor.evidence.per_image import background_shares_of, clean_evidence, summed_maps
 from torchdoctor.images.masks import background_mask
+from torchdoctor.images.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from torchdoctor.network.candidates import candidate_layers, sightings
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.default_layers import default_choices
@@ -36,6 +42,7 @@ from torchdoctor.network.taps import find_layouts, grids, map_shapes
 from torchdoctor.treatment.constraints import constraints_named
 from torchdoctor.treatment.passes import Noise
 from torchdoctor.treatment.penalties import penalise
+from torchdoctor.verbs.predict import predict
 
 SHUFFLED = (9, 4, 15, 0, 7, 12, 1, 10, 3, 14, 5, 8, 2, 13, 6, 11)
 IN_ORDER = tuple(range(16))
@@ -298,6 +305,31 @@ def test_every_verb_works_on_transformers(name):
     again = diagnose(copy_of(network), [batch], draws=1, confidence=0.0)
     for one, other in zip(diagnosis.layers, again.layers, strict=True):
         np.testing.assert_array_equal(one.correlation, other.correlation)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_predict_gives_what_the_network_gives(name, tmp_path, monkeypatch):
+    network = made(name)
+    monkeypatch.setitem(
+        sys.modules, "networks_of_this_test", SimpleNamespace(make=lambda num_classes: made(name))
+    )
+    torch.save({"state_dict": network.state_dict(), "classes": ["a", "b", "c"]}, tmp_path / "weights.pth")
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(tmp_path / f"{number}.png")
+    about = {
+        "model": "networks_of_this_test:make",
+        "weights": str(tmp_path / "weights.pth"),
+        "image_size": 32,
+    }
+    found = predict(settings_from(about), [str(tmp_path / f"{number}.png") for number in range(2)])
+    images = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
+        IMAGENET_STD
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        wanted = network(images).softmax(1).max(1)
+    assert [each["category"] for each in found] == ["abc"[best] for best in wanted.indices]
+    np.testing.assert_allclose([each["confidence"] for each in found], wanted.values, rtol=1e-4)
 
 
 def test_hiera_keeps_its_tokens_in_an_order_of_its_own():
