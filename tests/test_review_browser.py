@@ -183,9 +183,9 @@ def stroke_mask(points, radius):
     return mask
 
 
-def stored(run, image):
+def stored(run, image, listing="masks"):
     """Return the mask file of an image as the project reads it."""
-    return np.asarray(mask_from_png(run / "review" / read_masks(run)[image].file)) > 0
+    return np.asarray(mask_from_png(run / "review" / read_masks(run, listing)[image].file)) > 0
 
 
 def current_image(browser, run, server):
@@ -305,6 +305,54 @@ def test_quick_answers_and_proposals(browser, server, run):
     pull(browser, [(30, 20), (33, 22)])
     saved(browser, lambda: press(browser, "\ue007"))
     assert read_masks(run)[image].kind == "corrected proposal"
+
+
+def test_an_object_is_cut_out_of_a_box_and_accepted_or_corrected(browser, server, run):
+    screen(browser, "desk")
+    opened(browser, server, "masks")
+    image = current_image(browser, run, server)
+    proposed = "return /A proposal: correct it/.test(document.querySelector('#mask-state').textContent)"
+    nothing = "return /^Nothing is marked/.test(document.querySelector('#mask-state').textContent)"
+    press(browser, "c")
+    pull(browser, [(15, 6), (45, 34)])
+    until(browser, proposed)
+    assert image not in read_masks(run) and read_masks(run, "proposals")[image].kind == "proposal"
+    square = np.zeros((HEIGHT, WIDTH), bool)
+    square[10:30, 20:40] = True
+    press(browser, "z")  # takes it back, and that it is a proposal with it
+    until(browser, nothing)
+    press(browser, "y")
+    until(browser, proposed)
+    saved(browser, lambda: press(browser, "\ue007"))
+    cut = stored(run, image)
+    assert (cut & square).sum() / (cut | square).sum() > 0.9
+    assert read_masks(run)[image].kind == "accepted proposal"
+    until(browser, nothing)
+
+    image = current_image(browser, run, server)
+    browser.find_element("css selector", "[data-tool=cut]").click()
+    pull(browser, [(30, 20), (30, 20)])
+    until(browser, "return /around the whole object/.test(document.querySelector('#mask-state').textContent)")
+    pull(browser, [(15, 6), (45, 34)])
+    until(browser, proposed)
+    press(browser, "1")
+    corners = pull(browser, [(2, 2), (8, 8)])
+    saved(browser, lambda: press(browser, "\ue007"))
+    assert np.array_equal(
+        stored(run, image), stored(run, image, "proposals") | box_mask(corners[0], corners[-1])
+    )
+    assert read_masks(run)[image].kind == "corrected proposal"
+    until(browser, nothing)
+
+    image = current_image(browser, run, server)
+    press(browser, "c")
+    pull(browser, [(15, 6), (45, 34)])
+    until(browser, proposed)
+    press(browser, "z", "1")
+    corners = pull(browser, [(2, 2), (8, 8)])
+    saved(browser, lambda: press(browser, "\ue007"))
+    assert np.array_equal(stored(run, image), box_mask(corners[0], corners[-1]))
+    assert read_masks(run)[image].kind == "by hand"  # nothing of the proposal is left
 
 
 def test_what_is_not_saved_stays_while_another_image_is_open(browser, server, run):

@@ -167,6 +167,49 @@ def test_masks_that_are_none_are_refused(server, run, body):
     assert image not in read_masks(run)
 
 
+SQUARE = (slice(10, 30), slice(20, 40))  # where the object of each photograph is
+
+
+def test_a_cut_out_object_is_a_proposal_until_a_person_takes_it(server, run):
+    image = state(server)["masks"][-2]["id"]
+    box = [15, 6, 45, 34]
+    status, _, content = ask(server, f"cut-out/{image}", "POST", {"box": box})
+    assert status == 200
+    runs = json.loads(content)["runs"]
+    mask = mask_of_runs(runs, WIDTH, HEIGHT)
+    square = np.zeros((HEIGHT, WIDTH), bool)
+    square[SQUARE] = True
+    assert (mask & square).sum() / (mask | square).sum() > 0.9
+    assert image not in read_masks(run)
+    record = read_masks(run, "proposals")[image]
+    assert record.kind == "proposal"
+    assert np.array_equal(np.asarray(mask_from_png(run / "review" / record.file)) > 0, mask)
+    assert json.loads(ask(server, f"proposal/{image}")[2])["runs"] == runs
+    for sent, kind in ((mask, "accepted proposal"), (mask | square, "corrected proposal")):
+        body = {"runs": runs_of(sent), "proposed": True}
+        answer = json.loads(ask(server, f"answer/mask/{image}", "POST", body)[2])
+        assert answer["kind"] == read_masks(run)[image].kind == kind
+    ask(server, f"answer/mask/{image}", "POST", {"remove": True})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"box": None}, {"box": "1234"}, {"box": [1, 2, 3]}, {"box": [1, 2, 3, "4"]},
+        {"box": [5, 5, 5, 9]}, {"box": [0, 0, WIDTH + 1, 5]}, {"box": [-1, 0, 5, 5]},
+        {"box": [0, 0, True, 5]}, {"box": [0, 0, 1e400, 5]},
+        {"box": [9, 9, 3, 3]}, {"box": {"left": 1}}, {"box": [10**400, 0, 5, 5]}, b"[1, 2, 3, 4]",
+    ],
+)  # fmt: skip
+def test_boxes_that_are_none_are_refused(server, run, body):
+    image = state(server)["masks"][0]["id"]
+    before = read_masks(run, "proposals")
+    status, _, content = ask(server, f"cut-out/{image}", "POST", body)
+    assert status == 422
+    assert b"expected" in content and (b"right and bottom in pixels" in content or isinstance(body, bytes))
+    assert read_masks(run, "proposals") == before
+
+
 # Attacks
 
 
@@ -218,6 +261,8 @@ def test_requests_without_the_token_are_refused(server):
             assert status in (400, 403) and b"labels" not in content and b"script" not in content
         label = state(server)["labels"][0]["id"]
         assert ask(server, f"answer/label/{label}", "POST", {"answer": "keep"}, token=token)[0] in (400, 403)
+        box = {"box": [1, 1, 9, 9]}
+        assert ask(server, f"cut-out/{label}", "POST", box, token=token)[0] in (400, 403)
 
 
 def test_the_token_has_256_bits_and_is_new_each_time():
@@ -255,6 +300,8 @@ def test_writes_that_a_form_could_send_are_refused(server, run, without, headers
     before = (run / "labels.csv").read_bytes()
     path = f"answer/label/{state(server)['labels'][0]['id']}"
     assert ask(server, path, "POST", {"answer": "keep"}, without=without, headers=headers)[0] == status
+    path, box = f"cut-out/{state(server)['masks'][0]['id']}", {"box": [1, 1, 9, 9]}
+    assert ask(server, path, "POST", box, without=without, headers=headers)[0] == status
     assert (run / "labels.csv").read_bytes() == before
 
 
@@ -272,12 +319,12 @@ def test_other_methods_are_refused(server, method):
         "image//etc/passwd", "image/1.png", "image/-1", "image/1e3", "image/0x1", "image/1%00",
         "image/\u0661", "image/99999999999999999999999", "image/", "page/page.html", "page.html",
         "..%5c..%5cwindows", "//evil/x",
-        "evidence/99999", "says/99999", "mask/99999", "proposal/99999",
+        "evidence/99999", "says/99999", "mask/99999", "proposal/99999", "cut-out/99999",
     ],
 )  # fmt: skip
 def test_paths_lead_to_images_of_the_review_and_nowhere_else(server, path):
     status, _, content = ask(server, quote(path, safe="/%"))
-    assert status in (400, 404, 422), (path, status)
+    assert status in (400, 404, 405, 422), (path, status)
     assert b"root:" not in content and b"PNG" not in content and b"labels" not in content
 
 
@@ -290,6 +337,7 @@ def test_images_that_are_not_asked_about_are_not_shown(server):
     only_labels = next((one for one in asked if one not in {mask["id"] for mask in known["masks"]}), None)
     if only_labels is not None:
         assert ask(server, f"answer/mask/{only_labels}", "POST", {"noObject": True})[0] == 422
+        assert ask(server, f"cut-out/{only_labels}", "POST", {"box": [1, 1, 9, 9]})[0] == 422
 
 
 def test_large_bodies_are_refused(server):

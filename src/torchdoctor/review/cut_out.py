@@ -129,7 +129,7 @@ def cut_out(image: Float[np.ndarray, "3 height width"], box: Sequence[Any]) -> M
 def _pixels(box: Sequence[Any], width: int, height: int) -> tuple[int, int, int, int]:
     """Return the pixels that a box covers, in part at least: left, top, right, bottom."""
     numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in box)
-    if len(box) == 4 and numbers and all(map(math.isfinite, box)):
+    if len(box) == 4 and numbers:
         left, top, right, bottom = box
         if 0 <= left < right <= width and 0 <= top < bottom <= height:
             return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)

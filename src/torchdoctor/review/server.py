@@ -59,7 +59,7 @@ def application(session: Session) -> Starlette:
     def asked(of_session: Callable[[int], Json]) -> Callable[[Request], Response]:
         return lambda request: JSONResponse(of_session(_number(request, session)))
 
-    def answered(keep: Callable[[int, Any], Json]) -> Callable[[Request], Any]:
+    def answered(of_session: Callable[[int, Any], Json]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             try:
                 body = json.loads(await request.body())
@@ -67,7 +67,7 @@ def application(session: Session) -> Starlette:
                 body = None
             if not isinstance(body, dict):
                 raise InputError("expected a JSON object")
-            return JSONResponse(await run_in_threadpool(keep, _number(request, session), body))
+            return JSONResponse(await run_in_threadpool(of_session, _number(request, session), body))
 
         return endpoint
 
@@ -80,6 +80,7 @@ def application(session: Session) -> Starlette:
             Route("/says/{id:int}", says),
             Route("/mask/{id:int}", asked(session.mask)),
             Route("/proposal/{id:int}", asked(session.proposal)),
+            Route("/cut-out/{id:int}", answered(session.cut_out), methods=["POST"]),
             Route("/answer/label/{id:int}", answered(session.answer_label), methods=["POST"]),
             Route("/answer/mask/{id:int}", answered(session.answer_mask), methods=["POST"]),
         ],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchdoctor.case.preparation import Case
+from torchdoctor.review.cut_out import cut_out
 from torchdoctor.review.label_store import LabelStore, counted
 from torchdoctor.review.mask_runs import mask_of_runs, runs_of
 from torchdoctor.review.mask_store import MaskStore
@@ -29,7 +30,7 @@ class Session:
         queue: The questions.
         labels: The answers about labels.
         masks: The masks of a person.
-        proposals: The masks that nobody has looked at.
+        proposals: The masks that nobody has looked at, or accepted.
         viewer: Looks at images.
     """
 
@@ -151,6 +152,29 @@ class Session:
         """
         self._check_asked(image)
         return {"runs": runs_of(self._proposed(image))}
+
+    def cut_out(self, image: int, body: Mapping[str, Any]) -> Json:
+        """Propose a mask of the object in a box, and store it as the proposal of the image.
+
+        Args:
+            image: The id of an image that is asked about.
+            body: `box`: left, top, right and bottom in pixels of the image.
+
+        Returns:
+            `runs` of the mask. It counts as a person's only when it comes back by `answer_mask`.
+
+        Raises:
+            InputError: The image is not asked about, or is gone, or the box is none.
+            ModelDoctorError: The proposal cannot be stored.
+        """
+        self._check_asked(image)
+        box = body.get("box")
+        if not isinstance(box, list):
+            raise InputError(f"box {box!r}: expected left, top, right and bottom in pixels, as a list")
+        pixels = np.asarray(self.viewer.image(image), np.float32).transpose(2, 0, 1) / 255
+        mask = cut_out(pixels, box)
+        self.proposals.write(image, mask, "proposal")
+        return {"runs": runs_of(mask)}
 
     def _proposed(self, image: int) -> np.ndarray:
         """Return the stored proposal, else make one."""

@@ -1,5 +1,7 @@
 // An image with its mask on a canvas: zoom, pan, and drawing with a pointer, a finger or two.
 
+import { boxOf } from "./marking.js";
+
 const INK = [0, 150, 255, 105]; // the object, over the image
 const EDGE = [0, 235, 255, 235]; // its outermost pixels
 const PIXELATED = 3; // screen pixels of an image pixel from which pixels are shown as squares
@@ -7,9 +9,10 @@ const MOST_ZOOM = 40;
 const CLOSING = 12; // screen pixels from the first corner within which a polygon is closed
 
 export class Board {
-  constructor(canvas, changed) {
+  constructor(canvas, changed, boxed) {
     this.canvas = canvas;
     this.changed = changed;
+    this.boxed = boxed; // called with the box that was drawn with the tool "cut"
     this.tool = "box";
     this.radius = 8;
     this.shows = { evidence: false, mask: true };
@@ -116,11 +119,15 @@ export class Board {
     }
     this.drag = { start: point, end: point, id: event.pointerId };
     this.mask.begin();
-    if (this.tool !== "box") {
+    if (!this.drawsBox) {
       this.mask.stroke(point, point, this.radius, this.value);
       this.refresh();
     }
     this.draw();
+  }
+
+  get drawsBox() {
+    return this.tool === "box" || this.tool === "cut";
   }
 
   get value() {
@@ -150,7 +157,7 @@ export class Board {
       return;
     }
     const point = this.point(event);
-    if (this.tool !== "box") {
+    if (!this.drawsBox) {
       this.mask.stroke(this.drag.end, point, this.radius, this.value);
       this.refresh();
     }
@@ -166,8 +173,13 @@ export class Board {
     if (event.type === "pointercancel") {
       this.mask.abandon();
     } else {
-      if (this.tool === "box") this.mask.box(...drag.start, ...this.point(event), 1);
+      if (this.tool === "box") this.mask.box(drag.start, this.point(event), 1);
       this.mask.end();
+      if (this.tool === "cut") {
+        this.draw();
+        this.boxed(boxOf(drag.start, this.point(event)));
+        return;
+      }
     }
     this.refresh();
     this.changed();
@@ -269,7 +281,7 @@ export class Board {
       context.strokeStyle = colour;
       context.setLineDash(dash);
       context.beginPath();
-      if (this.drag && this.tool === "box") {
+      if (this.drag && this.drawsBox) {
         const [[x1, y1], [x2, y2]] = [this.drag.start, this.drag.end];
         context.rect(Math.min(x1, x2), Math.min(y1, y2), Math.abs(x2 - x1), Math.abs(y2 - y1));
       }

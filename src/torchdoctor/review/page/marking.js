@@ -9,6 +9,7 @@ export class Mask {
     this.height = height;
     this.pixels = new Uint8Array(width * height);
     this.changed = [0, height]; // the rows that were changed since they were painted
+    this.proposed = false; // whether what is marked began with a proposal
     this.forget();
   }
 
@@ -26,9 +27,10 @@ export class Mask {
     return this.done.length > 0;
   }
 
-  // A step is what undo takes back at once: the old rows of the mask that it changes.
+  // A step is what undo takes back at once: the old rows of the mask that it changes, and what they were.
   begin() {
     this.step = new Map();
+    this.step.proposed = this.proposed;
   }
 
   end() {
@@ -66,6 +68,8 @@ export class Mask {
     const step = from.pop();
     if (!step) return false;
     const back = new Map();
+    back.proposed = this.proposed;
+    this.proposed = step.proposed;
     for (const [y, old] of step) {
       const start = this.row(y);
       back.set(y, this.pixels.slice(start, start + this.width));
@@ -84,21 +88,28 @@ export class Mask {
   }
 
   // All pixels anew, as one step.
-  replace(pixels) {
+  replace(pixels, proposed) {
     this.begin();
     for (let y = 0; y < this.height; y += 1) this.row(y);
     this.pixels.set(pixels);
+    this.proposed = proposed;
     this.end();
   }
 
-  // Both corners are points between 0 and the image's size; a box that is drawn has at least one pixel.
-  box(left, top, right, bottom, value) {
-    if (left > right) [left, right] = [right, left];
-    if (top > bottom) [top, bottom] = [bottom, top];
-    const from = Math.floor(left);
-    const to = Math.max(Math.ceil(right), from + 1);
-    const last = Math.max(Math.ceil(bottom), Math.floor(top) + 1);
-    for (let y = Math.floor(top); y < last; y += 1) this.fill(y, from, to, value);
+  // The pixels of a box anew, as one step: what is marked elsewhere stays.
+  replaceIn([left, top, right, bottom], pixels) {
+    this.begin();
+    for (let y = top; y < bottom; y += 1) {
+      const start = this.row(y);
+      this.pixels.set(pixels.subarray(start + left, start + right), start + left);
+    }
+    this.proposed = true;
+    this.end();
+  }
+
+  box(from, to, value) {
+    const [left, top, right, bottom] = boxOf(from, to);
+    for (let y = top; y < bottom; y += 1) this.fill(y, left, right, value);
   }
 
   // Even-odd rule: a pixel is inside where a ray from its centre crosses the outline an odd number of times.
@@ -159,6 +170,15 @@ export class Mask {
     runs.push(length);
     return runs;
   }
+}
+
+// Both corners are points between 0 and the image's size; a box that is drawn has at least one pixel.
+// Left, top, right and bottom of its pixels, the latter two not within.
+export function boxOf([x1, y1], [x2, y2]) {
+  const left = Math.floor(Math.min(x1, x2));
+  const top = Math.floor(Math.min(y1, y2));
+  const right = Math.max(Math.ceil(Math.max(x1, x2)), left + 1);
+  return [left, top, right, Math.max(Math.ceil(Math.max(y1, y2)), top + 1)];
 }
 
 export function pixelsOf(runs, width, height) {

@@ -2,8 +2,9 @@
 
 import { Board } from "./canvas.js";
 import { Mask, pixelsOf } from "./marking.js";
-import { get, keep, show } from "./server.js";
+import { get, keep, post, show } from "./server.js";
 
+const LEAST_SIDE = 3; // pixels of a box to cut an object out of
 const byId = (id) => document.getElementById(id);
 
 function loaded(address) {
@@ -21,12 +22,13 @@ export class Masks {
     this.leastMasks = state.leastMasks;
     this.counted = counted;
     this.section = byId("masks");
-    this.board = new Board(byId("board"), () => this.tellState());
+    this.board = new Board(byId("board"), () => this.tellState(), (box) => this.cutOut(box));
     this.drafts = new Map();
     this.skipped = new Set();
     this.last = null;
     this.place = -1;
     this.busy = false;
+    this.cuts = 0;
     byId("mask-worth").textContent = state.maskWorth;
     this.section.addEventListener("click", (event) => {
       const button = event.target.closest("[data-do], [data-tool], [data-category]");
@@ -105,9 +107,9 @@ export class Masks {
   draftOf(known) {
     const mask = new Mask(known.width, known.height);
     if (known.runs) mask.pixels = pixelsOf(known.runs, known.width, known.height);
+    mask.proposed = known.kind.includes("proposal");
     return {
       mask,
-      proposed: known.kind.includes("proposal"),
       get touched() {
         return mask.touched;
       },
@@ -123,6 +125,7 @@ export class Masks {
     if (this.board.corners.length) text += ` Polygon of ${this.board.corners.length} corners; F closes it.`;
     if (kind) text += content === "no object" ? " Answered: no object." : ` Saved mask: ${kind}.`;
     if (mask.touched) text += " Not saved yet.";
+    if (mask.touched && mask.proposed) text += " A proposal: correct it, or accept it with Enter.";
     byId("mask-state").textContent = text;
   }
 
@@ -178,8 +181,7 @@ export class Masks {
   }
 
   replace(pixels, proposed = false) {
-    this.draft.mask.replace(pixels);
-    this.draft.proposed = proposed;
+    this.draft.mask.replace(pixels, proposed);
     this.board.refresh();
     this.tellState();
   }
@@ -195,6 +197,29 @@ export class Masks {
     } catch (error) {
       show(error.message, true);
     }
+  }
+
+  // What is drawn while the server cuts, or another box, goes before what it answers.
+  async cutOut(box) {
+    const { item, draft } = this;
+    const { mask } = draft;
+    const { length } = mask.done;
+    const [left, top, right, bottom] = box;
+    if (Math.min(right - left, bottom - top) < LEAST_SIDE) {
+      byId("mask-state").textContent = "Drag a box around the whole object to cut it out.";
+      return;
+    }
+    const number = (this.cuts += 1);
+    byId("mask-state").textContent = "Cutting the object out …";
+    try {
+      const { runs } = await post(`cut-out/${item.id}`, { box });
+      if (this.draft !== draft || number !== this.cuts || mask.step || mask.done.length !== length) return;
+      mask.replaceIn(box, pixelsOf(runs, mask.width, mask.height));
+      this.board.refresh();
+    } catch (error) {
+      show(error.message, true);
+    }
+    if (this.draft === draft) this.tellState();
   }
 
   async loadEvidence() {
@@ -251,7 +276,7 @@ export class Masks {
         return;
       }
       this.last = mask;
-      this.save({ runs: mask.runs(), proposed: draft.proposed });
+      this.save({ runs: mask.runs(), proposed: mask.proposed });
     } else if (action === "none") this.save({ noObject: true });
     else if (action === "remove") this.save({ remove: true });
     else if (action === "whole") this.replace(new Uint8Array(mask.pixels.length).fill(1));
@@ -291,7 +316,7 @@ export class Masks {
   }
 
   key(key) {
-    const tools = { 1: "box", 2: "polygon", 3: "brush", 4: "eraser", 5: "hand" };
+    const tools = { 1: "box", 2: "polygon", 3: "brush", 4: "eraser", 5: "hand", c: "cut" };
     const actions = {
       enter: "save", a: "proposal", l: "last", w: "whole", n: "none", v: "evidence", s: "skip", q: "back",
       z: "undo", y: "redo", x: "clear", f: "close", 0: "fit", "+": "closer", "=": "closer", "-": "farther",

@@ -29,15 +29,17 @@ export async function get(address) {
   return explained(await reached(address));
 }
 
+export async function post(address, body) {
+  const headers = { "Content-Type": "application/json", "X-Torchdoctor-Review": "1" };
+  return explained(await reached(address, { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
 // Resolves when the answer is on the disk; only then the page says so.
 export async function keep(address, body) {
   waiting += 1;
   show("Saving …");
   try {
-    const headers = { "Content-Type": "application/json", "X-Torchdoctor-Review": "1" };
-    const answer = await explained(
-      await reached(address, { method: "POST", headers, body: JSON.stringify(body) }),
-    );
+    const answer = await post(address, body);
     waiting -= 1;
     if (waiting === 0) show("Saved");
     return answer;
