@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
-from torchdoctor.case.preparation import Case, case_of, device_named
+from torchdoctor.case.device import device_named
+from torchdoctor.case.preparation import Case, case_of
 from torchdoctor.case.settings import Settings
 from torchdoctor.case.surroundings import IN_MEMORY
 from torchdoctor.case.timing import (
@@ -127,6 +129,11 @@ def random_case(settings: Settings, categories: int) -> Case:
     return case_of(asked, "diagnose", model, data, name=settings.model, try_out=lambda *_: ())
 
 
+def _surveyed(survey: Survey, model: nn.Module, batch: Batch) -> None:
+    """Predict a batch and add its moments to a survey."""
+    predict_logits(model, [batch], survey.look, survey.add)
+
+
 def calibrate(case: Case) -> Calibration:
     """Measure what an image costs, in well under a minute.
 
@@ -143,8 +150,8 @@ def calibrate(case: Case) -> Calibration:
     batch = next(iter(case.data.train))
     forward = _per_image(batch, lambda part: predict_logits(model, [part]))
     survey = Survey(model, layers, None, "")
-    surveyed = _per_image(batch, lambda part: predict_logits(model, [part], Survey(model, layers, None, "")))
-    predict_logits(model, [take(batch, torch.arange(min(8, len(batch.ids))))], survey)
+    surveyed = _per_image(batch, lambda part: _surveyed(Survey(model, layers, None, ""), model, part))
+    _surveyed(survey, model, take(batch, torch.arange(min(8, len(batch.ids)))))
     deviations = survey.deviations(range(min(8, len(batch.ids))), range(min(8, len(batch.ids))))
     passes, at, evidence, images = _evidence(case, batch, forward, deviations)
     done, shapes = compute_before(model, move(take(batch, torch.arange(1)), device_of(model),
