@@ -11,9 +11,9 @@ from torchdoctor.network.shortcuts import find_shortcuts
 from torchdoctor.network.tails import remembering
 from torchdoctor.treatment import penalties
 from torchdoctor.treatment.constraints import CONSTRAINTS, Constraint, constraints_named
+from torchdoctor.treatment.losses import classification_terms
 from torchdoctor.treatment.passes import Noise, Tails
 from torchdoctor.treatment.penalties import penalise
-from torchdoctor.treatment.recipe import classification_terms
 from torchdoctor.treatment.weighting import Prescription
 
 

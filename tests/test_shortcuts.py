@@ -17,9 +17,10 @@ from torchdoctor.models.loading import load_model
 from torchdoctor.network.shortcuts import find_shortcuts, first_layer
 from torchdoctor.network.tails import Trunk, remembering
 from torchdoctor.treatment.constraints import constraints_named
+from torchdoctor.treatment.losses import classification_terms
 from torchdoctor.treatment.passes import Noise, Tails
 from torchdoctor.treatment.penalties import penalise
-from torchdoctor.treatment.recipe import classification_terms, set_mode
+from torchdoctor.treatment.recipe import set_mode
 from torchdoctor.treatment.weighting import Prescription
 
 

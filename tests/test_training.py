@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from test_treatment import Net, data, same
+from torchdoctor.treatment.losses import classification_terms
 from torchdoctor.treatment.optimizer import build_optimizer
-from torchdoctor.treatment.recipe import Course, Recipe, TrainingState, classification_terms
+from torchdoctor.treatment.recipe import Course, Recipe, TrainingState
 from torchdoctor.treatment.training import fit
 from torchdoctor.types import Interrupted, ModelDoctorError
 

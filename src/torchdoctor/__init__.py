@@ -33,8 +33,9 @@ with ExitStack() as _paused:
     from torchdoctor.proof.compare import compare
     from torchdoctor.proof.result import Comparison
     from torchdoctor.treatment.constraints import Constraint
+    from torchdoctor.treatment.losses import classification_terms
     from torchdoctor.treatment.own_loop import TrainingPenalty, penalty
-    from torchdoctor.treatment.recipe import Course, Recipe, classification_terms
+    from torchdoctor.treatment.recipe import Course, Recipe
     from torchdoctor.treatment.result import Treatment
     from torchdoctor.treatment.settings import TreatmentSettings
     from torchdoctor.treatment.treat import treat

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from torchdoctor.images.batches import Batch, Images, TrainingImages
 from torchdoctor.network.copying import copy_of
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import accuracy, fit
@@ -102,6 +104,7 @@ def measured_rate(
     known: Mapping[float, float] = NONE_KNOWN,
     note: Callable[[Mapping[float, float]], None] | None = None,
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> RateTest:
     """Choose the learning rate of all arms: the control is trained for a few steps at each of several rates.
 
@@ -119,6 +122,7 @@ def measured_rate(
         known: The accuracies of rates that were tried before.
         note: Called with the accuracies so far after every rate that was tried.
         progress: Called with stage, done, of how many.
+        processes: Who shares the images of each step; all get the same rate.
 
     Returns:
         The rate, and what was measured.
@@ -128,32 +132,38 @@ def measured_rate(
     """
     rates, stream = rates_of(recipe), key("learning rate", seed)
     steps = steps or short_steps(recipe, images.steps_per_epoch)
+    first = partial(_first, images, steps, stream)
     accuracies = {rate: known[rate] for rate in rates if rate in known}
     for rate in rates[len(accuracies) :]:
         own = copy_of(model)
         short = replace(recipe, epochs=1, seconds=None, learning_rate=rate)
         try:
-            fit(own, lambda _epoch: _first(images, steps, stream), short, steps_per_epoch=steps, seed=stream)
-            accuracies[rate] = accuracy(own, validation)
+            fit(own, first, short, steps_per_epoch=steps, seed=stream, processes=processes)
+            accuracies[rate] = processes.same(accuracy(own, validation))
         except ModelDoctorError:  # ten steps in a row that are not finite
             accuracies[rate] = math.nan
         progress("learning rate", len(accuracies), len(rates))
         if note is not None:
             note(accuracies)
-    sound = [rate for rate in rates if not math.isnan(accuracies[rate])]
+    return RateTest(_highest(accuracies, validation), accuracies, steps * len(rates))
+
+
+def _highest(accuracies: Mapping[float, float], validation: Images) -> float:
+    """Return the highest rate that is about as good as the best; ModelDoctorError where none trains."""
+    sound = [rate for rate in accuracies if not math.isnan(accuracies[rate])]
     if not sound:
+        tried = ", ".join(f"{rate:g}" for rate in accuracies)
         raise ModelDoctorError(
-            f"none of the learning rates {', '.join(f'{rate:g}' for rate in rates)} trains the network: its "
-            "loss is not finite; look at the images, or give a rate with --learning-rate"
+            f"none of the learning rates {tried} trains the network: its loss is not finite; look at the "
+            "images, or give a rate with --learning-rate"
         )
     number = sum(len(batch.labels) for batch in validation)
     best = max(accuracies[rate] for rate in sound)
     error = math.sqrt(best * (100 - best) / number)
-    chosen = max(rate for rate in sound if accuracies[rate] >= best - error)
-    return RateTest(chosen, accuracies, steps * len(rates))
+    return max(rate for rate in sound if accuracies[rate] >= best - error)
 
 
-def _first(images: TrainingImages, steps: int, seed: int) -> Iterator[Batch]:
+def _first(images: TrainingImages, steps: int, seed: int, _epoch: int) -> Iterator[Batch]:
     """Yield as many batches as there are steps, in as many epochs as that takes."""
     number = done = 0
     while done < steps:

@@ -15,19 +15,26 @@ from torch.optim.swa_utils import AveragedModel
 from torchdoctor.images.batches import Batch
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.network.state import load_state
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.treatment.averaging import averaged_model
-from torchdoctor.treatment.optimizer import build_optimizer, learning_rate_factor, trained_parameters
+from torchdoctor.treatment.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    optimizer_tensors,
+    restore_optimizer,
+    trained_parameters,
+)
+from torchdoctor.treatment.precision import at_least_float32, autocast
 from torchdoctor.treatment.recipe import (
     Course,
     Recipe,
     Step,
     TrainingState,
-    at_least_float32,
-    autocast,
     move,
     set_mode,
 )
+from torchdoctor.treatment.sharing import common_gradients, sharing
 from torchdoctor.types import ModelDoctorError
 
 MOST_SKIPPED = 10  # steps in a row that are not finite end the training
@@ -55,6 +62,7 @@ class Loop:
         seen: How many images the present epoch has used.
         in_a_row: How many steps up to the last were skipped without a break.
         before: Seconds trained before an interruption, less those spent on validation.
+        processes: Who shares the images of each step; all take the same steps.
     """
 
     model: nn.Module
@@ -72,6 +80,7 @@ class Loop:
     seen: int = 0
     in_a_row: int = 0
     before: float = 0.0
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         """Build the optimiser, and the averaged network where the course averages weights.
@@ -90,6 +99,7 @@ class Loop:
             self.average = averaged_model(self.model, self.course.average_decay)
         self.pending: list[tuple[Tensor, list[int]]] = []
         self.started = time.perf_counter()
+        self.clock = self.before  # the main process's seconds after the last step
 
     def seconds(self) -> float:
         """Return the seconds trained so far, those before an interruption included.
@@ -99,13 +109,17 @@ class Loop:
         """
         return self.before + time.perf_counter() - self.started
 
+    def _clock(self) -> float:
+        """Return the seconds that decisions follow, the same in all processes."""
+        return self.seconds() if self.processes.alone else self.clock
+
     def out_of_time(self) -> bool:
         """Tell whether a budget in seconds is used up.
 
         Returns:
             False where the recipe counts epochs.
         """
-        return self.recipe.seconds is not None and self.seconds() >= self.recipe.seconds
+        return self.recipe.seconds is not None and self._clock() >= self.recipe.seconds
 
     def out_of_steps(self) -> bool:
         """Tell whether the training has had its steps or passes, where no epochs are counted.
@@ -137,7 +151,7 @@ class Loop:
             A number from 0 to 1, by the recipe's seconds or passes where it has some, else by the steps.
         """
         if self.recipe.seconds is not None:
-            return min(self.seconds() / self.recipe.seconds, 1.0)
+            return min(self._clock() / self.recipe.seconds, 1.0)
         if self.recipe.passes is not None:
             return min(self.passes / self.recipe.passes, 1.0)
         return self.step / self.total
@@ -178,6 +192,8 @@ class Loop:
         self.seen += len(ids)
         self.step += 1
         self.place += 1
+        if self.recipe.seconds is not None:
+            self.clock = self.processes.same(self.seconds())
         self._average()
         self.pending.append((finite, ids))
         if len(self.pending) >= LOOK_EVERY:
@@ -194,33 +210,34 @@ class Loop:
         """Return the terms of the loss by name, and their sum."""
         self.passes += 1
         torch.manual_seed(key("layers", self.seed, self.step))
-        with autocast(self.device, self.recipe.precision):
+        with autocast(self.device, self.recipe.precision), sharing(self.processes):
             terms = self.course.terms(self.model, batch, self.step)
         return terms, torch.stack([at_least_float32(term) for term in terms.values()]).sum()
 
     def _again(self, batch: Batch) -> Tensor:
         """Compute the gradient anew and leave all buffers as they were; return the loss."""
         buffers = [value.clone() for value in self.model.buffers()]
-        total = self._loss(batch)[1]
-        self.optimizer.zero_grad(set_to_none=True)
-        if total.requires_grad:
-            total.backward()
+        total = self._backward(self._loss(batch)[1])
         for buffer, old in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(old)
-        return total.detach()
+        return total
 
-    def _descend(self, total: Tensor, batch: Batch) -> Tensor:
-        """Take the optimiser's step if loss and gradient are finite; return whether they are, as a tensor."""
+    def _backward(self, total: Tensor) -> Tensor:
+        """Compute the gradient of a loss, the same in all processes; return the loss without its graph."""
         self.optimizer.zero_grad(set_to_none=True)
         if total.requires_grad:
             self.scaler.scale(total).backward()
+        return common_gradients(self.parameters, total.detach(), self.processes)
+
+    def _descend(self, total: Tensor, batch: Batch) -> Tensor:
+        """Take the optimiser's step if loss and gradient are finite; return whether they are, as a tensor."""
+        total = self._backward(total)
         if self.course.step is not None:
             again = partial(self._again, batch)
             self.course.step(Step(self.parameters, self.step, self.fraction(), again))
         gradients = [value.grad for value in self.parameters if value.grad is not None]
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
-        finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients)) & torch.isfinite(total.detach())
+        self.scaler.unscale_(self.optimizer)  # nothing where gradients are not scaled
+        finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients)) & torch.isfinite(total)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -301,19 +318,14 @@ class Loop:
             weights = self.average.module.state_dict()
             tensors |= {f"average.{name}": value.detach() for name, value in weights.items()}
         tensors |= {f"sums.{name}": total for name, total in self.sums.items()}
-        moments = self.optimizer.state_dict()["state"]
-        tensors |= {
-            f"optimizer.{index}.{name}": value
-            for index, entries in moments.items()
-            for name, value in entries.items()
-            if isinstance(value, Tensor)
-        }
+        moments = optimizer_tensors(self.optimizer)
+        tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
         numbers: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
         numbers["averaged"] = averaged
         numbers["history"] = list(self.history)
         numbers["terms"] = list(self.sums)  # in their order, which files of tensors do not keep
         numbers["scaler"] = self.scaler.state_dict()
-        return TrainingState(self.step, tensors, numbers, self.seconds())
+        return TrainingState(self.step, tensors, numbers, self.processes.same(self.seconds()))
 
     def restore(self, state: TrainingState) -> None:
         """Go back to a saved state.
@@ -326,12 +338,7 @@ class Loop:
             kind, _, rest = name.partition(".")
             parts[kind][rest] = value.to(self.device)
         load_state(self.model, parts["model"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            index, _, entry = name.partition(".")
-            moments.setdefault(int(index), {})[entry] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_optimizer(self.optimizer, parts["optimizer"])
         if self.average is not None and parts["average"]:
             load_state(self.average.module, parts["average"])
             self.average.n_averaged.fill_(state.numbers["averaged"])
@@ -340,4 +347,4 @@ class Loop:
             setattr(self, name, state.numbers[name])
         self.history = list(state.numbers["history"])
         self.scaler.load_state_dict(state.numbers["scaler"])
-        self.before = state.seconds
+        self.before = self.clock = state.seconds

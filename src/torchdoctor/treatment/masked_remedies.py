@@ -15,8 +15,10 @@ from torchdoctor.network.kept_tensors import without_kept_tensors
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.workarounds import second_derivatives
 from torchdoctor.randomness import key
+from torchdoctor.treatment.losses import classification_terms
 from torchdoctor.treatment.masked_images import has_masks
-from torchdoctor.treatment.recipe import Course, Recipe, classification_terms
+from torchdoctor.treatment.recipe import Course, Recipe
+from torchdoctor.treatment.sharing import share_of
 from torchdoctor.treatment.weighting import measure_balance
 from torchdoctor.types import InputError
 
@@ -96,6 +98,12 @@ def input_gradients(
 @second_derivatives()
 def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     """Return the squared input gradients summed over each image's background, averaged over the batch."""
+    share = share_of(batch, model)
+    return share.total(_background_gradients(model, share.of(batch)) / len(batch.labels))
+
+
+def _background_gradients(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+    """Return the squared input gradients summed over the images and their backgrounds."""
     rows = _annotated_rows(batch)
     if len(rows) == 0 or batch.masks is None:
         return batch.images.new_zeros(())
@@ -107,7 +115,7 @@ def _input_penalty(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             scores = as_logits(model(images)).log_softmax(1).sum()
             (gradient,) = torch.autograd.grad(scores, [images], create_graph=True)
         outside = 1 - batch.masks[rows].to(gradient)
-        return (outside * gradient).square().sum() / len(batch.labels)
+        return (outside * gradient).square().sum()
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.types import InputError
@@ -76,6 +76,38 @@ def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dic
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimiser remembers of its steps, such as momentum.
+
+    Args:
+        optimizer: The optimiser.
+
+    Returns:
+        The tensors, named by the number of the parameter and by what is remembered: `3.momentum_buffer`.
+    """
+    return {
+        f"{index}.{name}": value
+        for index, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Let an optimiser remember what it remembered before.
+
+    Args:
+        optimizer: The optimiser; its learning rate and the like stay.
+        tensors: What `optimizer_tensors` returned.
+    """
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, entry = name.partition(".")
+        moments.setdefault(int(index), {})[entry] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def learning_rate_factor(step: int | float, total: int, warm_up: float) -> float:

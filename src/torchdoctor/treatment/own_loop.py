@@ -24,7 +24,8 @@ from torchdoctor.treatment.constraints import CONSTRAINTS, Constraint
 from torchdoctor.treatment.loop import LOOK_EVERY
 from torchdoctor.treatment.masked_images import masked_ids, with_masks
 from torchdoctor.treatment.passes import Noise
-from torchdoctor.treatment.recipe import Recipe, at_least_float32, move
+from torchdoctor.treatment.precision import at_least_float32
+from torchdoctor.treatment.recipe import Recipe, move
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
 from torchdoctor.treatment.weighting import LossAndPenalties, Prescription, example_of, prescribe
 from torchdoctor.types import InputError, ModelDoctorError, NormPolicy

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from torchdoctor.images.batches import Batch, Images, TrainingImages
-from torchdoctor.network.outputs import as_logits, auxiliary_logits
+from torchdoctor.treatment.losses import Terms, plain_terms
 from torchdoctor.types import InputError, NormPolicy, Precision
 
 
@@ -54,56 +52,6 @@ class Recipe:
 
 # For training from random weights: longer, and with a higher learning rate, than further training.
 FROM_SCRATCH = Recipe(epochs=20, learning_rate=0.1)
-
-AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss, as GoogLeNet was trained
-
-Terms = Callable[[nn.Module, Batch, int], Mapping[str, Float[Tensor, ""]]]
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def classification_terms(
-    model: nn.Module, batch: Batch, loss: Loss = functional.cross_entropy
-) -> tuple[Float[Tensor, "batch category"], dict[str, Float[Tensor, ""]]]:
-    """Compute the logits of a batch and its loss, with that of auxiliary heads where there are any.
-
-    Args:
-        model: The network.
-        batch: The images with their labels, on the network's device.
-        loss: A function of logits and labels that returns the mean loss.
-
-    Returns:
-        The logits, and the terms of the loss by name: `loss`, and `auxiliary` for auxiliary heads.
-
-    Example:
-        >>> from torchdoctor import Batch, classification_terms
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-        >>> batch = Batch(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]), torch.arange(4))
-        >>> logits, terms = classification_terms(model, batch)
-        >>> tuple(logits.shape), list(terms)
-        ((4, 2), ['loss'])
-    """
-    output = model(batch.images)
-    logits, heads = as_logits(output), auxiliary_logits(output)
-    terms = {"loss": loss(at_least_float32(logits), batch.labels)}
-    if heads:
-        losses = [loss(at_least_float32(head), batch.labels) for head in heads]
-        terms["auxiliary"] = AUXILIARY_WEIGHT * torch.stack(losses).sum()
-    return logits, terms
-
-
-def plain_terms(model: nn.Module, batch: Batch, step: int) -> Mapping[str, Float[Tensor, ""]]:
-    """Return what the control arm minimises: the cross-entropy alone.
-
-    Args:
-        model: The network.
-        batch: The images with their labels, on the network's device.
-        step: The number of the step; not used.
-
-    Returns:
-        The terms of the loss by name (see `classification_terms`).
-    """
-    del step
-    return classification_terms(model, batch)[1]
 
 
 @dataclass(frozen=True)
@@ -302,32 +250,6 @@ def set_mode(model: nn.Module, norm: NormPolicy) -> None:
             own = [*module.parameters()]
             if norm == "frozen" or (own and not any(value.requires_grad for value in own)):
                 module.eval()
-
-
-def at_least_float32(value: Tensor) -> Tensor:
-    """Return a tensor in float32 or float64, so that sums of it are exact enough for a loss.
-
-    Args:
-        value: A tensor of any floating-point type.
-
-    Returns:
-        The same tensor where it is float64, else its values in float32.
-    """
-    return value if value.dtype == torch.float64 else value.float()
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a forward pass runs in a precision.
-
-    Args:
-        device: The device of the network.
-        precision: The precision; `fp32` switches automatic casting off.
-
-    Returns:
-        A context manager.
-    """
-    kind = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")
 
 
 def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:

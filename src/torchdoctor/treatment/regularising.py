@@ -14,7 +14,8 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Batch, TrainingImages
 from torchdoctor.randomness import key
 from torchdoctor.treatment.altered_images import TriviallyAugmented
-from torchdoctor.treatment.recipe import Course, Recipe, Step, classification_terms
+from torchdoctor.treatment.losses import classification_terms
+from torchdoctor.treatment.recipe import Course, Recipe, Step
 
 SMOOTHING = 0.1  # of the probability, given to all categories alike
 AVERAGED_FROM = 0.5  # the share of the training after which weights are averaged

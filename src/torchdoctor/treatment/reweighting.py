@@ -27,7 +27,8 @@ from torchdoctor.treatment.heads import (
     install,
     present_head,
 )
-from torchdoctor.treatment.recipe import Course, classification_terms
+from torchdoctor.treatment.losses import classification_terms
+from torchdoctor.treatment.recipe import Course
 
 L1 = (3e-2, 1e-2, 3e-3, 1e-3)  # strengths of the penalty on absolute weights, the sparsest layer first
 AVERAGED = 5  # layers, each from another balanced choice of images

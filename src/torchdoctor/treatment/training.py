@@ -13,10 +13,13 @@ from torch import nn
 
 from torchdoctor.images.batches import Batch, Images, TrainingImages
 from torchdoctor.network.prediction import predict_logits
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.treatment.loop import Loop
 from torchdoctor.treatment.recipe import PLAIN, Checkpoints, Course, Recipe
 from torchdoctor.types import InputError, Interrupted, ModelDoctorError, Progress, silent
+
+AGREE_EVERY = 10  # steps on a GPU between two looks at what the processes wish: each look waits for it
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     progress: Progress = silent,
     stage: str = "train",
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train a network in place.
 
@@ -72,6 +76,7 @@ def fit(
         checkpoints: Where the state is saved, and who asks to stop.
         progress: Called after every step with `stage`, the steps done and the steps in all.
         stage: The training's name in the progress and in messages.
+        processes: Who shares the images of each step; each calls this alike, and ends with the same weights.
 
     Returns:
         The history, how many steps and seconds the training took, and what was skipped.
@@ -82,18 +87,16 @@ def fit(
         ModelDoctorError: Ten steps in a row were not finite.
     """
     epoch = _epochs(images, course, seed)
-    loop = Loop(model, course.recipe_from(recipe), course, seed, max(recipe.epochs * steps_per_epoch, 1))
+    steps = max(recipe.epochs * steps_per_epoch, 1)
+    loop = Loop(model, course.recipe_from(recipe), course, seed, steps, processes=processes)
     validate = None if validation is None else partial(accuracy, model, validation)
-    if checkpoints is not None and (state := checkpoints.load()) is not None:
-        loop.restore(state)
+    wishes = _Wishes(checkpoints, loop).restored()
     while not loop.finished():
         for batch in islice(epoch(loop), loop.place, None):
             loop.step_on(batch)
             progress(stage, loop.steps_done(), loop.total)
-            if checkpoints is not None and (checkpoints.due(loop.step) | checkpoints.stopping()):
-                checkpoints.save(loop.state())
-                if checkpoints.stopping():
-                    raise Interrupted(f"{stage} was stopped after step {loop.step}; its state is saved")
+            if wishes.saved_and_stopping():
+                raise Interrupted(f"{stage} was stopped after step {loop.step}; its state is saved")
             if loop.out_of_time() or loop.out_of_steps():
                 break
         entry = loop.end_epoch(validate)
@@ -101,6 +104,49 @@ def fit(
             after_epoch(int(entry["epoch"]), entry)
     skipped = tuple(map(tuple, loop.skipped))
     return Trained(tuple(loop.history), loop.step, loop.seconds(), skipped, loop.passes, tuple(course.facts))
+
+
+@dataclass
+class _Wishes:
+    """Whether to save the state now and to stop, the same in all processes.
+
+    Several processes agree after every step, or on a GPU after every tenth: what one has wished for since
+    the last time, all do.
+    """
+
+    checkpoints: Checkpoints | None
+    loop: Loop
+    due: bool = False
+    stop: bool = False
+
+    def restored(self) -> _Wishes:
+        """Go back to the state that the main process has saved, if there is one."""
+        state = self.checkpoints.load() if self.checkpoints is not None else None
+        state = self.loop.processes.same(state)
+        if state is not None:
+            self.loop.restore(state)
+        return self
+
+    def saved_and_stopping(self) -> bool:
+        """Save the state where that is wished for; return whether to stop then. Ask once after every step."""
+        if self.checkpoints is None or not self._agreed(self.checkpoints):
+            return False
+        self.checkpoints.save(self.loop.state())
+        return self.checkpoints.stopping() if self.loop.processes.alone else self.stop
+
+    def _agreed(self, checkpoints: Checkpoints) -> bool:
+        """Return whether the state is to be saved now."""
+        loop, due, stop = self.loop, checkpoints.due(self.loop.step), checkpoints.stopping()
+        if loop.processes.alone:
+            return due or stop
+        self.due, self.stop = self.due or due, self.stop or stop
+        if loop.device.type != "cpu" and loop.step % AGREE_EVERY:
+            return False
+        wished = torch.tensor([float(self.due), float(self.stop)], device=loop.device)
+        loop.processes.sum([wished])
+        save, self.stop = (bool(value) for value in wished.tolist())
+        self.due = False
+        return save or self.stop
 
 
 def _epochs(

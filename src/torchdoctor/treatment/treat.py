@@ -15,6 +15,7 @@ from torchdoctor.images.masks import default_expansion
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.state import load_state, same_state
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.treatment.arms import (
     check_diagnosed,
@@ -219,6 +220,16 @@ def _arms_and_images(
 
 
 @dataclass(frozen=True)
+class _Surroundings:
+    """Where the arms of a treatment are trained."""
+
+    validation: Images | None
+    store: ArmStore | None
+    progress: Progress
+    processes: Processes
+
+
+@dataclass(frozen=True)
 class Trial:
     """A treatment that is ready to be trained.
 
@@ -250,6 +261,7 @@ class Trial:
         validation: Images | None = None,
         store: ArmStore | None = None,
         progress: Progress = silent,
+        processes: Processes = ALONE,
     ) -> Treatment:
         """Train all arms.
 
@@ -258,17 +270,17 @@ class Trial:
             validation: Images whose accuracy the history keeps, and by which remedies choose afterwards.
             store: Where arms are saved as they come, so that an interrupted treatment can go on.
             progress: Called with stage, done, of how many.
+            processes: Who shares the images of each step. Each calls this on an equal trial, and gets equal
+                arms.
 
         Returns:
             The trained arms, and the prescription.
         """
-        surroundings = (validation, store, progress)
-        arms = [arm for number in range(seeds) for arm in self._repetition(number, *surroundings)]
+        surroundings = _Surroundings(validation, store, progress, processes)
+        arms = [arm for number in range(seeds) for arm in self._repetition(number, surroundings)]
         return Treatment(tuple(arms), self.prescription)
 
-    def _repetition(
-        self, number: int, validation: Images | None, store: ArmStore | None, progress: Progress
-    ) -> list[Arm]:
+    def _repetition(self, number: int, around: _Surroundings) -> list[Arm]:
         """Train every arm of a repetition, except those that were finished before.
 
         A budget in seconds or passes is set by the first remedy's steps, so that arm runs first.
@@ -276,10 +288,9 @@ class Trial:
         stream, recipe, done = key("treatment", self.seed, number), self.recipe, dict[str, Arm]()
         names = list(self.remedies)
         for name in names if self.budget_kind == "steps" else [names[1], names[0], *names[2:]]:
-            finished = store.finished(name, number) if store is not None else None
-            done[name] = finished or self._arm(
-                name, recipe, number, stream, done, (validation, store, progress)
-            )
+            finished = around.store.finished(name, number) if around.store is not None else None
+            finished = around.processes.same(finished)
+            done[name] = finished or self._arm(name, recipe, number, stream, done, around)
             if len(done) == 1 and self.budget_kind == "time":
                 recipe = replace(recipe, seconds=done[name].seconds)
             if len(done) == 1 and self.budget_kind == "passes":
@@ -293,13 +304,12 @@ class Trial:
         number: int,
         stream: int,
         done: Mapping[str, Arm],
-        surroundings: tuple[Images | None, ArmStore | None, Progress],
+        around: _Surroundings,
     ) -> Arm:
         """Train a copy under a remedy; all arms of a repetition draw from the same random stream.
 
         A remedy that only edits a finished network takes the control's, or that of the arm which it edits.
         """
-        validation, store, progress = surroundings
         model = copy_of(self.model)
         course = self.remedies[name](model, self.images, self.diagnosis, stream)
         remedy, edited = self.remedies[name], None
@@ -321,17 +331,18 @@ class Trial:
                 steps_per_epoch=self.images.steps_per_epoch,
                 seed=stream,
                 course=course,
-                validation=validation,
-                checkpoints=store.checkpoints(name, number) if store is not None else None,
-                progress=progress,
+                validation=around.validation,
+                checkpoints=around.store.checkpoints(name, number) if around.store is not None else None,
+                progress=around.progress,
                 stage=f"{name}, seed {number}",
+                processes=around.processes,
             )
-        trained = finish(model, trained, course, self.images, validation, stream)
+        trained = finish(model, trained, course, self.images, around.validation, stream)
         state = {entry: value.detach().cpu().clone() for entry, value in model.state_dict().items()}
-        arm = Arm(
+        arm = around.processes.same(Arm(
             name, number, state, trained.history, trained.steps, trained.seconds, trained.skipped,
             trained.passes, trained.facts,
-        )  # fmt: skip
-        if store is not None:
-            store.save(arm)
+        ))  # fmt: skip
+        if around.store is not None:
+            around.store.save(arm)
         return arm

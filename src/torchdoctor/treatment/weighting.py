@@ -23,9 +23,12 @@ from torchdoctor.network.taps import map_shapes
 from torchdoctor.network.workarounds import right_derivatives
 from torchdoctor.randomness import key
 from torchdoctor.treatment.constraints import Constraint
+from torchdoctor.treatment.losses import Terms, classification_terms
 from torchdoctor.treatment.passes import Noise, Tails
 from torchdoctor.treatment.penalties import penalise
-from torchdoctor.treatment.recipe import Recipe, Terms, autocast, classification_terms, move, set_mode
+from torchdoctor.treatment.precision import autocast
+from torchdoctor.treatment.recipe import Recipe, move, set_mode
+from torchdoctor.treatment.sharing import share_of, sharing
 from torchdoctor.types import InputError
 
 MEASURED = 8  # batches from which an automatic weight is measured
@@ -85,21 +88,16 @@ class Prescription:
             size = tuple(batch.images.shape[1:])
             if noise.draws and size not in shapes:
                 shapes[size] = map_shapes(model, batch.images, layers)
-            with right_derivatives(), remembering(model, shortcuts) as trunk:
+            share = share_of(batch, model)
+            with right_derivatives(), remembering(model, shortcuts) as trunk, sharing(share.processes):
                 logits, terms = classification_terms(model, batch)
             with autocast(batch.images.device, "fp32"):
                 values = penalise(
-                    model,
-                    batch,
-                    self.constraints,
-                    self.diagnosis,
-                    noise=noise,
-                    expand_pixels=self.expand_pixels,
-                    step=step,
-                    logits=logits.detach(),
+                    model, share.of(batch), self.constraints, self.diagnosis, noise=noise,
+                    expand_pixels=self.expand_pixels, step=step, logits=share.rows(logits.detach()),
                     tails=Tails(trunk, closed, shapes.get(size, {})),
-                )
-            return terms, {name: value.mean() for name, value in values.items()}
+                )  # fmt: skip
+            return terms, {name: share.whole(value).mean() for name, value in values.items()}
 
         return loss_and_penalties
 
