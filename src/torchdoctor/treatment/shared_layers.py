@@ -134,7 +134,8 @@ class SharedLayers(TorchFunctionMode):
         """
         del types
         named = kwargs or {}
-        if func is BATCH_NORM and named.get("training"):
+        # PyTorch names its function by what stands in its place.
+        if func in (BATCH_NORM, functional.batch_norm) and named.get("training"):
             return self._batch_norm(*args, **named)
         if func in DROPOUTS and named.get("training") and self._by_image(args[0]):
             draws = {**named, "inplace": False}

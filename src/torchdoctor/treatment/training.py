@@ -13,6 +13,7 @@ from torch import nn
 
 from torchdoctor.images.batches import Batch, Images, TrainingImages
 from torchdoctor.network.prediction import predict_logits
+from torchdoctor.network.state import load_state
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.treatment.loop import Loop
@@ -120,11 +121,13 @@ class _Wishes:
     stop: bool = False
 
     def restored(self) -> _Wishes:
-        """Go back to the state that the main process has saved, if there is one."""
-        state = self.checkpoints.load() if self.checkpoints is not None else None
-        state = self.loop.processes.same(state)
+        """Go back to the state that the main process has saved; without one, to the weights that it has."""
+        processes, model = self.loop.processes, self.loop.model
+        state = processes.same(self.checkpoints.load() if self.checkpoints is not None else None)
         if state is not None:
             self.loop.restore(state)
+        elif not processes.alone:
+            load_state(model, processes.same(model.state_dict()))
         return self
 
     def saved_and_stopping(self) -> bool:
