@@ -65,4 +65,4 @@ def test_processes_end_with_the_weights_of_one(tmp_path):
                 assert distance(found, wanted) < NOT_ALIKE[kind], (count, name)
                 assert found_skipped == skipped
                 assert distance(found, results[0][name][0]) == 0, (count, name)
-        assert alone["own spoiled"][1] == [list(range(7, 14))]
+        assert [list(ids) for ids in alone["own spoiled"][1]] == [list(range(7, 14))]

@@ -89,6 +89,7 @@ def with_rate(case: Case, folder: Path, watch: Watch) -> Case:
         found = measured_rate(
             case.model, case.data.train, case.data.validation, case.plan.recipe, steps=steps,
             seed=case.plan.seed, known=known, note=note, progress=watch.progress,
+            processes=case.processes,
         )  # fmt: skip
         write_json(file, {"chosen": found.chosen, "steps": found.steps, "tried": _listed(found.accuracies)})
         watch.say(found.sentence)

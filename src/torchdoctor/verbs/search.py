@@ -296,6 +296,7 @@ def _try(
         validation=judge.shown,
         store=ArmFolder(folder, case.card, watch),
         progress=lambda stage, done, total: watch.progress(f"trial {stage}", done, total),
+        processes=case.processes,
     )
 
 

@@ -57,6 +57,7 @@ def train_stage(
         checkpoints=checkpoints,
         progress=progress,
         stage="train",
+        processes=case.processes,
     )
     # The weights come first: nothing that fails later costs them.
     write_json(folder / "model.json", case.card)

@@ -202,6 +202,7 @@ def treat_stage(
         validation=validation_images(case, settings.arm_names)[0],
         store=ArmFolder(folder / "treatment", case.card, watch),
         progress=watch.progress,
+        processes=case.processes,
     )
     treatment.save_prescription(folder / "treatment")
     tracker = settings.tracker if case.processes.main else "none"
