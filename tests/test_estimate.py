@@ -149,11 +149,10 @@ def test_the_list_of_images_takes_about_what_is_said():
     )
     loader = Loader(table, Preprocessing(8, (0.0,) * 3, (1.0,) * 3))
     plan = loader.plan(0, 0)
-    places = loader._store_positions()
-    batches = [[(int(places[row]), name) for row, name in draws] for draws in plan]
+    places = loader.store.positions(table.ids)
     each = tracemalloc.get_traced_memory()[0] / count
     tracemalloc.stop()
-    assert len(batches) == math.ceil(count / 64)
+    assert len(plan) == math.ceil(count / 64) and len(places) == count
     assert 0.75 * INDEX < each < 1.25 * INDEX
 
 

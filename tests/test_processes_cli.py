@@ -113,8 +113,8 @@ def test_all_stop_at_the_same_step_and_go_on(place):
         0.01,
     )
     command = (*MODULE, *quick, "--epochs", 2, "--json", "--out")
-    at_once = together(1, (*command, "trained"), cwd=place)
-    assert at_once[0][0] == 0, at_once[0][2]
+    at_once = together(2, (*command, "trained"), cwd=place)
+    assert [code for code, _, _ in at_once] == [0, 0], at_once[0][2]
     running = start(2, (*command, "stopped"), cwd=place, of_rank=dict.fromkeys((0, 1), EVERY_STEP))
     wait_for(lambda: list((place / "stopped" / "checkpoints").glob("*.sha256")), within=600)
     running[1].send_signal(signal.SIGINT)  # one of them: the other learns of it
@@ -136,10 +136,24 @@ def launched(count, command, folder):
     return process.returncode, process.stdout, process.stderr
 
 
+def numbers_in(record, path=""):
+    """Return all numbers of a nested record by their place, but for those of single images."""
+    if isinstance(record, dict):
+        kept = {
+            name: value for name, value in record.items() if name not in ("seconds", "repaired", "broken")
+        }
+        parts = [numbers_in(value, f"{path}/{name}") for name, value in kept.items()]
+        return {place: number for part in parts for place, number in part.items()}
+    if isinstance(record, bool) or not isinstance(record, int | float):
+        return {}
+    return {path: record}
+
+
 def comparison(run):
-    """Return what a run's comparison says, without times."""
+    """Return the accuracies and gains of a run's comparison, in percent, by their place."""
     record = json.loads((run / "compare.json").read_text())
-    return {name: value for name, value in record.items() if name != "seconds"}
+    numbers = numbers_in(record)
+    return {place: number for place, number in numbers.items() if place.endswith(("accuracy", "/mean"))}
 
 
 @pytest.mark.slow
@@ -152,4 +166,8 @@ def test_a_launched_checkup_compares_as_one_process_does(place):
     assert len(lines) == 1, said
     assert json.loads(lines[0])["verdict"] == json.loads(out)["verdict"]
     assert launcher_code == (0 if code == 0 else 1)  # a launcher has no exit codes but these
-    assert comparison(open_run(place / "launched")) == comparison(open_run(place / "whole"))
+    shared, whole = (comparison(open_run(place / name)) for name in ("launched", "whole"))
+    # Sums over two processes are rounded differently, and an image at the border between two categories may
+    # change sides: at most eight of the 960.
+    assert shared.keys() == whole.keys() and len(whole) >= 4
+    assert max(abs(shared[name] - whole[name]) for name in whole) <= 100 * 8 / 960 + 1e-9, (shared, whole)

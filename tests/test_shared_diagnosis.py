@@ -42,7 +42,7 @@ for name, images in (("batches", batches), ("loader", loader), ("few", batches[:
         found.save(out)
         print(name, draws, *(sha256_of(out / f"diagnosis.{kind}") for kind in ("safetensors", "json")))
     causes = find_causes(model, images, found, processes=here)
-    print(name, causes)
+    print(name, repr(str(causes)))
 here.leave()
 """
 

@@ -122,6 +122,7 @@ def find_causes(
         All misclassified images with their causes, and the accuracy.
 
     Example:
+        >>> import torch
         >>> from torchdoctor import Batch, diagnose, find_causes
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> pixels = torch.randn(8, 3, 8, 8)

@@ -10,7 +10,7 @@ from torchdoctor.diagnosis.result import QUANTILES
 
 DOUBLE, SINGLE, WHOLE = 8, 4, 8  # bytes of a float64, a float32 and a whole number
 TABLES = 3  # an image's rows of evidence, activation and level, each with a number for every kernel
-INDEX = 530  # bytes for each image of a loader's table and of the plan of an epoch, with a name of 40 letters
+INDEX = 130  # bytes for each image of a loader's table and of the plan of an epoch, with a name of 40 letters
 MOMENTS = 3  # count, sum and sum of squares of an image's map (`evidence.survey`)
 
 
