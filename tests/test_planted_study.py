@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.study import planted, unplanted
+from benchmarks.study import photo_causes, planted, unplanted
 from benchmarks.study.planted_stages import simulated_answers
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.treatment.effects import EFFECTS, effect_of
@@ -44,6 +44,15 @@ def test_the_tables_of_the_documentation_are_those_of_the_results():
     for table in tables:
         rows = table.splitlines()
         assert len(rows) > 3 and [row for row in rows if row not in page] == []
+
+
+def test_the_table_of_causes_on_photographs_is_that_of_the_results_without_what_was_chosen_on():
+    page = (ROOT / "docs" / "concepts.md").read_text()
+    lines = planted.read(RESULTS.with_name("photo_causes.jsonl"))
+    rows = photo_causes.table(lines).splitlines()
+    assert len(rows) > 10 and [row for row in rows if row not in page] == []
+    chosen_on = [line for line in lines if photo_causes.calibrated_on(line)]
+    assert chosen_on and photo_causes.table(lines[:0] + chosen_on).count("\n") == 2
 
 
 def counts(fault, seed=3, images=2000):
