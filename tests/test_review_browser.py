@@ -384,7 +384,11 @@ def test_fingers_draw_and_two_of_them_zoom(browser, server, run):
     touch("touchMove", (x1 - 20, y1 - 20), (x2 + 20, y2 + 20))
     touch("touchEnd")
     assert "Nothing is marked" in text(browser, "#mask-state")  # zooming draws nothing
-    browser.find_element("css selector", "[data-do=fit]").click()
+    fit = browser.find_element("css selector", "[data-do=fit]")
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center'})", fit
+    )  # the last row of buttons floats
+    fit.click()
     browser.execute_script("window.scrollTo(0, 0); window.places = []")
     scale, x, y, ((x1, y1), (x2, y2)) = placed(browser, [(20, 10), (40, 30)])
     touch("touchStart", (x1, y1))
