@@ -106,6 +106,7 @@ def test_public_names():
         "ModelDoctorError",
         "Recipe",
         "RobustnessSettings",
+        "SecondOpinion",
         "Suspects",
         "TrainingPenalty",
         "Treatment",

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from torchdoctor import InputError, diagnose, find_causes, load_model
+from torchdoctor.case.classifier import load_classifier
 from torchdoctor.case.config import settings_from
 from torchdoctor.case.preparation import prepare
 from torchdoctor.data.pixels import Preprocessing, fit
 from torchdoctor.diagnosis.renaming import renamed
 from torchdoctor.models.class_names import names_in, same_names
 from torchdoctor.models.weights import load_into, load_weights, read_checkpoint
-from torchdoctor.verbs.predict import load_classifier
 
 NAMES = ("1", "2", "10")  # sorted as text: 1, 10, 2
 COLOURS = ((220, 40, 40), (40, 60, 210), (60, 200, 60))

@@ -260,6 +260,7 @@ def test_a_plan_has_nothing_left_to_decide():
         "device",
         "budget",
         "diagnosis",
+        "second_opinion",
         "labels",
         "review",
         "workers",

@@ -12,7 +12,8 @@ from torch import nn
 
 from pictures import scene
 from torchdoctor.case.config import settings_from
-from torchdoctor.case.preparation import new_folder, prepare
+from torchdoctor.case.preparation import prepare
+from torchdoctor.case.surroundings import new_folder
 from torchdoctor.case.training_images import NOT_KNOWN
 from torchdoctor.data.fingerprints import image_hashes
 from torchdoctor.data.load import load_tables

@@ -1,9 +1,11 @@
 """Compare causes with what people say: errors on CIFAR-10's test images, nothing planted.
 
     TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.people --cache FOLDER [--epochs 10] [--weights FILE]
+        [--networks small plain] [--second] [--out FILE]
 
-A network is trained on all 50,000 images (or given: a state dict of `small_resnet` for 32 px), and the causes
-of its errors on the 10,000 test images are found. The truth is that of `cifar10_people/test_half.parquet`:
+A network is trained on the training images (or given: a state dict of `small_resnet` for 32 px), and the
+causes of its errors on the 10,000 test images are found: by itself and, with --second, together with the
+opinion of a better network (`second_network`). The truth is that of `cifar10_people/test_half.parquet`:
 about 50 people per image, and reviewers of suspected labels. A label is wrong where most people give another,
 or three of five reviewers do not confirm it; it is ambiguous where fewer than nine in ten give the label.
 """
@@ -14,23 +16,33 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from scipy.stats import mannwhitneyu
+from torch import nn
 
+from benchmarks.study.photo_networks import plain
 from benchmarks.study.planted_faults import keep
-from torchdoctor import diagnose, load_data
+from benchmarks.study.second_network import STAGES, Enlarged, cifar, second_network
+from torchdoctor import SecondOpinion, diagnose, load_data
+from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.causes import find_causes
+from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.models.architectures.small_resnet import SmallResNet
 from torchdoctor.models.weights import load_into, load_weights
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit
 
-LAYERS = ("layer3.conv2", "layer4.conv2")
+NETWORKS = {
+    "small": (SmallResNet, ("layer3.conv2", "layer4.conv2")),
+    "plain": (plain, ("6", "9")),
+}
 DRAWS = 1000  # of the bootstrap
+Line = dict[str, Any]
 
 
 def truth(root: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,36 +81,29 @@ def interval(score: object, true: np.ndarray, value: np.ndarray) -> list[float]:
     return [round(float(each), 3) for each in (score(true, value), low, high)]  # type: ignore[operator]
 
 
-def main() -> None:
-    """Train or load a network, find the causes of its errors, and print how they agree with people."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--out", type=Path, help="a JSON line is added to this file")
-    given = parser.parse_args()
-    root = os.environ["TORCHDOCTOR_DATA"]
-    data = load_data(f"parquet:{root}/cifar10", image_size=32)
+def network(kind: str, epochs: int, weights: Path | None, cache: Path, data: Splits) -> nn.Module:
+    """Return the examined network: given, kept from before, or trained."""
     torch.manual_seed(0)
-    model = SmallResNet(10)
-    file = given.weights or given.cache / f"people-{given.epochs}.safetensors"
+    model: nn.Module = NETWORKS[kind][0](10)
+    name = "people" if kind == "small" else f"people-{kind}"
+    file = weights or cache / f"{name}-{epochs}.safetensors"
     if file.is_file():
         load_into(model, load_weights(file), str(file))
     else:
-        recipe = Recipe(epochs=given.epochs, learning_rate=0.1)
+        recipe = Recipe(epochs=epochs, learning_rate=0.1)
         steps = data.train.steps_per_epoch
         fit(model, lambda epoch: data.train.epoch(epoch, 0), recipe, steps_per_epoch=steps, seed=0)
         keep(model, file)
-    model.eval()
-    diagnosis = diagnose(
-        model, data.train, layers=LAYERS, draws=0, settings=DiagnosisSettings(images_per_category=60)
-    )
-    causes = find_causes(model, data.tests["test"], diagnosis)
+    return model.eval()
+
+
+def compared(causes: Causes, root: str) -> Line:
+    """Return how causes agree with what people say of the errors that people looked at."""
     errors = {error.id: error for error in causes.errors}
     rows, wrong, ambiguous = truth(root)
     looked = [place for place, row in enumerate(rows.tolist()) if row in errors]
     found = [errors[int(rows[place])] for place in looked]
-    line: dict[str, object] = {"accuracy": causes.accuracy, "errors": len(found), "counts": causes.counts}
+    line: Line = {"accuracy": causes.accuracy, "errors": len(found), "counts": causes.counts}
     for cause, true in (("label looks wrong", wrong[looked]), ("ambiguous", ambiguous[looked])):
         value = np.array([error.probabilities.get(cause, 0.0) for error in found])
         given_it = np.array([error.cause == cause for error in found])
@@ -110,10 +115,42 @@ def main() -> None:
             "given": int(given_it.sum()),
             "right_where_given": round(float(true[given_it].mean()), 3) if given_it.any() else None,
         }
-    print(json.dumps(line))
-    if given.out:
-        with given.out.open("a") as out:
-            out.write(json.dumps(line) + "\n")
+    return line
+
+
+def main() -> None:
+    """Train or load networks, find the causes of their errors, and print how they agree with people."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--networks", nargs="*", default=["small"], choices=list(NETWORKS))
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--second", action="store_true", help="ask a second network as well")
+    parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
+    given = parser.parse_args()
+    root = os.environ["TORCHDOCTOR_DATA"]
+    data = load_data(f"parquet:{root}/cifar10", image_size=32)
+    for kind in given.networks:
+        model = network(kind, given.epochs, given.weights, given.cache, data)
+        diagnosis = diagnose(
+            model,
+            data.train,
+            layers=NETWORKS[kind][1],
+            draws=0,
+            settings=DiagnosisSettings(images_per_category=60),
+        )
+        opinions: dict[str, SecondOpinion | None] = {"none": None}
+        if given.second:
+            enlarged = cifar(root)
+            other = second_network(given.cache, enlarged)
+            opinions["lite0"] = SecondOpinion(other, Enlarged(enlarged.tests["test"], STAGES[-1][0]))
+        for name, second in opinions.items():
+            causes = find_causes(model, data.tests["test"], diagnosis, second=second)
+            line = {"network": kind, "epochs": given.epochs, "second": name, **compared(causes, root)}
+            print(json.dumps(line), flush=True)
+            if given.out:
+                with given.out.open("a") as out:
+                    out.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

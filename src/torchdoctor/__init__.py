@@ -21,6 +21,7 @@ with ExitStack() as _paused:
     from torchdoctor.diagnosis.explanation_result import Explanation
     from torchdoctor.diagnosis.result import Diagnosis
     from torchdoctor.diagnosis.robustness import RobustnessSettings, measure_robustness
+    from torchdoctor.diagnosis.second_opinion import SecondOpinion
     from torchdoctor.diagnosis.settings import DiagnosisSettings
     from torchdoctor.diagnosis.suspects import find_suspects
     from torchdoctor.diagnosis.suspects_result import Suspects
@@ -57,6 +58,7 @@ __all__ = [
     "ModelDoctorError",
     "Recipe",
     "RobustnessSettings",
+    "SecondOpinion",
     "Suspects",
     "TrainingPenalty",
     "Treatment",

@@ -37,8 +37,9 @@ def settings_from(
     """
     merged = dict(read_config(file, kind)) if file is not None else {}
     merged |= _by_todays_names({name: value for name, value in values.items() if value is not None}, kind)
-    if isinstance(merged.get("weights"), str):
-        merged["weights"] = _weights_file(str(merged["weights"]))
+    for name in ("weights", "second_opinion"):
+        if isinstance(merged.get(name), str):
+            merged[name] = _weights_file(str(merged[name]), flag_of(name))
     return kind(**{**(dict(base) if base is not None else {}), **merged})
 
 
@@ -53,13 +54,13 @@ def _by_todays_names(values: Mapping[str, object], kind: type[SettingsGroup]) ->
     return {former.get(name, name): value for name, value in values.items()}
 
 
-def _weights_file(weights: str) -> str:
+def _weights_file(weights: str, flag: str) -> str:
     """Return the weights in a model folder, where a folder is named."""
     if not Path(weights).is_dir():
         return weights
     file = Path(weights) / "model.safetensors"
     if not file.is_file():
-        raise InputError(f"--weights {weights!r} is a folder without a model.safetensors: give the file")
+        raise InputError(f"{flag} {weights!r} is a folder without a model.safetensors: give the file")
     return str(file)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,11 +20,13 @@ from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
 from torchdoctor.case.own_weights import in_order_of_weights, model_of_card
 from torchdoctor.case.reviewed import with_review, with_run_of_review
+from torchdoctor.case.second_opinion import second_opinion
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
-from torchdoctor.case.surroundings import card_of
+from torchdoctor.case.surroundings import card_of, new_folder
 from torchdoctor.case.training_images import note_on_tests, refuse_seen_tests, trained_on
 from torchdoctor.data.load import EXPECTED, Splits, load_data
 from torchdoctor.data.settings import DataSettings
+from torchdoctor.diagnosis.second_opinion import SecondOpinion
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.models.backbones import load_backbone
 from torchdoctor.models.catalogue import MODELS
@@ -56,6 +56,7 @@ class Case:
         answers: What a person said of the labels; None where nobody was asked.
         review: How many answers of a review are used, by kind; None without a review.
         processes: The processes that work on the run together.
+        second: Another network whose opinion of the validation images is heard; None where none was given.
     """
 
     plan: Plan
@@ -66,6 +67,7 @@ class Case:
     answers: Answers | None = None
     review: Mapping[str, object] | None = None
     processes: Processes = ALONE
+    second: SecondOpinion | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -179,7 +181,8 @@ def prepare(
         found = replace(found, answers=answers, review=reviewed.facts)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
     notes = notes + said + found.notes + ((unknown,) if unknown else ())
-    return replace(found, notes=notes, processes=processes)
+    second = second_opinion(settings, data, processes)
+    return replace(found, notes=notes, processes=processes, second=second)
 
 
 def _checked(settings: Settings, verb: Verb, needs_weights: bool, processes: Processes) -> Settings:
@@ -285,19 +288,6 @@ def _decided(
         "select": best_select(settings, data),
     }
     return Plan(**{**dict(settings), **decided})
-
-
-def new_folder(verb: str) -> str:
-    """Return where a run goes that was given no folder.
-
-    Args:
-        verb: The command that runs.
-
-    Returns:
-        `runs/<command>-<time>-<letters>`; the letters are random, so that runs which start in the same
-        second, on this machine or on others that share the folder, do not meet.
-    """
-    return f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _data(settings: Settings, name: str, card: Mapping[str, object] | None) -> Splits:

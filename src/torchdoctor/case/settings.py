@@ -7,7 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from torchdoctor.data.pixels import AUGMENT, Augment
 from torchdoctor.data.settings import DataSettings
-from torchdoctor.diagnosis.settings import EVIDENCE_ALONE, EVIDENCE_OF_TREATMENT, DiagnosisSettings
+from torchdoctor.diagnosis.settings import (
+    EVIDENCE_ALONE,
+    EVIDENCE_OF_TREATMENT,
+    CausesSettings,
+    DiagnosisSettings,
+)
 from torchdoctor.glossary import GLOSSARY
 from torchdoctor.models.settings import ModelSettings
 from torchdoctor.proof.settings import ProofSettings
@@ -129,6 +134,7 @@ class Settings(
     DataSettings,
     TrainingSettings,
     DiagnosisSettings,
+    CausesSettings,
     DiagnosisRunSettings,
     TreatmentSettings,
     AnswerSettings,
@@ -208,7 +214,7 @@ GROUPS: Mapping[str, tuple[type[SettingsGroup], ...]] = {
     "Model": (ModelSettings,),
     "Data": (DataSettings,),
     "Training": (TrainingSettings,),
-    "Diagnosis": (DiagnosisSettings, DiagnosisRunSettings),
+    "Diagnosis": (DiagnosisSettings, CausesSettings, DiagnosisRunSettings),
     "Treatment": (TreatmentSettings, AnswerSettings),
     "Proof": (ProofSettings,),
     "Search": (SearchSettings,),
@@ -220,9 +226,9 @@ _ALWAYS = (ModelSettings, DataSettings, RunSettings)
 _FURTHER = (TrainingSettings, DiagnosisSettings, DiagnosisRunSettings, TreatmentSettings, AnswerSettings)
 USED_BY: Mapping[Verb, tuple[type[SettingsGroup], ...]] = {
     "train": (*_ALWAYS, TrainingSettings),
-    "diagnose": (*_ALWAYS, DiagnosisSettings),
+    "diagnose": (*_ALWAYS, DiagnosisSettings, CausesSettings),
     "treat": (*_ALWAYS, *_FURTHER),
-    "checkup": (*_ALWAYS, *_FURTHER, ProofSettings, SearchSettings),
+    "checkup": (*_ALWAYS, *_FURTHER, CausesSettings, ProofSettings, SearchSettings),
     "demo": (*_ALWAYS, *_FURTHER, ProofSettings),
     "robustness": _ALWAYS,
 }

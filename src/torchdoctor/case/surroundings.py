@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import secrets
+import time
 from pathlib import Path
 
 import torch
@@ -102,3 +104,16 @@ def loading_code(plan: Plan, classes: int, weights: Path) -> str:
             f"model.load_state_dict(load_file({str(weights)!r}))",
         )
     )
+
+
+def new_folder(verb: str) -> str:
+    """Return where a run goes that was given no folder.
+
+    Args:
+        verb: The command that runs.
+
+    Returns:
+        `runs/<command>-<time>-<letters>`; the letters are random, so that runs which start in the same
+        second, on this machine or on others that share the folder, do not meet.
+    """
+    return f"runs/{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

@@ -12,6 +12,7 @@ from jaxtyping import UInt64
 
 from torchdoctor.data.fingerprints import image_hashes
 from torchdoctor.data.load import Splits
+from torchdoctor.data.loader import Loader
 from torchdoctor.types import InputError
 
 Hashes = UInt64[np.ndarray, " image"]
@@ -62,18 +63,46 @@ def refuse_seen_tests(card: Mapping[str, object] | None, data: Splits) -> None:
     if own is None:
         return
     for name, loader in data.tests.items():
-        tested = image_hashes(loader.table)
-        if tested is None:
-            continue
-        seen = np.flatnonzero(np.isin(tested, before) & ~np.isin(tested, own))
-        if len(seen):
-            names = ", ".join(loader.table.names[place] for place in seen[:SHOWN].tolist())
+        seen, told = _seen(loader, before, own)
+        if seen:
             raise InputError(
-                f"{len(seen)} of the {len(tested)} images of the test split {name!r} were training images of "
-                f"these weights, as their card says ({names}{', ...' if len(seen) > SHOWN else ''}): a test "
-                "on them proves nothing. Use the division that the weights were trained with (--split-seed, "
-                "--validation-share), or other test images"
+                f"{seen} of the {len(loader)} images of the test split {name!r} were training images of "
+                f"these weights, as their card says ({told}): a test on them proves nothing. Use the division "
+                "that the weights were trained with (--split-seed, --validation-share), or other test images"
             )
+
+
+def refuse_seen_validation(card: Mapping[str, object] | None, data: Splits, weights: str) -> None:
+    """Refuse a second opinion on images that it was trained on.
+
+    Args:
+        card: The card of the second network's weights; None where there is none.
+        data: The images.
+        weights: The weights, for the message.
+
+    Raises:
+        InputError: The validation split holds images that the card lists.
+    """
+    before = _hashes_of(card)
+    seen, told = (0, "") if before is None else _seen(data.validation, before, data.training_hashes)
+    if seen:
+        raise InputError(
+            f"--second-opinion {weights!r}: {seen} of the {len(data.validation)} validation images were its "
+            f"training images, as its card says ({told}): it would repeat their labels. Train it with the "
+            "same division (--split-seed, --validation-share)"
+        )
+
+
+def _seen(
+    loader: Loader, before: UInt64[np.ndarray, " before"], own: UInt64[np.ndarray, " own"] | None
+) -> tuple[int, str]:
+    """Return how many images of a loader are among hashes but not among others, and the names of some."""
+    hashes = image_hashes(loader.table)
+    if hashes is None or own is None:
+        return 0, ""
+    seen = np.flatnonzero(np.isin(hashes, before) & ~np.isin(hashes, own))
+    names = ", ".join(str(loader.table.names[place]) for place in seen[:SHOWN].tolist())
+    return len(seen), names + (", ..." if len(seen) > SHOWN else "")
 
 
 def note_on_tests(card: Mapping[str, object] | None, data: Splits, *, own_weights: bool) -> str | None:

@@ -51,8 +51,8 @@ NUMBERS = (
     "taken_for_prediction", "right_if_prepared_otherwise",
     "evidence_on_changed_kernels", "label_before_others", "prediction_before_others",
     "background_alone_predicts_it", "errors_gone_before_others", "backgrounds_decide", "wrong_labels",
-    "label_wrong_by_share", "log_odds", "confused_back", "as_far", "far_beyond_chance", "right_if_larger",
-    "repaired_if_larger_beyond_chance",
+    "label_wrong_by_share", "log_odds", "second_on_label", "confused_back", "as_far", "far_beyond_chance",
+    "right_if_larger", "repaired_if_larger_beyond_chance",
 )  # fmt: skip
 
 
@@ -99,8 +99,8 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     known = n["log_odds"] == n["log_odds"]
     judges = n["right_if_prepared_otherwise"] not in (0, 1) and not n["overall_validation_accuracy"] < KNOWN
     by_share = n["label_wrong_by_share"] if judges else 0.0
-    wrong = probability_wrong(by_share, n["log_odds"]) if known else 0.0
-    disputed = probability_disputed(n["log_odds"], n["confused_back"]) if known else 0.0
+    wrong = probability_wrong(by_share, n["log_odds"], n["second_on_label"]) if known else 0.0
+    disputed = probability_disputed(n["log_odds"], n["confused_back"], n["second_on_label"]) if known else 0.0
     probabilities: dict[Cause, float] = {}
     left = 1.0
     if rule is not None and rule in BEFORE_LABELS:

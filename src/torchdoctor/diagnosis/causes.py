@@ -13,10 +13,10 @@ from torchdoctor.diagnosis.background_trial import Trial, donors_of, over_all, t
 from torchdoctor.diagnosis.cause_rules import NEVER, SAID, decide
 from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
 from torchdoctor.diagnosis.detail import with_more_pixels
-from torchdoctor.diagnosis.label_doubts import LabelDoubts, label_doubts
 from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
 from torchdoctor.diagnosis.renaming import other_order
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.diagnosis.second_opinion import Doubts, SecondOpinion, doubts_of, second_logits
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.diagnosis.unlike import FAR, distances, logits_and_features, unlike_others
 from torchdoctor.images.batches import Batch, Images, only
@@ -43,7 +43,7 @@ class _Facts:
     changed: Float[np.ndarray, " category"]
     confusion: Float[np.ndarray, "category category"]
     examined: Float[np.ndarray, "category category"]
-    doubts: LabelDoubts
+    doubts: Doubts
     order: Int[np.ndarray, " category"] | None
 
     @property
@@ -85,9 +85,10 @@ class _Facts:
             "confused_beyond_others": confused / max(self.lost, 1e-9),
             "label_never_right": float(self.in_another_order(label, other)),
             "taken_for_prediction": float(self.confusion[label, other]),
-            "wrong_labels": self.doubts.share,
-            "label_wrong_by_share": float(self.doubts.wrong[row]),
-            "log_odds": float(self.doubts.log_odds[row]),
+            "wrong_labels": self.doubts.labels.share,
+            "label_wrong_by_share": float(self.doubts.labels.wrong[row]),
+            "log_odds": float(self.doubts.labels.log_odds[row]),
+            "second_on_label": float(self.doubts.second[row]),
             "confused_back": float(self.examined[other, label]),
             "evidence_on_changed_kernels": float(max(self.changed[label], self.changed[other])),
         }
@@ -99,6 +100,7 @@ def find_causes(
     diagnosis: Diagnosis,
     *,
     larger: ImageSource | None = None,
+    second: SecondOpinion | None = None,
     seed: int = 0,
     progress: Progress = silent,
     processes: Processes = ALONE,
@@ -114,12 +116,17 @@ def find_causes(
         diagnosis: The diagnosis of this network on its training images.
         larger: The same images with more pixels, to find errors that come from too little detail; a network
             that takes no larger images is not tried on them. None: the cause is not looked for.
+        second: Another network for the same categories, whose opinion of these images is heard where labels
+            are doubted (`label looks wrong`, `ambiguous`); None: the network judges labels alone.
         seed: The seed by which images are chosen whose backgrounds are put behind the objects.
         progress: Called with ("causes", errors done, errors in all).
         processes: The processes that work together: each computes a share of the batches, and all get all.
 
     Returns:
         All misclassified images with their causes, and the accuracy.
+
+    Raises:
+        InputError: The second network has other categories, or was given other images.
 
     Example:
         >>> import torch
@@ -137,25 +144,31 @@ def find_causes(
     layers = [layer.name for layer in diagnosis.layers]
     (ids, labels, logits), features = logits_and_features(model, images, layers, processes)
     right = (logits.argmax(1) == labels).numpy()
+    heard = second_logits(second, ids, labels, logits.shape[1], processes)
     more = unlike_others(distances(features, right), right)
     if larger is not None and not right.all():
         more |= with_more_pixels(model, images_of(larger), ids, right, processes) or {}
-    examined = _examined(model, images, diagnosis, (ids, labels, logits), more, seed, progress, processes)
-    errors = [
-        ErrorCause(
-            image, diagnosis.classes[label], diagnosis.classes[other], numbers["confidence"],
-            *decide(numbers), numbers,
-        )
-        for image, label, other, numbers in sorted(examined, key=lambda error: error[0])
-    ]  # fmt: skip
-    return Causes(tuple(errors), len(ids), 100.0 * (1 - len(examined) / len(ids)))
+    outputs = (ids, labels, logits, heard)
+    examined = _examined(model, images, diagnosis, outputs, more, seed, progress, processes)
+    errors = tuple(_judged(diagnosis.classes, *error) for error in sorted(examined, key=lambda each: each[0]))
+    return Causes(errors, len(ids), 100.0 * (1 - len(examined) / len(ids)))
+
+
+def _judged(
+    classes: tuple[str, ...], image: int, label: int, other: int, numbers: dict[str, float]
+) -> ErrorCause:
+    """Return an error with its cause: an image of `label` that was predicted as `other`, and its numbers."""
+    cause, probabilities = decide(numbers)
+    return ErrorCause(
+        image, classes[label], classes[other], numbers["confidence"], cause, probabilities, numbers
+    )
 
 
 def _examined(
     model: nn.Module,
     images: Images,
     diagnosis: Diagnosis,
-    outputs: tuple[Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor, np.ndarray | None],
     more: Mapping[str, Float[np.ndarray, " image"]],
     seed: int,
     progress: Progress,
@@ -163,15 +176,16 @@ def _examined(
 ) -> list[tuple[int, int, int, dict[str, float]]]:
     """Return the id, label, prediction and numbers of each misclassified image.
 
-    `outputs` are the ids, labels and logits of all images, `more` further numbers of each.
+    `outputs` are the ids, labels and logits of all images, and the logits of the second network if there is
+    one; `more` are further numbers of each image.
     """
-    ids, labels, logits = outputs
+    ids, labels, logits, second = outputs
     confidences, predicted = logits.double().softmax(1), logits.argmax(1)
     right = (predicted == labels).numpy()
     if "right_if_larger" in more and more["repaired_if_larger_beyond_chance"][0] >= SAID:
         right = right | (more["right_if_larger"] == 1)  # too little detail is no gap between training and now
     known = ~((more["as_far"] <= FAR) & (more["far_beyond_chance"] >= SAID))
-    facts = _facts(diagnosis, labels.numpy(), logits.double().numpy(), right, known)
+    facts = _facts(diagnosis, labels.numpy(), (logits.double().numpy(), second), right, known)
     row_of = {image: row for row, image in enumerate(ids.tolist())}
     wrong = ids[predicted != labels].tolist()
     donors = donors_of(model, images, labels, ids, seed)
@@ -205,13 +219,19 @@ def _examined(
 
 
 def _facts(
-    diagnosis: Diagnosis, labels: np.ndarray, logits: np.ndarray, right: np.ndarray, known: np.ndarray
+    diagnosis: Diagnosis,
+    labels: np.ndarray,
+    outputs: tuple[np.ndarray, np.ndarray | None],
+    right: np.ndarray,
+    known: np.ndarray,
 ) -> _Facts:
     """Gather what is known of the whole network.
 
-    `right` are the images that it can classify correctly, `known` those that are like its training images:
-    what it says of others tells nothing of their labels.
+    `outputs` are its logits and those of the second network, if there is one. `right` are the images that it
+    can classify correctly, `known` those that are like its training images: what it says of others tells
+    nothing of their labels.
     """
+    logits, second = outputs
     categories = len(diagnosis.classes)
     validation = np.full(categories, np.nan)
     examined = np.zeros((categories, categories))
@@ -232,8 +252,11 @@ def _facts(
         order=other_order(confusion, trained > 0),
         examined=examined / np.maximum(examined.sum(1), 1)[:, None],
         # Categories that are never right tell of another fault than wrong labels.
-        doubts=label_doubts(
-            logits, labels, known & ~np.isin(labels, np.flatnonzero(diagnosis.accuracy <= 100 * NEVER))
+        doubts=doubts_of(
+            logits,
+            second,
+            labels,
+            known & ~np.isin(labels, np.flatnonzero(diagnosis.accuracy <= 100 * NEVER)),
         ),
     )
 

@@ -63,3 +63,14 @@ class DiagnosisSettings(EvidenceSettings):
     def diagnosis_draws(self) -> int | Literal["exact"]:
         """The noise draws of a diagnosis."""
         return DRAWS if self.draws == "auto" else self.draws
+
+
+class CausesSettings(SettingsGroup):
+    """How the causes of errors are found."""
+
+    second_opinion: str | None = setting(
+        None,
+        "The weights of another network for the same categories, ideally a better one, with the card that "
+        "train writes beside them: its opinion of the validation images is heard where labels are doubted.",
+        left_out="the network judges labels alone",
+    )

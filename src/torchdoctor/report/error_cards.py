@@ -28,6 +28,7 @@ NUMBER_NAMES = {
     "wrong_labels": "estimated share of wrong labels",
     "label_wrong_by_share": "probability by that share that this label is wrong",
     "log_odds": "log-odds of prediction and label",
+    "second_on_label": "log-probability of the label by the second network",
     "confused_back": "share of the prediction's images taken for the label",
     "evidence_on_changed_kernels": "share of evidence on changed kernels",
     "label_before_others": "label wins before other backgrounds",

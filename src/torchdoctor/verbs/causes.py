@@ -43,7 +43,7 @@ def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progr
     if len(case.data.validation):
         causes = find_causes(
             case.model, case.data.validation, diagnosis, larger=larger_images(case.data.validation),
-            seed=case.plan.seed, progress=progress, processes=case.processes,
+            second=case.second, seed=case.plan.seed, progress=progress, processes=case.processes,
         )  # fmt: skip
     causes.save(folder, names=_names(case))
     return causes

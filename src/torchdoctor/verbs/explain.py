@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from torchdoctor.case.classifier import load_classifier
 from torchdoctor.case.config import read_config, settings_from
 from torchdoctor.case.outcome import check_weights
-from torchdoctor.case.preparation import new_folder, prepare
+from torchdoctor.case.preparation import prepare
+from torchdoctor.case.surroundings import new_folder
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
@@ -25,7 +27,7 @@ from torchdoctor.files.writing import write_json
 from torchdoctor.runs.folder import RunFolder, open_run
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.pictures import displayed_pixels, mask_of, write_figure
-from torchdoctor.verbs.predict import image_files, load_classifier, table_of_files
+from torchdoctor.verbs.predict import image_files, table_of_files
 
 
 @dataclass(frozen=True)
