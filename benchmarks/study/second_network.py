@@ -101,15 +101,15 @@ def second_network(cache: Path, data: Splits) -> nn.Module:
     Returns:
         The network in evaluation mode; it takes images of the last stage's size.
     """
-    model = lite0(len(data.classes)).to(memory_format=torch.channels_last)
-    model.requires_grad_(True)
+    model = lite0(len(data.classes)).requires_grad_(True)
     for size, epochs, seed in STAGES:
         file = cache / FILE.format(size=size)
         if file.is_file():
             load_into(model, load_weights(file), str(file))
         else:
+            model.to(memory_format=torch.channels_last)
             train(model, data, size, epochs, seed)
-            keep(model, file)
+            keep(model.to(memory_format=torch.contiguous_format), file)
     return model.eval()
 
 
