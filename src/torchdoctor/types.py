@@ -36,6 +36,10 @@ NormPolicy = Literal["frozen", "train"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+# What may be asked for: `auto` is bf16 on GPUs that compute in it, else fp32.
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
 # How an image becomes a square: its centre is cut out, or both of its sides are scaled to the size.
 Resize = Literal["crop", "squash"]
 

@@ -1,11 +1,38 @@
-"""Choose the device on which a run computes."""
+"""Choose the device on which a run computes, and the number format of its trainings."""
 
 from __future__ import annotations
 
 import torch
 
 from torchdoctor.processes import ALONE, Processes
-from torchdoctor.types import InputError
+from torchdoctor.types import AskedPrecision, InputError, Precision
+
+BF16_FROM = (8, 0)  # the compute capability of the first GPUs that compute in bf16 (and in TF32)
+
+
+def precision_on(
+    asked: AskedPrecision,
+    device: torch.device,
+    processes: Processes = ALONE,
+    capability: tuple[int, int] | None = None,
+) -> Precision:
+    """Decide in which number format networks are trained.
+
+    Args:
+        asked: What was asked for.
+        device: The device of this process.
+        processes: The processes that work on the run together, which all get the same; for `auto` each must
+            call this.
+        capability: The compute capability of the device; None: a GPU is asked for it.
+
+    Returns:
+        What was asked for; for `auto` bf16 where the device of every process computes in it, else fp32.
+    """
+    if asked != "auto":
+        return asked
+    if capability is None:
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    return "bf16" if min(processes.gather(capability)) >= BF16_FROM else "fp32"
 
 
 def device_named(name: str, processes: Processes = ALONE) -> torch.device:

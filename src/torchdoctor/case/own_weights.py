@@ -10,7 +10,7 @@ from torchdoctor.data.load import Splits
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.class_names import same_names
 from torchdoctor.models.hugging_face import published_classes
-from torchdoctor.models.pretrained import PRETRAINED
+from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import Checkpoint
 from torchdoctor.types import InputError
 
@@ -89,3 +89,21 @@ def in_order_of_weights(
 def _few(names: list[str]) -> str:
     """Name the first few."""
     return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")
+
+
+def check_pretrained_head(name: str, data: Splits) -> None:
+    """Refuse published weights whose head would be new: there would be nothing to diagnose or treat yet.
+
+    Args:
+        name: The name of the model.
+        data: The images.
+
+    Raises:
+        InputError: The published head knows another number of categories than the data has.
+    """
+    known = own_preprocessing(name, pretrained=True).get("categories")
+    if known != len(data.classes):
+        raise InputError(
+            f"--weights {PRETRAINED}: the head of {name} knows {known or 'unknown'} categories and the data "
+            f"has {len(data.classes)}: train it on the data first (train --weights {PRETRAINED})"
+        )

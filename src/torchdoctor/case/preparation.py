@@ -15,15 +15,16 @@ from torch import nn
 
 from torchdoctor.case.answers import Answers, read_answers
 from torchdoctor.case.defaults import best_select, check_constraints, check_remedies, prescribed
-from torchdoctor.case.device import device_named
+from torchdoctor.case.device import device_named, precision_on
 from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
-from torchdoctor.case.own_weights import in_order_of_weights, model_of_card
+from torchdoctor.case.own_weights import check_pretrained_head, in_order_of_weights, model_of_card
 from torchdoctor.case.reviewed import with_review, with_run_of_review
 from torchdoctor.case.second_opinion import second_opinion
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
 from torchdoctor.case.surroundings import card_of, new_folder
 from torchdoctor.case.training_images import note_on_tests, refuse_seen_tests, trained_on
+from torchdoctor.data.arrangement import loaded_to
 from torchdoctor.data.load import EXPECTED, Splits, load_data
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
@@ -33,6 +34,7 @@ from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.loading import WithoutDrawing, load_model
 from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import Checkpoint, load_into, read_checkpoint, weights_card
+from torchdoctor.network.prediction import device_of
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.types import InputError
@@ -150,8 +152,7 @@ def prepare(
     """
     settings = _checked(settings, verb, needs_weights, processes)
     file = None if settings.weights in (PRETRAINED, RANDOM) else settings.weights
-    checkpoint = read_checkpoint(file) if file is not None else None
-    card = weights_card(file) if file is not None else None
+    checkpoint, card = (None, None) if file is None else (read_checkpoint(file), weights_card(file))
     name = settings.model or model_of_card(card, str(settings.weights))
     if name is None:
         raise InputError(
@@ -167,7 +168,7 @@ def prepare(
     if verb in JUDGING:
         refuse_seen_tests(card, data)
     if settings.weights == PRETRAINED and needs_weights:
-        _check_pretrained_head(name, data)
+        check_pretrained_head(name, data)
     model, head = _network(settings, name, data, checkpoint, processes)
     notes += head
     known = settings.new_head or "preprocessing" in (card or {})
@@ -175,14 +176,16 @@ def prepare(
         fitting = suited(model, data, settings.part(DataSettings))
         data, notes = fitting.data, notes + fitting.notes
     settings, data, reviewed, said = with_review(settings, data)
-    found = case_of(settings.but(primary=primary), verb, model, data, name=name, card=card, try_out=try_out)
+    settings = _with_precision(settings.but(primary=primary), model, processes)
+    found = case_of(settings, verb, model, data, name=name, card=card, try_out=try_out)
     if reviewed is not None:
         answers = reviewed.answers if reviewed.answers.given else None
         found = replace(found, answers=answers, review=reviewed.facts)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
     notes = notes + said + found.notes + ((unknown,) if unknown else ())
     second = second_opinion(settings, data, processes)
-    return replace(found, notes=notes, processes=processes, second=second)
+    data = loaded_to(found.data, device_of(model))
+    return replace(found, data=data, notes=notes, processes=processes, second=second)
 
 
 def _checked(settings: Settings, verb: Verb, needs_weights: bool, processes: Processes) -> Settings:
@@ -225,7 +228,7 @@ def case_of(
     Raises:
         InputError: A layer is unknown, or network or data cannot serve the constraints, remedies or answers.
     """
-    to_train = verb == "train"
+    settings, to_train = _with_precision(settings, model), verb == "train"
     usual = try_out_training if to_train else try_out_network
     layers, notes = layers_of(settings, name, model, data, try_out or usual, to_train=to_train)
     check_constraints(settings, layers, data)
@@ -256,6 +259,11 @@ def _network(
     elif checkpoint is not None:
         load_into(model, checkpoint.state, str(settings.weights))
     return model.to(device_named(settings.device, processes)).eval(), notes
+
+
+def _with_precision(settings: Settings, model: nn.Module, processes: Processes = ALONE) -> Settings:
+    """Return the settings with a precision that is decided."""
+    return settings.but(precision=precision_on(settings.precision, device_of(model), processes))
 
 
 def _card(plan: Plan, data: Splits, before: Mapping[str, object] | None, verb: Verb) -> dict[str, object]:
@@ -326,13 +334,3 @@ def _primary(settings: Settings, data: Splits) -> str:
             "whose test images have masks"
         )
     return SWAPPED
-
-
-def _check_pretrained_head(name: str, data: Splits) -> None:
-    """Refuse published weights whose head would be new: there would be nothing to diagnose or treat yet."""
-    known = own_preprocessing(name, pretrained=True).get("categories")
-    if known != len(data.classes):
-        raise InputError(
-            f"--weights {PRETRAINED}: the head of {name} knows {known or 'unknown'} categories and the data "
-            f"has {len(data.classes)}: train it on the data first (train --weights {PRETRAINED})"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from torchdoctor.data.pixels import AUGMENT, Augment
+from torchdoctor.data.augmentation import AUGMENT, Augment
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.settings import (
     EVIDENCE_ALONE,
@@ -20,7 +20,7 @@ from torchdoctor.settings import Amount, SettingsGroup, Whole, setting
 from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.treatment.recipe import FROM_SCRATCH, Recipe
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
-from torchdoctor.types import Evidence, InputError, NormPolicy, Precision, Resize, Tracker
+from torchdoctor.types import AskedPrecision, Evidence, InputError, NormPolicy, Precision, Resize, Tracker
 
 BUDGET_TIMES = 3.0  # how often the control's own training an automatic choice and its proof may take in all
 RANDOM = "random"  # the weights of a network that is trained from nothing
@@ -51,7 +51,10 @@ class TrainingSettings(SettingsGroup):
         "Batch-norm layers: train (normalise by the batch and update the running statistics; those whose "
         "parameters are not trained stay as they are) or frozen (use the running statistics as they are).",
     )
-    precision: Precision = setting(Recipe.precision, "Number format of the forward pass.")
+    precision: AskedPrecision = setting(
+        Recipe.precision,
+        "Number format of the forward pass. auto: bf16 on GPUs that compute in it, elsewhere fp32.",
+    )
     augment: Augment = setting(
         AUGMENT, "Random changes of the training images: none, shifted crops, or crops and left-right flips."
     )
@@ -179,6 +182,7 @@ class Plan(Settings):
     primary: str
     epochs: int
     learning_rate: float | Literal["auto", "measured"]
+    precision: Precision
     layers: tuple[str, ...]
     evidence: Evidence
     arms: tuple[str, ...] | Literal["auto"]

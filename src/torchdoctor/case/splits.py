@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from torchdoctor.case.preparation import SWAPPED, Case
-from torchdoctor.data.loader import Loader
+from torchdoctor.data.loader import CPU, Loader
 from torchdoctor.images.backgrounds import across_categories
 from torchdoctor.images.batches import Batch, Images
 
@@ -26,7 +28,9 @@ def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
     masked = images.table.ids[images.table.has_mask]
     if len(masked) > MOST_SWAPPED:
         masked = masked[np.linspace(0, len(masked) - 1, MOST_SWAPPED).round().astype(int)]
-    return across_categories(images.select(masked), seed) if len(masked) else ()
+    # All are composed at once, which main memory has more room for.
+    chosen = replace(images.select(masked), device=CPU)
+    return across_categories(chosen, seed) if len(masked) else ()
 
 
 def splits_to_compare(case: Case) -> dict[str, Images]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
@@ -68,6 +69,19 @@ def prepared_loader(loader: Loader, preprocessing: Preprocessing) -> Loader:
     size, channels = preprocessing.image_size, preprocessing.channels
     store = PixelStore(loader.table, size, channels, preprocessing.resize, preprocessing.crop_share)
     return replace(loader, preprocessing=preprocessing, store=store)
+
+
+def loaded_to(data: Splits, device: torch.device) -> Splits:
+    """Let the batches of all splits be put together where the network computes.
+
+    Args:
+        data: The splits.
+        device: The device of the network.
+
+    Returns:
+        The same splits, whose batches lie there.
+    """
+    return _with_loaders(data, lambda loader: replace(loader, device=device))
 
 
 def in_order_of(data: Splits, classes: Sequence[str]) -> Splits:

@@ -14,8 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from torchdoctor.data.augmentation import Augment, augmented, augmented_mask
+from torchdoctor.data.device_images import DeviceImages
 from torchdoctor.data.order import Draw, Plan
-from torchdoctor.data.pixels import Augment, Mask, PixelStore, augmented
+from torchdoctor.data.pixels import Mask, PixelStore
 from torchdoctor.types import InputError
 
 Request = tuple[list[Draw], Mapping[int, Any]]  # positions with keys, and encoded images by their position
@@ -123,7 +125,7 @@ class Decoder(Dataset[Decoded | InputError]):
 
 
 def decoded_batches(
-    store: PixelStore, augment: Augment, requests: Requests, workers: int
+    store: PixelStore, augment: Augment, requests: Requests, workers: int, pinned: bool = False
 ) -> Iterator[Decoded]:
     """Decode batch after batch.
 
@@ -132,6 +134,7 @@ def decoded_batches(
         augment: How they are augmented.
         requests: The images of each batch.
         workers: The number of processes that decode; it changes no batch.
+        pinned: Whether batches are put where a GPU copies from without waiting.
 
     Yields:
         The pixels of each batch, and the mask of each of its images.
@@ -148,12 +151,36 @@ def decoded_batches(
         num_workers=workers,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_unchanged,
+        pin_memory=pinned,
         generator=torch.Generator(),
     )
     for decoded in loaded:
         if isinstance(decoded, InputError):
             raise decoded
         yield decoded
+
+
+def batches_on_device(
+    store: PixelStore, kept: DeviceImages, augment: Augment, requests: Requests
+) -> Iterator[Decoded]:
+    """Put batches together on a device that keeps the decoded images; the masks stay in main memory.
+
+    Args:
+        store: The images, decoded.
+        kept: The same images on the device.
+        augment: How they are augmented.
+        requests: The images of each batch.
+
+    Yields:
+        The same as `decoded_batches`, with the pixels on the device.
+    """
+    for draws, _ in requests:
+        masks = [store.mask(position) for position, _ in draws]
+        moved = [
+            mask if mask is None or key is None else augmented_mask(mask, augment, key)
+            for mask, (_, key) in zip(masks, draws, strict=True)
+        ]
+        yield kept.batch(draws, augment), moved
 
 
 def _unchanged(decoded: Any) -> Any:

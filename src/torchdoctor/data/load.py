@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from torchdoctor.data.augmentation import AUGMENT, Augment
 from torchdoctor.data.catalogue import DATASETS, read_named
 from torchdoctor.data.checking import without_broken
 from torchdoctor.data.fingerprints import fingerprint, image_hashes
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.mask_folder import with_masks
-from torchdoctor.data.pixels import AUGMENT, Augment, Preprocessing
+from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.data.readers.folder import read_folder
 from torchdoctor.data.readers.hugging_face import read_datasets
 from torchdoctor.data.readers.parquet import read_parquet

@@ -12,14 +12,17 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from torchdoctor.data.augmentation import AUGMENT, AnyMask, Augment
 from torchdoctor.data.blocks import OnDisk, on_disk
-from torchdoctor.data.decoder import Requests, decoded_batches, workers_of
+from torchdoctor.data.decoder import Requests, batches_on_device, decoded_batches, workers_of
 from torchdoctor.data.order import Plan, cycle, epoch_order, in_order, shuffled_plan, starts_of
-from torchdoctor.data.pixels import AUGMENT, CACHE_BYTES, AnyMask, Augment, PixelStore, Preprocessing
+from torchdoctor.data.pixels import CACHE_BYTES, PixelStore, Preprocessing
 from torchdoctor.data.shared_memory import workers_that_fit
 from torchdoctor.data.table import ImageTable, places_of
-from torchdoctor.images.batches import Batch
+from torchdoctor.images.batches import Batch, sent
 from torchdoctor.types import InputError
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Loader:
             additionally; the other `batch_size` - `annotated_per_batch` images are those of the epoch.
         classes: The names of the categories, where they are known.
         store: The decoded images; None makes a store. Loaders made from this loader share it.
+        device: Where batches are put together and normalised: pixels are copied there as bytes. On a GPU
+            decoded images are kept where they fit. It changes no number.
     """
 
     table: ImageTable
@@ -50,6 +55,7 @@ class Loader:
     annotated_per_batch: int = 0
     classes: tuple[str, ...] | None = None
     store: PixelStore = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    device: torch.device = field(default=CPU, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Make the store of decoded images, unless another loader shares its own.
@@ -228,8 +234,10 @@ class Loader:
 
     @property
     def reading(self) -> str | None:
-        """Where images are read from, in a sentence; None where they are kept decoded in memory."""
+        """Where images are read from, in a sentence; None where they are kept decoded in main memory."""
         blocks = self._blocks
+        if self.store.on(self.device) is not None:
+            return f"the {len(self):,} images are kept decoded on {self.device}"
         if self.store.cached and blocks is None:
             return None
         said = f"the {len(self):,} images are read from disk"
@@ -243,11 +251,21 @@ class Loader:
     def _load(self, plan: Plan) -> Iterator[Batch]:
         """Yield the batches of a plan."""
         positions = self.store.positions(self.table.ids)
-        self.store.prepare(np.unique(positions[plan.rows]))
+        wanted = np.unique(positions[plan.rows])
+        self.store.prepare(wanted)
+        requests = Requests(self.store, plan, positions, keyed=self.augment != "none")
+        kept = self.store.on(self.device)
+        if kept is not None:
+            kept.prepare(wanted)
+            decoded_there = batches_on_device(self.store, kept, self.augment, requests)
+            for step, decoded in enumerate(decoded_there):
+                yield self._batch(plan.rows_of(step), *decoded)
+            return
         workers = 0 if self.store.cached else workers_of(self.workers, len(plan))
         workers = workers_that_fit(workers, self._batch_bytes(plan))
-        requests = Requests(self.store, plan, positions, keyed=self.augment != "none")
-        for step, decoded in enumerate(decoded_batches(self.store, self.augment, requests, workers)):
+        pinned = self.device.type == "cuda"
+        loaded = decoded_batches(self.store, self.augment, requests, workers, pinned)
+        for step, decoded in enumerate(loaded):
             yield self._batch(plan.rows_of(step), *decoded)
 
     def _batch_bytes(self, plan: Plan) -> int:
@@ -256,7 +274,7 @@ class Loader:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """Return images as the network takes them."""
-        return self.preprocessing.normalise(pixels)
+        return self.preprocessing.normalise(sent(pixels, self.device))
 
     def _batch(
         self, rows: Int[np.ndarray, " batch"], pixels: Tensor, decoded: Sequence[AnyMask | None]
@@ -273,7 +291,7 @@ class Loader:
             masks[place] = _float_mask(decoded[place])
         # A crop can cut the object off: then the mask would call the whole image background.
         annotated = annotated & masks.flatten(1).any(1).numpy()
-        return Batch(images, labels, ids, masks, torch.from_numpy(annotated))
+        return Batch(images, labels, ids, sent(masks, self.device), torch.from_numpy(annotated))
 
 
 def _float_mask(mask: AnyMask | None) -> Tensor:

@@ -1,32 +1,30 @@
-"""Decode the images of a table to a fixed size, keep them in memory where they fit, and augment them."""
+"""Decode the images of a table to a fixed size, and keep them in memory where they fit."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, UInt8
 from PIL.Image import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as geometry
 
 from torchdoctor.data.blocks import OnDisk, on_disk
+from torchdoctor.data.device_images import DeviceImages, fits_on
 from torchdoctor.data.table import ImageTable, places_of
+from torchdoctor.images.batches import sent
 from torchdoctor.types import InputError, Resize
 
-Augment = Literal["none", "crop", "crop_flip"]  # a random shift of the image; crop_flip mirrors half of them
-AUGMENT: Augment = "crop_flip"  # where nothing else is asked for
 Pixels = UInt8[Tensor, "channel size size"]
 Mask = UInt8[Tensor, "1 size size"]
-AnyPixels = Shaped[Tensor, "channel height width"]  # decoded pixels, or normalised ones of the user's
-AnyMask = Shaped[Tensor, "1 height width"]
 
 CACHE_BYTES = 2**30  # a table with more bytes of decoded images is decoded again in every epoch
 
@@ -120,7 +118,7 @@ class Preprocessing:
         """
         scale = 1.0 / (255.0 * torch.tensor(self.std).view(-1, 1, 1))
         shift = torch.tensor(self.mean).view(-1, 1, 1) / torch.tensor(self.std).view(-1, 1, 1)
-        return pixels.float().mul_(scale).sub_(shift)
+        return pixels.float().mul_(sent(scale, pixels.device)).sub_(sent(shift, pixels.device))
 
 
 def fit(
@@ -153,47 +151,6 @@ def fit(
         if shape is not None:
             shape = geometry.center_crop(geometry.resize(shape, scaled), [size, size])
     return pixels.as_subclass(Tensor), None if shape is None else shape.as_subclass(Tensor)
-
-
-def augmented(
-    pixels: AnyPixels, mask: AnyMask | None, augment: Augment, key: Sequence[int]
-) -> tuple[AnyPixels, AnyMask | None]:
-    """Crop an image and its mask in the same way, and mirror half of the images.
-
-    The crop is from the image enlarged by mirrored pixels: an eighth of its size at each edge. Place and side
-    are drawn as torchvision's `RandomCrop` (with `padding_mode="reflect"`) and `RandomHorizontalFlip` draw
-    them, and the result is theirs; but all of it is one look-up of pixels, which is faster for small images.
-
-    Args:
-        pixels: The image.
-        mask: Its mask, or None.
-        augment: `crop_flip` crops and mirrors half of the images; every other value only crops.
-        key: Numbers on which alone the result depends.
-
-    Returns:
-        The augmented image and mask.
-    """
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-    generator = torch.Generator().manual_seed(seed)
-    rows, columns = (_shifted(size, generator) for size in pixels.shape[-2:])
-    if augment == "crop_flip" and float(torch.rand(1, generator=generator)) < 0.5:
-        columns = columns[::-1]
-    places = slice(None), rows[:, None], columns
-    shape = None if mask is None else torch.from_numpy(mask.numpy()[places])
-    return torch.from_numpy(pixels.numpy()[places]), shape
-
-
-def _shifted(size: int, generator: torch.Generator) -> Int[np.ndarray, " size"]:
-    """Draw which pixels of a side of an image a crop of the enlarged image holds."""
-    edge = size // 8
-    start = int(torch.randint(0, 2 * edge + 1, (), generator=generator)) - edge if edge else 0
-    return _reflected(np.arange(start, start + size), size)
-
-
-def _reflected(places: Int[np.ndarray, " size"], size: int) -> Int[np.ndarray, " size"]:
-    """Return the pixels that places beyond the edges of an image mirror."""
-    places = np.abs(places)
-    return np.where(places >= size, 2 * (size - 1) - places, places)
 
 
 @dataclass(frozen=True)
@@ -284,8 +241,7 @@ class PixelStore:
         """
         if not self.cached:
             return self.decode(position)
-        mask = self._masks[position] if self.table.has_mask[position] else None
-        return self._images[position], mask
+        return self._images[position], self.mask(position)
 
     def prepare(self, positions: Int[np.ndarray, " chosen"]) -> None:
         """Decode images that are to be kept in memory and have not been decoded yet.
@@ -306,6 +262,37 @@ class PixelStore:
             _ = self._images, self._masks
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             list(threads.map(self._decode_into_memory, np.unique(missing).tolist()))
+
+    def on(self, device: torch.device) -> DeviceImages | None:
+        """Return the decoded images on a device, where they are kept there; `prepare` decodes them.
+
+        Args:
+            device: Where the network computes.
+
+        Returns:
+            The images; None where they are not kept decoded, on the CPU, or where they do not fit.
+        """
+        if device not in self._on_devices:
+            fit = self.cached and fits_on(device, self.decoded_bytes)
+            with torch.inference_mode(False):
+                self._on_devices[device] = DeviceImages(self._images, device) if fit else None
+        return self._on_devices[device]
+
+    @cached_property
+    def _on_devices(self) -> dict[torch.device, DeviceImages | None]:
+        """The images that are kept on devices, by the device."""
+        return {}
+
+    def mask(self, position: int) -> Mask | None:
+        """Return the mask of an image that `prepare` has decoded.
+
+        Args:
+            position: The position of the image in the table.
+
+        Returns:
+            The mask or None.
+        """
+        return self._masks[position] if self.table.has_mask[position] else None
 
     def check(self, positions: Int[np.ndarray, " chosen"]) -> None:
         """Decode images once, whether or not they are kept in memory.

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from torchdoctor.data.augmentation import AUGMENT, AnyMask, AnyPixels, Augment, augmented
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.order import Plan
-from torchdoctor.data.pixels import AUGMENT, AnyMask, AnyPixels, Augment, Preprocessing, augmented
+from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.data.table import ImageTable
 from torchdoctor.images.batches import Batch
 from torchdoctor.images.loaders import ImageSource, images_of

@@ -151,6 +151,20 @@ def take(batch: Batch, rows: Tensor) -> Batch:
     )
 
 
+def sent(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy a tensor to the device of a network, without waiting for a GPU to finish what it computes.
+
+    Args:
+        values: The tensor.
+        device: The device.
+        dtype: The type of its numbers there; None: as it is.
+
+    Returns:
+        The tensor on the device.
+    """
+    return values.to(device, dtype or values.dtype, non_blocking=device.type == "cuda")
+
+
 @dataclass(frozen=True)
 class ShuffledBatches:
     """Training images made from fixed batches: their order is shuffled, and there is no augmentation.

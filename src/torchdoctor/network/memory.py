@@ -27,14 +27,25 @@ def floats_at_hand(device: torch.device) -> int:
         A number of float32 values between 2^20 and 2^24: the free memory divided by 24 (`SHARE`), or 2^24
         where the system does not tell how much is free.
     """
+    free = free_bytes(device)
+    return LARGEST if free is None else max(SMALLEST, min(LARGEST, free // (4 * SHARE)))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return how much memory is free.
+
+    Args:
+        device: The CPU or a GPU.
+
+    Returns:
+        Bytes; None where the system does not tell.
+    """
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):  # not every system says
-            return LARGEST
-    return max(SMALLEST, min(LARGEST, free // (4 * SHARE)))
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system says
+        return None
 
 
 def out_of_memory(error: BaseException) -> bool:

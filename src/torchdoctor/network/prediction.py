@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.images.batches import Batch, shared
+from torchdoctor.images.batches import Batch, sent, shared
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
@@ -71,7 +71,7 @@ def predict_logits(
 
         def predicted(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Any]:
             with torch.inference_mode():
-                scores, more = run(batch) if run else (frozen.logits(batch.images.to(device, dtype)), None)
+                scores, more = run(batch) if run else (frozen.logits(sent(batch.images, device, dtype)), None)
                 return batch.ids.cpu(), batch.labels.cpu(), scores.float().cpu(), more
 
         for numbers, given, scores, more in processes.in_order(map(predicted, shared(images, processes))):

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from torchdoctor.images.batches import Batch, Images, TrainingImages
+from torchdoctor.images.batches import Batch, Images, TrainingImages, sent
 from torchdoctor.treatment.losses import Terms, plain_terms
 from torchdoctor.types import InputError, NormPolicy, Precision
 
@@ -264,9 +264,9 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
         The batch on the device; `annotated`, which selects rows, stays where it is.
     """
     return Batch(
-        batch.images.to(device, dtype),
-        batch.labels.to(device),
-        batch.ids.to(device),
-        None if batch.masks is None else batch.masks.to(device),
+        sent(batch.images, device, dtype),
+        sent(batch.labels, device),
+        sent(batch.ids, device),
+        None if batch.masks is None else sent(batch.masks, device),
         batch.annotated,
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from torchdoctor.case.config import read_config, settings_from
 from torchdoctor.case.identity import comparable, identity_of, start_run
+from torchdoctor.case.memory_format import settle_format
 from torchdoctor.case.outcome import Outcome, check_weights
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.network.prediction import device_of
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.runs.folder import RunFolder, is_finished, open_run
 from torchdoctor.runs.interruption import interruptible
@@ -84,13 +86,14 @@ def is_done(folder: Path, processes: Processes = ALONE) -> bool:
 
 
 @contextmanager
-def open_run_folder(case: Case, verb: str, resume: bool) -> Iterator[Path]:
+def open_run_folder(case: Case, verb: str, resume: bool, say: Say = silent_text) -> Iterator[Path]:
     """Begin a run, or resume it, in a folder that is locked meanwhile and sealed at the end.
 
     Args:
         case: The prepared case.
         verb: The command that runs.
         resume: Whether an unfinished run in the folder is resumed.
+        say: Receives a sentence about how a GPU computes.
 
     Yields:
         The folder that this process writes (see `written_by_main`).
@@ -106,6 +109,8 @@ def open_run_folder(case: Case, verb: str, resume: bool) -> Iterator[Path]:
 
     with written_by_main(case.processes, begin) as place:
         start_run(place, verb, case)
+        if device_of(case.model).type == "cuda" and (chosen := settle_format(case, place)) is not None:
+            say(chosen)
         yield place
 
 
@@ -161,7 +166,7 @@ def open_locked_run(
         InputError: The folder is in use or not empty, or the run to resume is about something else.
     """
     processes = case.processes
-    with open_run_folder(case, verb, resume) as place, interruptible(processes.main) as asked:
+    with open_run_folder(case, verb, resume, say) as place, interruptible(processes.main) as asked:
         for remark in case.remarks:
             say(remark)
         yield place, Watch(progress, lambda: processes.any(asked())[0], say)

@@ -184,7 +184,7 @@ def run_diagnose(
     for remark in case.remarks:
         say(remark)
     say(cost_of(case))
-    with open_run_folder(case, "diagnose", resume) as place:
+    with open_run_folder(case, "diagnose", resume, say) as place:
         diagnosis = diagnose_stage(case, place, progress)
         causes = causes_stage(case, place, diagnosis, progress)
         suspects = suspects_stage(case, place, progress)

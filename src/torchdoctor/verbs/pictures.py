@@ -26,7 +26,7 @@ def mask_of(batch: Batch, row: int) -> Tensor | None:
         The mask, [1, height, width], 1 on the object; None where the image has no mask.
     """
     known = batch.masks is not None and (batch.annotated is None or bool(batch.annotated[row]))
-    return batch.masks[row] if known and batch.masks is not None else None
+    return batch.masks[row].cpu() if known and batch.masks is not None else None
 
 
 def displayed_pixels(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
