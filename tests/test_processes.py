@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -73,3 +75,14 @@ def test_two_processes_share_and_exchange():
     flags = (False, True, True)
     assert first == (0, 2, True, [0, 2, 4, 6], gathered, "from 0", 3.0, said, 0, 0, flags)
     assert second == (1, 2, False, [1, 3, 5], gathered, "from 0", 3.0, said, 0, 1, flags)
+
+
+@pytest.mark.slow
+def test_one_process_that_runs_out_of_memory_ends_all_with_the_same_words():
+    pytest.importorskip("accelerate")
+    results = together(2, [Path(__file__).parent / "out_of_memory_program.py"])
+    said = {out for _, out, _ in results}
+    assert len(said) == 1, [err[-2000:] for _, _, err in results]
+    assert (
+        "process 1 ran out of memory in step 3, with 8 images in a batch (CUDA out of memory)" in said.pop()
+    )

@@ -100,7 +100,7 @@ def test_what_cannot_be_used_is_said_once(place, alone):
 
 
 @pytest.mark.slow
-def test_all_stop_at_the_same_step_and_go_on(place):
+def test_all_stop_at_the_same_step_or_are_killed_and_go_on(place):
     quick = (
         "train",
         "--model",
@@ -124,6 +124,19 @@ def test_all_stop_at_the_same_step_and_go_on(place):
     again = together(2, (*command, "stopped", "--resume"), cwd=place)
     assert [code for code, _, _ in again] == [0, 0], again[0][2] + again[1][2]
     assert sums(open_run(place / "stopped"), *TIMED) == sums(open_run(place / "trained"), *TIMED)
+    dies = {
+        0: {"TORCHDOCTOR_CHECKPOINT_STEPS": "2"},
+        1: {"TORCHDOCTOR_CHECKPOINT_STEPS": "2", "TORCHDOCTOR_KILL_AT": "*/step5"},
+    }
+    first, second = together(2, (*command, "killed_training"), cwd=place, of_rank=dies)
+    assert (first[0], second[0]) == (1, -9), first[2] + second[2]
+    assert "another of the processes has ended" in first[2]
+    assert {file.name for file in (place / "killed_training" / "checkpoints").rglob("*.sha256")} == {
+        "step2.sha256", "step4.sha256",
+    }  # fmt: skip
+    again = together(2, (*command, "killed_training", "--resume"), cwd=place)
+    assert [code for code, _, _ in again] == [0, 0], again[0][2] + again[1][2]
+    assert sums(open_run(place / "killed_training"), *TIMED) == sums(open_run(place / "trained"), *TIMED)
 
 
 def launched(count, command, folder):

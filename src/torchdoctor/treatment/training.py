@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from torchdoctor.images.batches import Batch, Images, TrainingImages
+from torchdoctor.network.memory import out_of_memory
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.network.state import load_state
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
 from torchdoctor.treatment.loop import Loop
 from torchdoctor.treatment.recipe import PLAIN, Checkpoints, Course, Recipe
-from torchdoctor.types import InputError, Interrupted, ModelDoctorError, Progress, silent
+from torchdoctor.types import InputError, Interrupted, ModelDoctorError, Progress, first_line, silent
 
 AGREE_EVERY = 10  # steps on a GPU between two looks at what the processes wish: each look waits for it
 
@@ -94,7 +95,7 @@ def fit(
     wishes = _Wishes(checkpoints, loop).restored()
     while not loop.finished():
         for batch in islice(epoch(loop), loop.place, None):
-            loop.step_on(batch)
+            _take_step(loop, batch, stage)
             progress(stage, loop.steps_done(), loop.total)
             if wishes.saved_and_stopping():
                 raise Interrupted(f"{stage} was stopped after step {loop.step}; its state is saved")
@@ -105,6 +106,24 @@ def fit(
             after_epoch(int(entry["epoch"]), entry)
     skipped = tuple(map(tuple, loop.skipped))
     return Trained(tuple(loop.history), loop.step, loop.seconds(), skipped, loop.passes, tuple(course.facts))
+
+
+def _take_step(loop: Loop, batch: Batch, stage: str) -> None:
+    """Train a step; where one process runs out of memory, all end with the same error."""
+    try:
+        loop.step_on(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        who, more = f"process {loop.processes.rank}", " or more processes"
+        if loop.processes.alone:
+            who, more = f"the device {loop.device}", ""
+        raise loop.processes.end_all(
+            ModelDoctorError(
+                f"{stage}: {who} ran out of memory in step {loop.step + 1}, with {len(batch.ids)} images in "
+                f"a batch ({first_line(error)}): begin anew with a smaller --batch-size{more}"
+            )
+        ) from error
 
 
 @dataclass
