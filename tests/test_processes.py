@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from launching import together
+from torchdoctor.images.batches import Batch
 from torchdoctor.processes import ALONE, Processes, launched
+from torchdoctor.runs.checkpoints import CheckpointFolder
+from torchdoctor.treatment.recipe import Recipe
+from torchdoctor.treatment.training import fit
+from torchdoctor.types import Interrupted
 
 PROGRAM = """
 import torch
@@ -75,6 +80,50 @@ def test_two_processes_share_and_exchange():
     flags = (False, True, True)
     assert first == (0, 2, True, [0, 2, 4, 6], gathered, "from 0", 3.0, said, 0, 0, flags)
     assert second == (1, 2, False, [1, 3, 5], gathered, "from 0", 3.0, said, 0, 1, flags)
+
+
+class Alike(Processes):
+    """A process whose one companion has the same values; it counts exchanges."""
+
+    exchanges = 0
+
+    def sum(self, tensors):
+        Alike.exchanges += 1
+        for tensor in tensors:
+            tensor.mul_(2)
+
+    def gather(self, value):
+        Alike.exchanges += 1
+        return [value, value]
+
+    def same(self, value):
+        Alike.exchanges += 1
+        return value
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+
+def test_whether_to_save_or_to_stop_is_one_exchange_a_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHDOCTOR_CHECKPOINT_STEPS", "100")
+    asked = []
+    counts = {}
+    for name in ("without", "with", "stopped"):
+        Alike.exchanges = 0
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        batches = [Batch(torch.randn(4, 3, 2, 2), torch.arange(4) % 2, torch.arange(4))] * 5
+        stop = lambda: asked.append(1) or name == "stopped"  # noqa: B023, E731
+        kept = None if name == "without" else CheckpointFolder(tmp_path / name, stop=stop)
+        arguments = {"steps_per_epoch": 5, "seed": 0, "checkpoints": kept, "processes": Alike(0, 2)}
+        if name == "stopped":
+            with pytest.raises(Interrupted):
+                fit(model, lambda _epoch, own=batches: own, Recipe(epochs=1), **arguments)
+            continue
+        fit(model, lambda _epoch, own=batches: own, Recipe(epochs=1), **arguments)
+        counts[name] = Alike.exchanges
+    assert counts["with"] - counts["without"] == 5
+    assert len(asked) == 6  # once a step, and once in the step after which all stop
 
 
 @pytest.mark.slow

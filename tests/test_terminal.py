@@ -105,7 +105,20 @@ def test_a_resumed_training_is_judged_by_its_own_speed(watched):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (89.0, "89 s"), (90.0, "2 min"), (180.0, "3 min"), (5399.0, "90 min"), (5400.0, "1.5 h")],
+    [
+        (0.2, "0.2 s"),
+        (9.0, "9 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (89.0, "89 s"),
+        (90.0, "2 min"),
+        (180.0, "3 min"),
+        (5399.0, "90 min"),
+        (5400.0, "1.5 h"),
+        (129_599.0, "36.0 h"),
+        (129_600.0, "1.5 d"),
+        (200_000_000.0, "2,314.8 d"),
+    ],
 )
 def test_durations_have_one_unit(seconds, text):
     assert duration(seconds) == text

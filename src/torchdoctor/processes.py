@@ -25,8 +25,8 @@ from torchdoctor.types import InputError, ModelDoctorError, first_line
 
 Value = TypeVar("Value")
 
-WORD, WORD_READ = "torchdoctor/ended", "torchdoctor/read"  # why a process ends, and how many read that
-PATIENCE = 10.0  # seconds for which a process that ends waits until the others have read why
+WORD = "torchdoctor/ended"  # under this name a process that ends leaves word why
+PATIENCE = 2.0  # seconds for which it then waits until the others have read it
 AT_ONCE = 16  # results of a share that a process hands to the others in one message
 
 
@@ -37,9 +37,7 @@ def _others_there() -> Iterator[None]:
         yield
     except RuntimeError as error:
         word = _word_left()
-        if word is not None:
-            raise word from error
-        raise LostProcessError(
+        raise word or LostProcessError(
             f"another of the processes has ended ({shorten(first_line(error), 100)}). What was written is "
             "whole: go on with --resume"
         ) from error
@@ -253,26 +251,23 @@ class Processes:
     def end_all(self, error: ModelDoctorError) -> ModelDoctorError:
         """Let all processes end with an error that this one alone has met, in the middle of a step.
 
-        The others are waiting for its part of an exchange. That exchange fails, and they read why. On GPUs,
-        where an exchange cannot be given up, the launcher ends them when this process ends.
+        The others wait for its part of an exchange, which fails, and they read why. On GPUs, where no
+        exchange can be given up, the launcher ends them.
 
         Args:
             error: What this process is about to raise.
 
         Returns:
-            The same error, to be raised.
+            The same error.
         """
         if not self.alone:
             from torch import distributed
-            from torch.distributed import distributed_c10d
 
-            store = distributed_c10d._get_default_store()
+            store = distributed.distributed_c10d._get_default_store()
             store.set(WORD, pickle.dumps(_portable(error)))  # type: ignore[arg-type]  # takes bytes, too
             if distributed.get_backend() == "gloo":
                 distributed.destroy_process_group()
-                deadline = time.monotonic() + PATIENCE
-                while store.add(WORD_READ, 0) < self.count - 1 and time.monotonic() < deadline:
-                    time.sleep(0.05)
+                time.sleep(PATIENCE)  # the store of the word may be kept by this process
         return error
 
 
@@ -280,18 +275,14 @@ ALONE = Processes()
 
 
 def _word_left() -> Exception | None:
-    """Return the error with which another process has ended, where it has left word of it."""
-    from torch.distributed import distributed_c10d
+    """Return the error that another process has left word of; None where none has."""
+    from torch import distributed
 
     try:
-        store = distributed_c10d._get_default_store()
-        if not store.check([WORD]):
-            return None
-        error = pickle.loads(store.get(WORD))
-        store.add(WORD_READ, 1)
+        store = distributed.distributed_c10d._get_default_store()
+        return pickle.loads(store.get(WORD)) if store.check([WORD]) else None
     except (RuntimeError, ValueError):  # the process that keeps the store is gone
         return None
-    return error if isinstance(error, ModelDoctorError) else None
 
 
 def _portable(error: Exception) -> Exception:

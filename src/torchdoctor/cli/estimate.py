@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torchdoctor.cli.options import AS_JSON, Groups, add_command, option, parameters_of
-from torchdoctor.cli.terminal import show
+from torchdoctor.cli.terminal import duration, show
 
 SETTINGS = (
     "model", "image_size", "channels", "layers", "draws", "images_per_category", "batch_size", "epochs",
@@ -158,18 +158,3 @@ def size(number: int | float) -> str:
         if number >= unit:
             return f"{number / unit:,.1f} {name}"
     return f"{number / 1e3:.1f} kB"
-
-
-def duration(seconds: int | float) -> str:
-    """Write a time.
-
-    Args:
-        seconds: Seconds.
-
-    Returns:
-        The text, such as "3.2 h" or "41 s".
-    """
-    for unit, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:.1f} s"

@@ -218,21 +218,24 @@ def _time_left(stage: Stage, now: float) -> str:
     return f"about {duration(passed * (stage.total - stage.done) / moved)} left"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Return a length of time in one unit, rounded.
 
     Args:
         seconds: The length of time, in seconds.
 
     Returns:
-        Seconds below 90, minutes below 90 minutes, and hours with one decimal above.
+        Seconds below 90, with a decimal below 10; minutes below 90 minutes; hours below 36 hours and
+        days above, with one decimal.
 
-    >>> [duration(seconds) for seconds in (12.3, 90.0, 3_000.0, 9_000.0)]
-    ['12 s', '2 min', '50 min', '2.5 h']
+    >>> [duration(seconds) for seconds in (0.26, 12.3, 90.0, 3_000.0, 9_000.0, 400_000.0)]
+    ['0.3 s', '12 s', '2 min', '50 min', '2.5 h', '4.6 d']
     """
     if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+        return f"{round(seconds, 1 if seconds < 9.95 else None):g} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36 * 3600 else f"{seconds / 86400:,.1f} d"
 
 
 class ProgressBar:

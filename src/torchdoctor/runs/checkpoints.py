@@ -51,7 +51,7 @@ class CheckpointFolder:
                 folder's name.
             every_seconds: Seconds between two checkpoints, unless the environment variable
                 TORCHDOCTOR_CHECKPOINT_STEPS holds a number of steps.
-            stop: Returns whether the training is to be saved and stopped.
+            stop: Returns whether this process was asked to save and stop.
             say: Receives a sentence where a checkpoint is damaged.
 
         Raises:
@@ -107,7 +107,7 @@ class CheckpointFolder:
     def due(self, step: int) -> bool:
         """Decide whether it is time for a checkpoint, and ask whether the training is to be stopped.
 
-        Several processes ask each other, so each calls this once after each step.
+        Of several processes each answers for itself; the training asks them all at once.
 
         Args:
             step: How many steps have been trained.

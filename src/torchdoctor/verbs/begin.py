@@ -19,7 +19,7 @@ from torchdoctor.processes import ALONE, Processes
 from torchdoctor.runs.folder import RunFolder, is_finished, open_run
 from torchdoctor.runs.interruption import interruptible
 from torchdoctor.runs.lock import LOCK, FolderLock
-from torchdoctor.runs.private_copy import private_copy
+from torchdoctor.runs.private_copy import private_copy, remove_stale_copies
 from torchdoctor.types import InputError, Progress
 
 Say = Callable[[str], None]
@@ -134,6 +134,7 @@ def written_by_main(processes: Processes, begin: Callable[[], RunFolder]) -> Ite
     opened: list[RunFolder] = []
 
     def enter() -> Path | None:
+        remove_stale_copies()
         run = begin().__enter__()
         opened.append(run)
         return None if run.fresh else run.path
@@ -165,11 +166,10 @@ def open_locked_run(
     Raises:
         InputError: The folder is in use or not empty, or the run to resume is about something else.
     """
-    processes = case.processes
-    with open_run_folder(case, verb, resume, say) as place, interruptible(processes.main) as asked:
+    with open_run_folder(case, verb, resume, say) as place, interruptible(case.processes.main) as asked:
         for remark in case.remarks:
             say(remark)
-        yield place, Watch(progress, lambda: processes.any(asked())[0], say)
+        yield place, Watch(progress, asked, say)
 
 
 def reopen_run(
@@ -205,7 +205,7 @@ class Watch:
 
     Attributes:
         progress: Called with stage, done, of how many.
-        stop: Returns whether the run is to save and stop.
+        stop: Returns whether this process was asked to save and stop; of several, one may have been.
         say: Receives sentences about what had to be repaired.
     """
 

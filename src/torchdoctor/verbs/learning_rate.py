@@ -83,7 +83,7 @@ def with_rate(case: Case, folder: Path, watch: Watch) -> Case:
 
         def note(accuracies: Mapping[float, float]) -> None:
             write_json(file, {"tried": _listed(accuracies)})
-            if watch.stop():
+            if case.processes.any(watch.stop())[0]:
                 raise Interrupted("the choice of the learning rate was stopped; the rates tried are saved")
 
         found = measured_rate(

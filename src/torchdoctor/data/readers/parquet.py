@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 from PIL.Image import Image
 
-from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
+from torchdoctor.data.annotations import mask_from_boxes
 from torchdoctor.data.blocks import OnDisk
 from torchdoctor.data.boxes import Box, boxes_of, check_boxes, refuse_turned
-from torchdoctor.data.decoding import decode_image, orientation_of, size_of
+from torchdoctor.data.decoding import orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
+from torchdoctor.data.masked_image import decode_masked
 from torchdoctor.data.readers import parquet_blocks
 from torchdoctor.data.readers.columns import group_text, groups_of, splits_of_column
 from torchdoctor.data.readers.parquet_blocks import RowGroups, encoded_bytes, notes_on_size, row_groups
@@ -62,10 +63,9 @@ class ParquetImages:
         """
         name = self.names[position]
         content, encoded_mask = self._contents(position)
-        image = decode_image(content, name)
-        if encoded_mask is not None:
-            mask = mask_from_png(encoded_mask, f"{name} (mask)")
-            return image, check_mask_size(mask, image.size, name, orientation_of(content))
+        image, mask = decode_masked(content, name, encoded_mask)
+        if mask is not None:
+            return image, mask
         boxes = boxes_of(self._boxes(position), name, self.box_format)
         if not boxes:
             return image, None

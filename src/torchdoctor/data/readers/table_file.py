@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from torchdoctor.data.annotations import check_mask_size, mask_from_boxes, mask_from_png
+from torchdoctor.data.annotations import mask_from_boxes
 from torchdoctor.data.boxes import boxes_of, check_boxes, refuse_turned
-from torchdoctor.data.decoding import decode_image, orientation_of, size_of
+from torchdoctor.data.decoding import orientation_of, size_of
 from torchdoctor.data.fingerprints import stamp_of_file
 from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
+from torchdoctor.data.masked_image import decode_masked
 from torchdoctor.data.readers.columns import (
     LABELS,
     PATHS,
@@ -65,14 +66,11 @@ class TableImages:
             InputError: A file is damaged, or the mask or a box does not fit the image.
         """
         row = self.rows[position]
-        image = decode_image(row.path, str(row.path))
-        if row.mask is not None:
-            mask = mask_from_png(row.mask, str(row.mask))
-            return image, check_mask_size(mask, image.size, str(row.path), orientation_of(row.path))
-        if row.boxes:
+        image, mask = decode_masked(row.path, str(row.path), row.mask, str(row.mask))
+        if mask is None and row.boxes:
             refuse_turned(orientation_of(row.path), str(row.path))
             return image, mask_from_boxes(row.boxes, image.width, image.height, str(row.path))
-        return image, None
+        return image, mask
 
     def file(self, position: int) -> Path:
         """Return the file of an image.

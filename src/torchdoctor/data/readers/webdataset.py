@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Int
 from PIL.Image import Image
 
-from torchdoctor.data.annotations import check_mask_size, mask_from_png
-from torchdoctor.data.decoding import decode_image, orientation_of
 from torchdoctor.data.fingerprints import stamp_of_bytes
 from torchdoctor.data.labels import categories_of, label_text, notes_on_labels
+from torchdoctor.data.masked_image import decode_masked
 from torchdoctor.data.readers.columns import LABELS, find_column
 from torchdoctor.data.readers.shard_files import files_by_split, split_files
 from torchdoctor.data.readers.tar_members import (
@@ -71,11 +70,7 @@ class TarImages:
         """
         content, mask = self._contents(position)
         name = f"{self.archives[self.archive[position]].parent}/{self.names[position]}"
-        image = decode_image(content, name)
-        if mask is None:
-            return image, None
-        drawn = mask_from_png(mask, f"{name} (mask)")
-        return image, check_mask_size(drawn, image.size, name, orientation_of(content))
+        return decode_masked(content, name, mask)
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image and with its mask (see `data.fingerprints`).
