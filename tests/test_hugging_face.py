@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 import torchdoctor as td
 from torchdoctor.case.settings import Settings
 from torchdoctor.case.surroundings import loading_code
+from torchdoctor.data import pixels
+from torchdoctor.data.blocks import on_disk
 from torchdoctor.data.load import load_tables
+from torchdoctor.data.readers import arrow_blocks, parquet_blocks
 from torchdoctor.models.hugging_face import preparation, published_classes
 from torchdoctor.models.loading import load_model
 from torchdoctor.network.copying import copy_of
@@ -159,6 +162,58 @@ def test_a_data_set_is_read_from_the_disk(saved):
     assert again.train.labels.tolist() == tables.train.labels.tolist()
     with pytest.raises(td.InputError, match="--image-column"):
         load_tables(f"datasets:{saved}", settings=td.DataSettings(image_column="photo"))
+
+
+@needs_both
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_larger_than_memory_is_shuffled_by_blocks(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(arrow_blocks, "ROWS", 10)
+    data_set(200).save_to_disk(str(tmp_path / "large"), num_shards=3)
+    settings = td.DataSettings(workers=workers, validation_share=0.1, batch_size=16)
+    plain = td.load_data(f"datasets:{tmp_path / 'large'}", settings=settings).train
+    assert plain.reading is None
+    monkeypatch.setattr(pixels, "CACHE_BYTES", 0)
+    monkeypatch.setattr(parquet_blocks, "ENCODED_BYTES", 0)
+    monkeypatch.setattr(parquet_blocks, "WINDOW_BYTES", 30_000)  # a block has about 8,500
+    large = td.load_data(f"datasets:{tmp_path / 'large'}", settings=settings).train
+    assert "read from disk in every epoch" in large.reading and "shuffled within about" in large.reading
+    reader = on_disk(large.table.read).reader
+    assert reader.window == 3
+    epochs = [list(large.epoch(number, 0)) for number in (0, 1)]
+    orders = [torch.cat([batch.ids for batch in batches]).tolist() for batches in epochs]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(large.table.ids.tolist())
+    assert orders[0] != orders[1] != sorted(orders[1])
+    looks = {int(i): x for batch in plain.epoch(1, 0) for i, x in zip(batch.ids, batch.images, strict=True)}
+    for batch in epochs[1]:
+        for identity, image in zip(batch.ids.tolist(), batch.images, strict=True):
+            assert torch.equal(looks[identity], image)
+    # Positions in the file of images that follow each other: at most a window of blocks at a time.
+    blocks = dict(zip(large.table.ids.tolist(), on_disk(large.table.read).blocks.tolist(), strict=True))
+    first = [blocks[identity] for identity in orders[0]]
+    changes = [set(first[start : start + 20]) for start in range(0, len(first), 20)]
+    assert max(map(len, changes)) <= 2 * reader.window
+
+
+@needs_both
+def test_a_damaged_saved_data_set_is_named(tmp_path):
+    folder = tmp_path / "whole"
+    data_set(60).save_to_disk(str(folder), num_shards=2)
+    shard = folder / "data-00001-of-00002.arrow"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(td.InputError, match=r"data-00001-of-00002.arrow is damaged or cut off .* anew"):
+        load_tables(f"datasets:{folder}")
+    shard.unlink()
+    with pytest.raises(td.InputError, match=r"data-00001-of-00002.arrow.*a file is missing or damaged"):
+        load_tables(f"datasets:{folder}")
+    place = content.index(b"\x89PNG")
+    shard.write_bytes(content[:place] + b"nothing!" + content[place + 8 :])
+    tables = load_tables(f"datasets:{folder}")
+    every = (tables.train, tables.validation, *tables.tests.values())
+    with pytest.raises(td.InputError, match=rf"datasets:{folder} \(split train\): row 30: cannot be decoded"):
+        for table in every:
+            for position in range(len(table)):
+                table.read(position)
 
 
 @needs_both

@@ -127,9 +127,9 @@ def test_whether_to_save_or_to_stop_is_one_exchange_a_step(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_one_process_that_runs_out_of_memory_ends_all_with_the_same_words():
+def test_loading_is_shared_and_running_out_of_memory_ends_all_with_the_same_words():
     pytest.importorskip("accelerate")
-    results = together(2, [Path(__file__).parent / "out_of_memory_program.py"])
+    results = together(2, [Path(__file__).parent / "two_processes_program.py"])
     said = {out for _, out, _ in results}
     assert len(said) == 1, [err[-2000:] for _, _, err in results]
     assert (

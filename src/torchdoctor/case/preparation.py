@@ -184,7 +184,7 @@ def prepare(
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
     notes = notes + said + found.notes + ((unknown,) if unknown else ())
     second = second_opinion(settings, data, processes)
-    data = loaded_to(found.data, device_of(model))
+    data = loaded_to(found.data, device_of(model), processes)
     return replace(found, data=data, notes=notes, processes=processes, second=second)
 
 

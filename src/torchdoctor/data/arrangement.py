@@ -11,6 +11,7 @@ import torch
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import PixelStore, Preprocessing
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
 LARGER, LEAST_LARGER = 1.5, 1.25  # times the side of the images; see `larger_images`
@@ -71,17 +72,19 @@ def prepared_loader(loader: Loader, preprocessing: Preprocessing) -> Loader:
     return replace(loader, preprocessing=preprocessing, store=store)
 
 
-def loaded_to(data: Splits, device: torch.device) -> Splits:
+def loaded_to(data: Splits, device: torch.device, processes: Processes = ALONE) -> Splits:
     """Let the batches of all splits be put together where the network computes.
 
     Args:
         data: The splits.
         device: The device of the network.
+        processes: Who trains together: each then decodes a part of every training batch.
 
     Returns:
         The same splits, whose batches lie there.
     """
-    return _with_loaders(data, lambda loader: replace(loader, device=device))
+    there = _with_loaders(data, lambda loader: replace(loader, device=device))
+    return replace(there, train=replace(there.train, processes=processes))
 
 
 def in_order_of(data: Splits, classes: Sequence[str]) -> Splits:

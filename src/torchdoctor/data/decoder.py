@@ -18,6 +18,7 @@ from torchdoctor.data.augmentation import Augment, augmented, augmented_mask
 from torchdoctor.data.device_images import DeviceImages
 from torchdoctor.data.order import Draw, Plan
 from torchdoctor.data.pixels import Mask, PixelStore
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
 Request = tuple[list[Draw], Mapping[int, Any]]  # positions with keys, and encoded images by their position
@@ -57,12 +58,14 @@ class Requests:
         plan: Which images each batch holds.
         positions: The position in the store of each row of the plan.
         keyed: Whether images are augmented.
+        processes: Who decodes the batches; this process asks for its part of each.
     """
 
     store: PixelStore
     plan: Plan
     positions: Int[np.ndarray, " row"]
     keyed: bool
+    processes: Processes = ALONE
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -76,7 +79,8 @@ class Requests:
             images where they lie in blocks.
         """
         disk = None if self.store.cached else self.store.on_disk
-        for draws in self.plan:
+        for whole in self.plan:
+            draws = whole[part_of(len(whole), self.processes)]
             placed: list[Draw] = [
                 (int(self.positions[row]), key if self.keyed else None) for row, key in draws
             ]
@@ -121,7 +125,23 @@ class Decoder(Dataset[Decoded | InputError]):
             ]
         except InputError as error:
             return error
+        if not images:  # a part of a batch with fewer images than processes
+            size = self.store.size
+            return torch.zeros(0, self.store.channels, size, size, dtype=torch.uint8), []
         return torch.stack([pixels for pixels, _ in images]), [mask for _, mask in images]
+
+
+def part_of(number: int, processes: Processes) -> slice:
+    """Return which images of a batch a process decodes.
+
+    Args:
+        number: The number of images in the batch.
+        processes: The processes.
+
+    Returns:
+        Their places: images that follow each other, as many in every process, or one more.
+    """
+    return slice(processes.rank * number // processes.count, (processes.rank + 1) * number // processes.count)
 
 
 def decoded_batches(

@@ -17,9 +17,11 @@ from torchdoctor.data.blocks import OnDisk, on_disk
 from torchdoctor.data.decoder import Requests, batches_on_device, decoded_batches, workers_of
 from torchdoctor.data.order import Plan, cycle, epoch_order, in_order, shuffled_plan, starts_of
 from torchdoctor.data.pixels import CACHE_BYTES, PixelStore, Preprocessing
+from torchdoctor.data.shared_batches import whole_batches
 from torchdoctor.data.shared_memory import workers_that_fit
 from torchdoctor.data.table import ImageTable, places_of
 from torchdoctor.images.batches import Batch, sent
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
 CPU = torch.device("cpu")
@@ -44,6 +46,8 @@ class Loader:
         store: The decoded images; None makes a store. Loaders made from this loader share it.
         device: Where batches are put together and normalised: pixels are copied there as bytes. On a GPU
             decoded images are kept where they fit. It changes no number.
+        processes: Who decodes the training batches: each a part of every batch, where images do not fit
+            decoded into memory. Then all have to go through an epoch alike. It changes no number.
     """
 
     table: ImageTable
@@ -56,6 +60,7 @@ class Loader:
     classes: tuple[str, ...] | None = None
     store: PixelStore = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
     device: torch.device = field(default=CPU, repr=False, compare=False)
+    processes: Processes = field(default=ALONE, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Make the store of decoded images, unless another loader shares its own.
@@ -181,7 +186,7 @@ class Loader:
         Raises:
             InputError: An image is damaged.
         """
-        yield from self._load(self.plan(number, seed))
+        yield from self._load(self.plan(number, seed), self.processes)
 
     def first_batch(self, seed: int) -> Batch:
         """Return the first batch of a training, and decode no other image.
@@ -248,12 +253,13 @@ class Loader:
             )
         return said + ("" if blocks is None else f", shuffled within about {blocks.shuffled_within:,} images")
 
-    def _load(self, plan: Plan) -> Iterator[Batch]:
-        """Yield the batches of a plan."""
+    def _load(self, plan: Plan, processes: Processes = ALONE) -> Iterator[Batch]:
+        """Yield the batches of a plan, of which processes may decode a part each."""
         positions = self.store.positions(self.table.ids)
         wanted = np.unique(positions[plan.rows])
         self.store.prepare(wanted)
-        requests = Requests(self.store, plan, positions, keyed=self.augment != "none")
+        processes = ALONE if self.store.cached else processes
+        requests = Requests(self.store, plan, positions, self.augment != "none", processes)
         kept = self.store.on(self.device)
         if kept is not None:
             kept.prepare(wanted)
@@ -265,6 +271,8 @@ class Loader:
         workers = workers_that_fit(workers, self._batch_bytes(plan))
         pinned = self.device.type == "cuda"
         loaded = decoded_batches(self.store, self.augment, requests, workers, pinned)
+        if not processes.alone:
+            loaded = whole_batches(loaded, plan, processes, bool(self.table.has_mask.any()))
         for step, decoded in enumerate(loaded):
             yield self._batch(plan.rows_of(step), *decoded)
 

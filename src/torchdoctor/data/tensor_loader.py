@@ -18,6 +18,7 @@ from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.data.table import ImageTable
 from torchdoctor.images.batches import Batch
 from torchdoctor.images.loaders import ImageSource, images_of
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
 MOST_GIGABYTES = 16.0  # of images given from Python, which are held in memory
@@ -89,8 +90,9 @@ class TensorLoader(Loader):
     def check(self) -> None:
         """Do nothing: there is nothing to decode."""
 
-    def _load(self, plan: Plan) -> Iterator[Batch]:
-        """Yield the batches of a plan."""
+    def _load(self, plan: Plan, processes: Processes = ALONE) -> Iterator[Batch]:
+        """Yield the batches of a plan; nothing is decoded that processes could share."""
+        del processes
         for step, draws in enumerate(plan):
             drawn = [self._drawn(*draw) for draw in draws]
             pixels = torch.stack([image for image, _ in drawn])

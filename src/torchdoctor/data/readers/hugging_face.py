@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from torchdoctor.data.blocks import OnDisk
 from torchdoctor.data.decoding import decode_image
 from torchdoctor.data.fingerprints import stamp_of_bytes, stamp_of_file
+from torchdoctor.data.readers.arrow_blocks import ArrowBlocks, arrow_blocks, damaged_file
 from torchdoctor.data.readers.columns import IMAGES, LABELS, find_column
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.splitting import divide, split_names
@@ -24,11 +26,20 @@ class DatasetImages:
 
     Attributes:
         rows: The column of images, with the bytes or the path of each.
-        names: The name of each image, for error messages.
+        names: The name of each image.
+        place: The data set and the split, for error messages.
+        blocks: The blocks that the images lie in, where they are too large to be read in any order.
     """
 
     rows: Any
     names: tuple[str, ...]
+    place: str = ""
+    blocks: ArrowBlocks | None = None
+
+    @property
+    def on_disk(self) -> OnDisk | None:
+        """The images in the blocks that they lie in; None where any can be read by itself."""
+        return None if self.blocks is None else OnDisk(self.blocks, np.arange(len(self.names)))
 
     def __call__(self, position: int) -> tuple[Image, Image | None]:
         """Decode an image.
@@ -48,10 +59,10 @@ class DatasetImages:
                 content = Path(str(file)).read_bytes()
             except OSError as error:
                 raise InputError(
-                    f"{self.names[position]}: the data set holds neither the image nor a file of it that can "
-                    f"be read ({error.strerror or error})"
+                    f"{self.place}: {self.names[position]}: the data set holds neither the image nor a file "
+                    f"of it that can be read ({error.strerror or error})"
                 ) from error
-        return decode_image(content, self.names[position]), None
+        return decode_image(content, f"{self.place}: {self.names[position]}"), None
 
     def stamp(self, position: int) -> tuple[bytes, bytes]:
         """Return bytes that change with an image (see `data.fingerprints`).
@@ -118,14 +129,16 @@ def _loaded(location: str, origin: str) -> dict[str, Any]:
             f"data {origin!r} needs the package datasets: pip install 'torchdoctor[hf]'"
         ) from error
     path = Path(location).expanduser()
+    expected = "expected a folder, or a name of the Hugging Face hub"
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     try:
         source = str(path) if path.exists() else location
         found = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
     except Exception as error:  # the library raises errors of its own and of the network in many classes
+        damaged = damaged_file(path) if saved else None
         raise InputError(
             f"data {origin!r}: datasets could not load it ({type(error).__name__}: {first_line(error)}); "
-            "expected a folder, or a name of the Hugging Face hub"
+            + (f"{damaged or 'a file is missing or damaged'}: copy the folder anew" if saved else expected)
         ) from error
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
 
@@ -154,7 +167,7 @@ def _table(split: Any, place: str, settings: DataSettings) -> ImageTable:
         labels=np.array(numbers, dtype=np.int64),
         names=names,
         ids=np.arange(len(names)),
-        read=DatasetImages(rows, names),
+        read=DatasetImages(rows, names, place, arrow_blocks(rows)),
         has_mask=np.zeros(len(names), dtype=bool),
     )
 
