@@ -141,3 +141,10 @@ def test_a_loader_of_files_is_used_as_it_is(photos):
     splits = td.load_data(f"folder:{photos}")
     assert isinstance(splits.train, Loader)
     assert tensor_loader(splits.train, "train", splits.classes) is splits.train
+
+
+def test_a_checkup_in_another_launched_process_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(td.InputError, match="works in one process, and several were launched"):
+        td.checkup(Net(), data(), data(), data(), **QUICK)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from torchdoctor import Batch, diagnose, find_causes
+from torchdoctor import Batch, RobustnessSettings, diagnose, find_causes, measure_robustness
 from torchdoctor.files.reading import sha256_of
 from torchdoctor.processes import launched
 
@@ -43,6 +43,9 @@ for name, images in (("batches", batches), ("loader", loader), ("few", batches[:
         print(name, draws, *(sha256_of(out / f"diagnosis.{kind}") for kind in ("safetensors", "json")))
     causes = find_causes(model, images, found, processes=here)
     print(name, repr(str(causes)))
+attack = RobustnessSettings(ranges=(0.0, 1.0), repeats=5, epsilon=0.3, number=9)
+curves = measure_robustness(model, batches, attack, mean=[0.5] * 3, std=[0.25] * 3, processes=here)
+print([values.tolist() for values in (curves.normal, curves.restored, curves.fooled)], curves.layers)
 here.leave()
 """
 
@@ -52,7 +55,7 @@ def test_any_number_of_processes_gives_the_diagnosis_of_one(tmp_path):
     pytest.importorskip("accelerate")
     alone = together(1, ["-c", PROGRAM, tmp_path / "1"])[0]
     assert alone[0] == 0, alone[2]
-    assert alone[1].count("\n") == 9
+    assert alone[1].count("\n") == 10
     for count in (2, 4):
         for code, out, err in together(count, ["-c", PROGRAM, tmp_path / str(count)]):
             assert (code, out) == (0, alone[1]), err

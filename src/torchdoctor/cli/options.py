@@ -18,7 +18,9 @@ from torchdoctor.settings import SettingsGroup, extra_of, flag_of, kinds_of
 
 Groups = Sequence[type[SettingsGroup]]
 START, OF_COMMAND = "Start here", "This command"
-TOGETHER = ("train", "diagnose", "treat", "checkup", "compare")  # commands that several processes share
+TOGETHER = (  # commands that several processes share
+    "train", "diagnose", "treat", "checkup", "compare", "robustness",
+)  # fmt: skip
 NOTHING_LEFT_OUT: Mapping[str, str] = {}
 METAVARS: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 

@@ -21,6 +21,7 @@ from torchdoctor.network.frozen import FrozenModel, frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.network.taps import map_shapes, run_tapped
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key, uniform_noise
 from torchdoctor.types import InputError, Progress, check_choice, silent
 
@@ -97,6 +98,7 @@ def measure_robustness(
     std: Sequence[float],
     seed: int = 0,
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> Robustness:
     """Measure how images and their adversarial twins are classified under noise (Fig. 3).
 
@@ -108,6 +110,7 @@ def measure_robustness(
         std: The standard deviation of each channel, likewise.
         seed: The seed of the noise and of the layers.
         progress: Called with ("robustness", measurements done, measurements in all).
+        processes: The processes that work together: each measures a share of the repeats, and all get all.
 
     Returns:
         The share of images that keep or change their category, for each range of noise and each repeat.
@@ -134,7 +137,7 @@ def measure_robustness(
     with frozen_eval(model) as frozen:
         attacked = _attacked(frozen, images, pixel, settings.epsilon, settings.number)
     with frozen_eval(model), torch.no_grad():
-        curves = _curves(model, attacked, settings, layers, shapes, seed, progress)
+        curves = _curves(model, attacked, settings, layers, shapes, seed, progress, processes)
     return Robustness(
         ranges=tuple(map(float, settings.ranges)), normal=curves[0], restored=curves[1], fooled=curves[2],
         layers=layers, units=settings.units, images=len(attacked.labels), tried=attacked.tried,
@@ -150,11 +153,14 @@ def _curves(
     shapes: Mapping[str, tuple[int, int, int]],
     seed: int,
     progress: Progress,
+    processes: Processes,
 ) -> Float[np.ndarray, "curve range repeat"]:
     """Return the percentages of images still right, twins right again, and twins still wrong."""
     ranges, repeats = settings.ranges, settings.repeats
-    curves = np.zeros((3, len(ranges), repeats))
-    for repeat, layer in enumerate(layers):
+
+    def repeated(repeat_and_layer: tuple[int, str]) -> Float[np.ndarray, "curve range"]:
+        repeat, layer = repeat_and_layer
+        curves = np.zeros((3, len(ranges)))
         unit = _deviation(model, attacked.normal, layer) if settings.units == "deviation" else 1.0
         for place, width in enumerate(ranges):
             stream = f"robustness {repeat}"
@@ -162,13 +168,16 @@ def _curves(
                 _noisy(model, pixels, layer, shapes[layer], width * unit, seed, stream)
                 for pixels in (attacked.normal, attacked.twins)
             )
-            curves[:, place, repeat] = [
+            curves[:, place] = [
                 100.0 * float((normal == attacked.labels).double().mean()),
                 100.0 * float((twins == attacked.labels).double().mean()),
                 100.0 * float((twins == attacked.false_labels).double().mean()),
             ]
             progress("robustness", repeat * len(ranges) + place + 1, repeats * len(ranges))
-    return curves
+        return curves
+
+    of_repeats = processes.in_order(map(repeated, processes.share(enumerate(layers))))
+    return np.stack(list(of_repeats), axis=2)
 
 
 def _pixel_limits(

@@ -52,8 +52,9 @@ def remove_stale_copies() -> None:
 def _is_stale(place: Path) -> bool:
     """Return whether a copy is of this user, not quite young, and its process is gone."""
     found = place.lstat()
-    own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    if place.is_symlink() or not place.is_dir() or not own or time.time() - found.st_mtime < YOUNGEST:
+    if place.is_symlink() or not place.is_dir() or time.time() - found.st_mtime < YOUNGEST:
+        return False
+    if os.name == "posix" and found.st_uid != os.getuid():
         return False
     try:
         with FileLock(place / LOCK, timeout=0):

@@ -31,6 +31,7 @@ from torchdoctor.network.copying import copy_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.processes import rank_by_launcher
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.settings import ProofSettings
 from torchdoctor.runs.history import check_trackers
@@ -151,8 +152,8 @@ def checkup(
         The results; `report(path)` writes them as a page.
 
     Raises:
-        InputError: A setting is unknown or does not fit, network and images do not belong together, or the
-            folder cannot be used.
+        InputError: A setting is unknown or does not fit, network and images do not belong together, the
+            folder cannot be used, or this is another than the first of several launched processes.
 
     Example:
         >>> import torch, torchdoctor as td
@@ -179,7 +180,12 @@ def checkup(
 
 
 def _check_names(settings: Mapping[str, object]) -> None:
-    """Refuse settings that a checkup in Python does not take."""
+    """Refuse settings that a checkup in Python does not take, and processes beside the first."""
+    if rank_by_launcher() > 0:
+        raise InputError(
+            "checkup in Python works in one process, and several were launched: call it where "
+            "torchdoctor.processes.launched().main is true, or take the command checkup, which all share"
+        )
     unknown = sorted(set(settings) - TAKEN)
     if unknown:
         raise InputError(

@@ -12,9 +12,10 @@ from torchdoctor.diagnosis.robustness import (
     RobustnessSettings,
     measure_robustness,
 )
+from torchdoctor.processes import launched
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.types import InputError, Progress, silent
-from torchdoctor.verbs.begin import reopen_run, with_facts
+from torchdoctor.verbs.begin import reopen_run, with_facts, written_by_main
 from torchdoctor.verbs.causes import write_robustness
 
 
@@ -40,14 +41,20 @@ def run_robustness(
         InputError: A setting is out of range, the run holds curves already, or no image can be attacked.
     """
     if run is not None:
-        folder, case, _ = reopen_run(run, {"device": settings.device, "workers": settings.workers})
+        folder, case, _ = reopen_run(
+            run, {"device": settings.device, "workers": settings.workers}, launched()
+        )
         if (folder / "robustness.json").exists():
             raise InputError(f"run {run!r} holds {folder / 'robustness.json'} already: give --out instead")
     else:
-        case = prepare(settings, "robustness")
+        case = prepare(settings, "robustness", processes=launched())
         folder = case.folder
     fitted = case.data.preprocessing
-    with RunFolder(folder) if run is not None else RunFolder.create(folder) as place:
+
+    def begin() -> RunFolder:
+        return RunFolder(folder) if run is not None else RunFolder.create(folder)
+
+    with written_by_main(case.processes, begin) as place:
         robustness = measure_robustness(
             case.model,
             case.data.validation,
@@ -56,8 +63,9 @@ def run_robustness(
             std=fitted.std,
             seed=case.plan.seed,
             progress=progress,
+            processes=case.processes,
         )
         if run is None:
-            start_run(place.path, "robustness", case)
-        write_robustness(place.path, robustness)
+            start_run(place, "robustness", case)
+        write_robustness(place, robustness)
     return with_facts(Outcome(DONE, {"out": str(folder), **asdict(robustness)}), case, said=False)
