@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from launching import ended, environment, start, together
+from pictures import write_split
 from processes import wait_for
 from torchdoctor.data.load import load_data
 from torchdoctor.files.reading import sha256_of
@@ -137,6 +138,27 @@ def test_all_stop_at_the_same_step_or_are_killed_and_go_on(place):
     again = together(2, (*command, "killed_training", "--resume"), cwd=place)
     assert [code for code, _, _ in again] == [0, 0], again[0][2] + again[1][2]
     assert sums(open_run(place / "killed_training"), *TIMED) == sums(open_run(place / "trained"), *TIMED)
+
+
+@pytest.mark.slow
+def test_the_noise_curves_are_those_of_one_process(place):
+    for split in ("train", "validation", "test"):
+        write_split(place / "photographs" / split, {"cat": 4, "dog": 4})
+    torch.manual_seed(0)
+    model = load_model("small_resnet", ["cat", "dog"], image_size=32).eval()
+    (batch,) = load_data(f"folder:{place / 'photographs'}").validation
+    with torch.no_grad():
+        model.fc.bias -= model(batch.images).mean(0)  # undecided, so that an attack decides
+    write_weights(place / "two.safetensors", model.state_dict())
+    command = (
+        *MODULE, "robustness", "--model", "small_resnet", "--weights", "two.safetensors", "--data",
+        "folder:photographs", "--repeats", 3, "--ranges", "0,1", "--epsilon", 200, "--json", "--out",
+    )  # fmt: skip
+    [(code, _, err)] = together(1, (*command, "curves_one"), cwd=place)
+    assert code == 0, err
+    first, second = together(2, (*command, "curves_two"), cwd=place)
+    assert (first[0], second) == (0, (0, "", "")), first[2] + second[2]
+    assert sums(open_run(place / "curves_two")) == sums(open_run(place / "curves_one"))
 
 
 def launched(count, command, folder):
