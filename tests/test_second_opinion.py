@@ -150,8 +150,8 @@ def test_a_second_network_that_denies_the_label_makes_the_image_ambiguous_not_wr
 
 def asked(photos, trained, second, **more):
     about = {
-        "weights": str(trained / "model.safetensors"), "data": f"folder:{photos}", "second_opinion": str(second),
-        **more,
+        "weights": str(trained / "model.safetensors"), "data": f"folder:{photos}",
+        "second_opinion": str(second), **more,
     }  # fmt: skip
     return prepare(settings_from(about), "diagnose")
 

@@ -13,8 +13,8 @@ from torchdoctor.case.classifier import load_classifier
 from torchdoctor.case.config import read_config, settings_from
 from torchdoctor.case.outcome import check_weights
 from torchdoctor.case.preparation import prepare
-from torchdoctor.case.surroundings import new_folder
 from torchdoctor.case.settings import Settings
+from torchdoctor.case.surroundings import new_folder
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.pixels import Preprocessing
