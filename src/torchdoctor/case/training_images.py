@@ -67,8 +67,9 @@ def refuse_seen_tests(card: Mapping[str, object] | None, data: Splits) -> None:
         if seen:
             raise InputError(
                 f"{seen} of the {len(loader)} images of the test split {name!r} were training images of "
-                f"these weights, as their card says ({told}): a test on them proves nothing. Use the division "
-                "that the weights were trained with (--split-seed, --validation-share), or other test images"
+                f"these weights, as their card says ({told}): a test on them proves nothing. Use the "
+                "division that the weights were trained with (--split-seed, --validation-share), or other "
+                "test images"
             )
 
 

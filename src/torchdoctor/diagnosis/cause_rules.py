@@ -15,6 +15,8 @@ CHANGED = 0.05  # share of a category's evidence on changed kernels
 SAME_ON_TRAINING = 20.0  # training and validation accuracy within these percentage points count as equal
 CONFUSED = 0.1  # share of training images that two categories lose to each other
 BEYOND = 4.0  # that share, relative to what a category loses to any other on average
+# The same of the examined images: more, because a network that knows few images confuses many.
+CONFUSED_UNSEEN, BEYOND_UNSEEN = 0.25, 10.0
 BOTH = 0.4  # probability of the two categories together
 UNFITTED = 70.0  # training accuracy in percent below which a network has not learned its images
 GAP = 15.0  # percentage points between training and validation accuracy that count as over-fitting
@@ -47,7 +49,8 @@ MEASURED: Mapping[Cause, str] = {
 NUMBERS = (
     "confidence", "label_confidence", "training_accuracy", "validation_accuracy",
     "overall_training_accuracy", "overall_validation_accuracy", "training_images_of_median",
-    "confused_on_training", "confused_beyond_others", "label_never_right",
+    "confused_on_training", "confused_beyond_others", "confused_on_examined", "confused_on_examined_beyond",
+    "label_never_right",
     "taken_for_prediction", "right_if_prepared_otherwise",
     "evidence_on_changed_kernels", "label_before_others", "prediction_before_others",
     "background_alone_predicts_it", "errors_gone_before_others", "backgrounds_decide", "wrong_labels",
@@ -64,7 +67,8 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
 
     - `preparation`: images are classified far better if they are prepared in another usual way, this one too.
     - `category order`: training images of the label are never right and mostly taken for the prediction, of
-      which training images are never right either; or the label is mostly taken for the prediction in another
+      which training images are never right either; or most of each are taken for the other, and at most half
+      as many are right; or the label is mostly taken for the prediction in another
       order of the categories, by which a quarter more of all training images would be right.
     - `too little detail`: with more pixels this image is classified correctly, and far more images come right
       than go wrong.
@@ -75,7 +79,7 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     - `wrong kernels`: a category relies on kernels that are out of step with their batch-norm, and training
       images of the label are misclassified almost as often.
     - `close categories`: the categories are confused with each other on training images too, far more than
-      others are.
+      others are; or a quarter of the examined images of each is, ten times what others lose.
     - `under-fitted`: few training images are classified correctly.
     - `background`: objects before other backgrounds are mostly called what those backgrounds are called
       alone, and yet a quarter of all errors vanish on other backgrounds, so that the network knows the
@@ -132,7 +136,9 @@ def _rule(n: Mapping[str, float]) -> Cause | None:
     overall = n["overall_training_accuracy"]
     order = n["label_never_right"] == 1 and n["taken_for_prediction"] >= MOSTLY
     far = n["as_far"] <= FAR and n["far_beyond_chance"] >= SAID
-    close = n["confused_on_training"] >= CONFUSED and n["confused_beyond_others"] >= BEYOND
+    close = (n["confused_on_training"] >= CONFUSED and n["confused_beyond_others"] >= BEYOND) or (
+        n["confused_on_examined"] >= CONFUSED_UNSEEN and n["confused_on_examined_beyond"] >= BEYOND_UNSEEN
+    )
     rules: tuple[tuple[Cause, bool], ...] = (
         ("preparation", n["right_if_prepared_otherwise"] == 1),
         ("category order", order),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from torchdoctor.diagnosis.background_trial import Trial, donors_of, over_all, try_backgrounds
-from torchdoctor.diagnosis.cause_rules import NEVER, SAID, decide
+from torchdoctor.diagnosis.cause_rules import MOSTLY, NEVER, SAID, decide
 from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
 from torchdoctor.diagnosis.detail import with_more_pixels
 from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
@@ -24,6 +24,8 @@ from torchdoctor.images.loaders import ImageSource, images_of
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import Progress, silent
+
+LEAST_EXAMINED = 20  # images of a category from which on shares of them are looked at
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class _Facts:
     changed: Float[np.ndarray, " category"]
     confusion: Float[np.ndarray, "category category"]
     examined: Float[np.ndarray, "category category"]
+    examined_images: Int[np.ndarray, " category"]
     doubts: Doubts
     order: Int[np.ndarray, " category"] | None
 
@@ -63,10 +66,27 @@ class _Facts:
         """Whether next to no training image of a category is classified correctly."""
         return bool(self.training_images[category] > 0 and self.confusion[category, category] <= NEVER)
 
+    def confused_unseen(self, label: int, other: int) -> dict[str, float]:
+        """Return the share of examined images that two categories lose to each other; none of few images."""
+        if min(self.examined_images[label], self.examined_images[other]) < LEAST_EXAMINED:
+            return {}
+        lost = 1 - self.examined.diagonal()[self.examined.any(1)]
+        both = float(min(self.examined[label, other], self.examined[other, label]))
+        usual = float(np.median(lost)) / max(len(self.examined) - 1, 1)
+        return {"confused_on_examined": both, "confused_on_examined_beyond": both / max(usual, 1e-9)}
+
+    def exchanged(self, label: int, other: int) -> bool:
+        """Whether most training images of each of two categories are taken for the other."""
+        return all(
+            self.confusion[one, two] >= max(MOSTLY, 2 * self.confusion[one, one])
+            for one, two in ((label, other), (other, label))
+        )
+
     def in_another_order(self, label: int, other: int) -> bool:
-        """Whether two categories are exchanged: both never right, or the first is the second in an order."""
+        """Whether two categories have each other's place, or the first that of the second in an order."""
         both = self.never_right(label) and self.never_right(other)
-        return both or (self.order is not None and int(self.order[label]) == other)
+        moved = self.order is not None and int(self.order[label]) == other
+        return both or moved or self.exchanged(label, other)
 
     def of(
         self, confidences: Float[np.ndarray, " category"], label: int, other: int, row: int
@@ -83,6 +103,7 @@ class _Facts:
             "training_images_of_median": float(self.training_images[label] / self.median),
             "confused_on_training": confused,
             "confused_beyond_others": confused / max(self.lost, 1e-9),
+            **self.confused_unseen(label, other),
             "label_never_right": float(self.in_another_order(label, other)),
             "taken_for_prediction": float(self.confusion[label, other]),
             "wrong_labels": self.doubts.labels.share,
@@ -251,14 +272,18 @@ def _facts(
         confusion=confusion,
         order=other_order(confusion, trained > 0),
         examined=examined / np.maximum(examined.sum(1), 1)[:, None],
-        # Categories that are never right tell of another fault than wrong labels.
-        doubts=doubts_of(
-            logits,
-            second,
-            labels,
-            known & ~np.isin(labels, np.flatnonzero(diagnosis.accuracy <= 100 * NEVER)),
-        ),
+        examined_images=np.bincount(labels, minlength=categories),
+        # Categories that are seldom right tell of another fault than wrong labels.
+        doubts=doubts_of(logits, second, labels, known & ~_seldom_right(confusion)[labels]),
     )
+
+
+def _seldom_right(confusion: Float[np.ndarray, "category category"]) -> Bool[np.ndarray, " category"]:
+    """Return the categories whose training images are next to never right, or mostly taken for another."""
+    right = confusion.diagonal()
+    taken = (confusion - np.diag(right)).max(1)
+    seldom = (right <= NEVER) | ((taken >= MOSTLY) & (right <= taken / 2))
+    return seldom & confusion.any(1)
 
 
 def _evidence_on_changed(diagnosis: Diagnosis) -> Float[np.ndarray, " category"]:

@@ -22,6 +22,7 @@ NUMBER_NAMES = {
     "validation_accuracy": "validation accuracy of the category, %",
     "training_images_of_median": "training images, of the median category's",
     "confused_on_training": "share of training images that either category loses to the other",
+    "confused_on_examined": "share of these images that either category loses to the other",
     "sure_and_right": "share of right ones among such sure predictions",
     "taken_for_prediction": "share of the label's training images taken for the prediction",
     "right_if_prepared_otherwise": "right if the image is prepared in another usual way",
