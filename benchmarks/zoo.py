@@ -3,7 +3,8 @@
 Each network goes, in a process of its own on one thread, through check_model, predict_logits, diagnose at
 J = 0 and J = 10, treat, explain, find_causes and compare on a few random images. Its evidence is compared
 with a plain autograd loop of this program: every value of every default layer at J = 0, and of the first one
-at J = 10. The layer that differs most is named.
+at J = 10. The layer that differs most is named. Weights are new, but none is at the 0 or 1 that its maker
+left it at, and batch-norms have the statistics of the images: see `as_trained` and `with_statistics`.
 Outcomes: `works`; `refused` (an InputError that names what is the matter); `wrong` (a value differs from the
 loop's, or check_model passes what a verb refuses); `crash` (any other error, or no time left).
 
@@ -45,6 +46,7 @@ from benchmarks.zoo_networks import (
     timm_names,
     torchvision_names,
     transformers_makers,
+    with_statistics,
 )
 
 AGREES = 1e-3  # largest difference from the loop, relative to the largest value, in float32
@@ -150,6 +152,8 @@ def try_network(name: str, size: int, settings: Mapping[str, Any]) -> dict[str, 
     dtype = next(network.parameters()).dtype
     tolerance = AGREES if dtype in (torch.float32, torch.float64) else 0.1
     images, passed = torch.randn(IMAGES, 3, size, size, dtype=dtype), False
+    if not name.startswith("nasty:"):
+        with_statistics(network, images)
     masks = torch.zeros(IMAGES, 1, size, size)
     masks[:, :, : size // 2] = 1
     ids, every = torch.arange(IMAGES), torch.ones(IMAGES, dtype=torch.bool)
@@ -193,8 +197,10 @@ def try_at_a_size(name: str, size: int | None, settings: Mapping[str, Any], answ
     for each in sizes_to_try(name) if size is None else ():
         try:
             with torch.no_grad():
-                network = network_of(name, settings).eval()
-                network(torch.zeros(2, 3, each, each, dtype=next(network.parameters()).dtype))
+                network = network_of(name, settings)
+                images = torch.zeros(2, 3, each, each, dtype=next(network.parameters()).dtype)
+                network.train()(images)  # a head beside the logits may need more space
+                network.eval()(images)
         except Exception:  # the next size may do
             continue
         size = each

@@ -34,6 +34,7 @@ SMALL_WORDS = (
     "x", "tiny", "ti", "t", "mini", "micro", "m0", "s0", "b0", "0", "small", "sm", "s", "18", "10", "14",
     "050", "lite",
 )  # fmt: skip
+VECTORS, OTHERS = 0.1, 0.02  # standard deviation of what `as_trained` adds
 TRIED = 4  # of a family's networks, those that are built to find the smallest
 
 
@@ -43,8 +44,7 @@ def torchvision_names() -> list[str]:
 
     families: dict[str, tuple[int, str]] = {}
     for name in torchvision.models.list_models(module=torchvision.models):
-        make = torchvision.models.get_model_builder(name)
-        family = make.__module__
+        family = _family_of(name)
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -54,6 +54,12 @@ def torchvision_names() -> list[str]:
         size = sum(parameter.numel() for parameter in network.parameters())
         families[family] = min(families.get(family, (size, name)), (size, name))
     return [f"torchvision:{name}" for _, name in sorted(families.values(), key=lambda each: each[1])]
+
+
+def _family_of(name: str) -> str:
+    """Return a name of torchvision without its size: efficientnet_v2 of efficientnet_v2_s."""
+    found = re.match(r"wide_resnet|[a-z]+(_v\d|_[xy](?=_))?", name)
+    return found[0] if found else name
 
 
 def timm_names() -> Iterator[str]:
@@ -182,18 +188,67 @@ def nasty_makers() -> dict[str, Callable[[], nn.Module]]:
 
 
 def network_of(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    """Build a network with new weights."""
+    """Build a network with new weights, those of a library `as_trained`."""
     source, _, kind = name.partition(":")
     if source == "torchvision":
         import torchvision
 
         extra = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(kind, num_classes=CATEGORIES, **extra)
-    if source == "timm":
+        network = torchvision.models.get_model(kind, num_classes=CATEGORIES, **extra)
+    elif source == "timm":
         import timm
 
-        return timm.create_model(kind, num_classes=CATEGORIES, **settings)
-    return {**transformers_makers(), **nasty_makers()}[name]()
+        network = timm.create_model(kind, num_classes=CATEGORIES, **settings)
+    else:
+        network = {**transformers_makers(), **nasty_makers()}[name]()
+    return network if source == "nasty" else as_trained(network)
+
+
+def as_trained(network: nn.Module) -> nn.Module:
+    """Move every parameter whose numbers are all the same, as training would; return the network.
+
+    Many makers let the head or the last norm of a branch start at 0, so that a network whose weights are new
+    passes nothing on there. People bring networks that are trained.
+
+    Args:
+        network: The network; it is changed.
+
+    Returns:
+        The network, with normal noise added to such parameters: of 0.1 for vectors, of 0.02 for others. The
+        noise is always the same.
+    """
+    numbers = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                spread = VECTORS if parameter.ndim < 2 else OTHERS
+                noise = spread * torch.randn(parameter.shape, generator=numbers)
+                parameter += noise.to(parameter.dtype)
+    return network
+
+
+def with_statistics(network: nn.Module, images: Tensor) -> nn.Module:
+    """Give every batch-norm the statistics of images, as training would; return the network.
+
+    With a mean of 0 and a variance of 1, as a new norm has them, maps grow from layer to layer, until a
+    rounding error of float32 decides between categories.
+
+    Args:
+        network: The network; it is changed.
+        images: Images [batch, channel, height, width] in its type.
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean over all passes, here of one
+    with torch.no_grad():
+        network.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()
 
 
 def sizes_to_try(name: str) -> list[int]:

@@ -41,6 +41,45 @@ def test_what_is_refused_is_refused_in_a_sentence():
     assert line["outcome"] == "refused" and "ends in Softmax" in line["message"]
 
 
+def test_constant_parameters_are_moved_as_by_training_and_others_left():
+    def made():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2), torch.nn.PReLU()
+        )
+
+    fresh, moved = made(), made()
+    torch.nn.init.zeros_(moved[2].weight)
+    assert zoo_networks.as_trained(moved) is moved
+    assert torch.equal(fresh[0].weight, moved[0].weight)
+    assert 0 < moved[2].weight.abs().max() < 0.2 and moved[1].bias.all()
+    assert 0 < (moved[1].weight - 1).abs().max() < 0.5
+    other = made()
+    torch.nn.init.zeros_(other[2].weight)
+    assert torch.equal(zoo_networks.as_trained(other)[2].weight, moved[2].weight)
+    head = zoo_networks.network_of("nasty:zero_head", {}).fc.weight
+    assert not head.any()  # what is nasty stays so
+
+
+def test_batch_norms_get_the_statistics_of_the_images():
+    torch.manual_seed(0)
+    network, images = torch.nn.Sequential(torch.nn.BatchNorm2d(3)), 5 + 2 * torch.randn(4, 3, 8, 8)
+    settled = zoo_networks.with_statistics(network, images)
+    assert settled is network and not network.training and network[0].momentum == 0.1
+    torch.testing.assert_close(network[0].running_mean, images.mean((0, 2, 3)))
+    assert network(images).mean().abs() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("resnet18", "resnet"), ("wide_resnet50_2", "wide_resnet"), ("resnext50_32x4d", "resnext"),
+     ("efficientnet_v2_s", "efficientnet_v2"), ("efficientnet_b0", "efficientnet"), ("vit_b_16", "vit"),
+     ("regnet_y_400mf", "regnet_y"), ("swin_v2_t", "swin_v2"), ("vgg11_bn", "vgg")],
+)  # fmt: skip
+def test_families_of_torchvision_are_told_apart(name, family):
+    assert zoo_networks._family_of(name) == family
+
+
 def test_a_line_holds_what_is_promised(capsys, monkeypatch, tmp_path):
     out = tmp_path / "zoo.jsonl"
     monkeypatch.setattr(zoo, "in_own_process", lambda label, name, *_: {"name": label, "outcome": "works"})

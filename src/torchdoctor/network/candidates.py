@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
-from torchdoctor.network.copying import copy_of
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.frozen import frozen_eval
+from torchdoctor.network.graph_steps import Attention, Depths
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.layouts import held_in, on_grid, parts_of_images, put_in
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.taps import find_layouts, layout_of
+from torchdoctor.network.zero_weights import without_zero_weights
 
-# Steps of autograd that weights take part in.
-WEIGHTED = ("Convolution", "Addmm", "MmBackward", "BmmBackward")
 LIST = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 ELSEWHERE = 0.5  # of the arithmetic: where more lies outside of convolutions, the same
 UNCOVERED = 0.1  # of the arithmetic: where more lies behind the last convolution, blocks are candidates too
@@ -52,6 +50,8 @@ class Sighting:
         is_classifier: Whether each of its channels is a logit before it is averaged.
         mixes: Whether its map at a place depends on more places than one of the block before it; a block that
             only asks the places for a class token passes them on.
+        is_projection: Whether it is a convolution inside attention, whose map is queries, keys or values: see
+            `Attention`.
     """
 
     candidate: Candidate
@@ -61,6 +61,7 @@ class Sighting:
     has_space: bool
     is_classifier: bool
     mixes: bool = True
+    is_projection: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -113,7 +114,7 @@ def sightings(model: nn.Module, images: Num[Tensor, "batch channel height width"
     Raises:
         InputError: The network cannot be used (see `unwrap`), or returns no logits.
     """
-    model = unwrap(model)
+    model = without_zero_weights(unwrap(model))
     convolutions: dict[nn.Module, str] = {
         module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
     }
@@ -122,17 +123,7 @@ def sightings(model: nn.Module, images: Num[Tensor, "batch channel height width"
     if not blocks or not _leaves_much(model, images[:1], seen):
         return seen
     find_layouts(model, images, list(blocks.values()))
-    both = _look(model, images[:1], {**convolutions, **blocks})
-    if any(each.is_block and each.has_space for each in both):
-        return both
-    # A head that starts at 0 hides what the logits depend on.
-    awake = copy_of(model)
-    with torch.no_grad():
-        for parameter in awake.parameters():
-            if not bool(parameter.any()):
-                parameter.copy_(torch.linspace(0.5, 1.0, parameter.numel()).view(parameter.shape))
-    names = {awake.get_submodule(name): name for name in [*convolutions.values(), *blocks.values()]}
-    return _look(awake, images[:1], names)
+    return _look(model, images[:1], {**convolutions, **blocks})
 
 
 def _leaves_much(model: nn.Module, image: Tensor, seen: tuple[Sighting, ...]) -> bool:
@@ -177,6 +168,7 @@ def _blocks(model: nn.Module) -> dict[nn.Module, str]:
 def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tuple[Sighting, ...]:
     """Run the network once, differentiate random sums of its logits by every output, and describe these."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    passed_on: list[Tensor] = []
 
     def remember(module: nn.Module, _inputs: object, output: object) -> object:
         holding = parts_of_images(output, len(image)) if isinstance(output, tuple) else [0]
@@ -185,7 +177,8 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
             return output
         leaf = value if value.requires_grad else value.detach().requires_grad_(True)
         calls.append((module, value, leaf))
-        return put_in(output, leaf.clone(), holding[0])
+        passed_on.append(leaf.clone())
+        return put_in(output, passed_on[-1], holding[0])
 
     with hooked((module, remember) for module in names), frozen_eval(model) as frozen, torch.enable_grad():
         logits = frozen.logits(image)
@@ -196,12 +189,13 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
         if leaves and logits.requires_grad:
             together = _derivatives((logits * weights).sum(), leaves)
             first = _derivatives(logits[:, 0].sum(), leaves)
-    depth_of, counts = _Depths(), dict[nn.Module, int]()
+    depth_of, attention, counts = Depths(), Attention(logits), dict[nn.Module, int]()
     for module, _, _ in calls:
         counts[module] = counts.get(module, 0) + 1
     found: list[Sighting] = []
     before: dict[tuple[int, int], tuple[nn.Module, Tensor]] = {}  # by size of the map, the last block
-    for (module, value, leaf), gradient, of_first in zip(calls, together, first, strict=True):
+    rows = zip(calls, passed_on, together, first, strict=True)
+    for (module, value, leaf), output, gradient, of_first in rows:
         if gradient is None or counts[module] > 1 or len(value) != len(image):
             continue
         facts = _described(module, names[module], image, leaf, gradient, of_first)
@@ -222,6 +216,7 @@ def _look(model: nn.Module, image: Tensor, names: Mapping[nn.Module, str]) -> tu
                 has_space=has_space,
                 is_classifier=is_classifier and logits.shape[1] > 1 and value.shape[1] == logits.shape[1],
                 mixes=mixes,
+                is_projection=not is_block and attention.projects(output),
             )
         )
     return tuple(found)
@@ -263,36 +258,3 @@ def _described(
     has_space = grid[0] * grid[1] > 1 and places != 1 and (isinstance(module, nn.Conv2d) or places > 1)
     one_channel = of_first is not None and int((layout.read(of_first) != 0).flatten(2).any(2).sum()) <= 1
     return Candidate(name, (slopes.shape[1], *grid)), has_space, one_channel
-
-
-class _Depths:
-    """Counts the layers with weights on the longest way from the image to a tensor."""
-
-    def __init__(self) -> None:
-        """Start without knowing any."""
-        self._known: dict[Any, int] = {None: 0}
-
-    def __call__(self, end: Any) -> int:
-        """Return the number of layers with weights before a tensor, its own included.
-
-        Args:
-            end: The step of autograd that made the tensor; None: the first layer of all.
-
-        Returns:
-            A number of at least 1.
-        """
-        waiting = [end]
-        while waiting:
-            node = waiting[-1]
-            if node in self._known:
-                waiting.pop()
-                continue
-            inner = [each for each, _ in node.next_functions]
-            open_ones = [each for each in inner if each not in self._known]
-            if open_ones:
-                waiting += open_ones
-                continue
-            waiting.pop()
-            own = 1 if any(word in node.name() for word in (*WEIGHTED, "AccumulateGrad")) else 0
-            self._known[node] = own + max((self._known[each] for each in inner), default=0)
-        return max(self._known[end], 1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Num
@@ -13,18 +12,14 @@ from torch import Tensor, nn
 from torchdoctor.network.candidates import candidate_layers
 from torchdoctor.network.copying import copy_of, flaw_of_copy
 from torchdoctor.network.default_layers import default_layers
+from torchdoctor.network.derivative_trial import Level, Messages, try_derivatives
 from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.gradients import score_gradients
 from torchdoctor.network.hooks import hooked
-from torchdoctor.network.kept_tensors import without_kept_tensors
-from torchdoctor.network.outputs import as_logits, one_row_each, same_for_all, unwrap
+from torchdoctor.network.outputs import as_logits, one_row_each, unwrap
 from torchdoctor.network.prediction import dtype_of
 from torchdoctor.network.probabilities import probabilities_in
-from torchdoctor.network.taps import keep_in, map_shapes, run_tapped
-from torchdoctor.network.workarounds import second_derivatives
+from torchdoctor.network.taps import map_shapes, run_tapped
 from torchdoctor.types import InputError, first_line
-
-Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -143,9 +138,6 @@ def gives_live_maps(
     return bool(torch.isfinite(logits).all()) and all(bool(each) for each in alive)
 
 
-Messages = Iterator[tuple[Level, str]]
-
-
 def _first_line(error: Exception) -> str:
     """Return the first line of an error, with its kind where it is not ours."""
     first, kind = first_line(error), type(error).__name__
@@ -252,50 +244,6 @@ def _calls(model: nn.Module, example: Tensor) -> dict[str, int]:
     return counts
 
 
-def _derivatives(model: nn.Module, example: Tensor, layers: Sequence[str] | None) -> Messages:
-    """Differentiate once for the diagnosis and twice for the treatment, at every layer."""
-    chosen, dead = tuple(layers) if layers else default_layers(model, example), list[str]()
-    for name in chosen:
-        maps: dict[str, Tensor] = {}
-        with without_kept_tensors(model), torch.enable_grad(), second_derivatives():
-            logits = run_tapped(model, example, {name: keep_in(maps, name)})
-            gradient = score_gradients([logits.max(1).values], maps, create_graph=True)[0][name]
-            if not bool(torch.isfinite(gradient).all()):
-                yield "error", f"the derivatives at {name} are not finite"
-                continue
-            if not bool((gradient != 0).any()):
-                dead.append(name)
-                continue
-            if not bool((maps[name] * gradient != 0).any()):
-                yield (
-                    "error",
-                    f"the map at {name} is 0 on the example (weights that start at 0, or dead units?): a "
-                    "constraint there has no effect. Train the network first, or choose other layers",
-                )
-                continue
-            # As in training: `backward` meets what `autograd.grad` would pass over in silence.
-            (maps[name] * gradient).abs().sum().backward()
-        reached = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        model.zero_grad(set_to_none=True)
-        if not all(bool(torch.isfinite(by_parameter).all()) for by_parameter in reached):
-            yield (
-                "error",
-                f"the second derivatives at {name} are not finite (a root or a norm of 0 behind it?): a "
-                "constraint there would spoil the weights. Choose other layers",
-            )
-            continue
-        if not any(bool((by_parameter != 0).any()) for by_parameter in reached):
-            yield "error", f"a constraint at {name} reaches no trainable parameter: unfreeze layers"
-    if dead and len(dead) == len(chosen) and same_for_all(model, example):
-        yield (
-            "error",
-            f"the derivatives at {', '.join(dead)} are all 0, and different images have the same logits (a "
-            "head that starts at 0?): train the network first",
-        )
-    elif dead:
-        yield "warning", f"the derivatives at {', '.join(dead)} are all 0 on the example: dead units?"
-
-
 def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None) -> Messages:
     """Count the trainable parameters."""
     parameters = list(model.parameters())
@@ -336,7 +284,7 @@ TRIALS: dict[str, Callable[[nn.Module, Tensor, Sequence[str] | None], Messages]]
     "repeatable": _repeatable,
     "layers": _usable_layers,
     "trainable": _trainable,
-    "derivatives": _derivatives,
+    "derivatives": try_derivatives,
     "training": _training,
 }
 TO_TRAIN = ("forward", "output", "repeatable", "trainable", "training")  # what plain training needs

@@ -111,6 +111,7 @@ def _usable(seen: Sequence[Sighting], number: int) -> list[Sighting]:
     """Return the layers to choose from; what is passed over comes back where nothing else is there."""
     space = [each for each in seen if each.has_space] or list(seen)
     space = [each for each in space if not _holds_pairs(each, seen)] or space
+    space = [each for each in space if not each.is_projection] or space
     mixing = [each for each in space if each.mixes] or space
     no_classifier = [each for each in mixing if not each.is_classifier] or mixing
     behind = [each for each in no_classifier if not each.is_stem]
