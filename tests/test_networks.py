@@ -261,6 +261,22 @@ class Together(Tiny):
         self.two = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False))
 
 
+class SmallTogether(Tiny):
+    """Takes the mean over the batch away, and has images change their logits little."""
+
+    def forward(self, images: Tensor) -> object:
+        maps = self.two(self.relu(self.one(images)))
+        return 10 + self.fc((maps - 0.5 * maps.mean(0, keepdim=True)).mean((2, 3)))
+
+
+class Overwritten(Tiny):
+    """Changes in place what a derivative needs."""
+
+    def forward(self, images: Tensor) -> object:
+        maps = self.two(self.one(images).sigmoid())
+        return self.fc(maps.sigmoid().mul_(2).mean((2, 3)))
+
+
 class Rounded(torch.autograd.Function):
     """A custom operation without a second derivative."""
 
@@ -323,6 +339,8 @@ ZOO = {
     "log-softmax": (lambda: tiny(wrap=lambda x: x.log_softmax(1)), "output", "warning", "LogSoftmax"),
     "dropout": (Dropping, "repeatable", "error", "different logits"),
     "batch statistics": (Together, "repeatable", "error", "others of its batch"),
+    "small batch effect": (SmallTogether, "repeatable", "error", "others of its batch"),
+    "overwritten": (Overwritten, "layers", "error", "a step in place"),
     "no convolution": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
         "layers",
