@@ -193,7 +193,9 @@ def network_of(name: str, settings: Mapping[str, Any]) -> nn.Module:
     if source == "torchvision":
         import torchvision
 
-        extra = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
+        extra: dict[str, Any] = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
+        if kind.startswith("vit"):  # as large as at 224, but of fewer tokens: in time
+            extra = {"image_size": 64}
         network = torchvision.models.get_model(kind, num_classes=CATEGORIES, **extra)
     elif source == "timm":
         import timm
