@@ -170,11 +170,10 @@ def prepare(
     if settings.weights == PRETRAINED and needs_weights:
         check_pretrained_head(name, data)
     model, head = _network(settings, name, data, checkpoint, processes)
-    notes += head
     known = settings.new_head or "preprocessing" in (card or {})
     if checkpoint is not None and not known and try_out is None:
         fitting = suited(model, data, settings.part(DataSettings))
-        data, notes = fitting.data, notes + fitting.notes
+        data, head = fitting.data, head + fitting.notes
     settings, data, reviewed, said = with_review(settings, data)
     settings = _with_precision(settings.but(primary=primary), model, processes)
     found = case_of(settings, verb, model, data, name=name, card=card, try_out=try_out)
@@ -182,7 +181,7 @@ def prepare(
         answers = reviewed.answers if reviewed.answers.given else None
         found = replace(found, answers=answers, review=reviewed.facts)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
-    notes = notes + said + found.notes + ((unknown,) if unknown else ())
+    notes = notes + head + said + found.notes + ((unknown,) if unknown else ())
     second = second_opinion(settings, data, processes)
     data = loaded_to(found.data, device_of(model), processes)
     return replace(found, data=data, notes=notes, processes=processes, second=second)
