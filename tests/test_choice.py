@@ -345,7 +345,7 @@ def test_a_checkup_compares_the_answers_of_a_person_with_the_same_budget_without
     history = json.loads((tmp_path / "run/treatment/relabelled/seed0/history.json").read_text())
     assert history["facts"] == [{"relabelled": 2, "left_out": 0}]
     assert json.loads((tmp_path / "run/inputs.json").read_text())["labels"]
-    assert listed_arms(Settings(labels="l.csv")) == ("relabelled",)
+    assert listed_arms(Settings(labels="l.csv"), 0) == ("relabelled",)
 
 
 def an_error(number, cause, label="cat", prediction="dog", chance=0.9):
@@ -428,9 +428,9 @@ def test_an_edit_and_a_training_are_both_trained_in_full_and_one_is_compared():
     )
     assert Choice(edit, rival=training).tried == ("dfr", "swap", "swap+dfr")
     assert Choice(edit).tried == ("dfr",)
-    found = plan_with_choice(Settings(labels="l.csv"), Choice(edit, rival=training))
+    found = plan_with_choice(Settings(labels="l.csv"), Choice(edit, rival=training), 0)
     assert found.arms == ("control", "dfr", "swap", "swap+dfr", "relabelled")
-    found = plan_with_choice(Settings(), Choice(edit, rival=space))
+    found = plan_with_choice(Settings(), Choice(edit, rival=space), 0)
     assert (found.arms, found.constraints, found.tau) == (
         ("control", "dfr", "treated"), ("space layers=b",), 2.0,
     )  # fmt: skip

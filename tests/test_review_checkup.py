@@ -14,6 +14,7 @@ from PIL import Image
 from review_runs import CLASSES, HEIGHT, WIDTH, make_run
 from torchdoctor import InputError
 from torchdoctor.case.config import read_config, settings_from
+from torchdoctor.case.defaults import masked_count
 from torchdoctor.case.preparation import prepare
 from torchdoctor.case.reviewed import answered_arms
 from torchdoctor.case.settings import Settings
@@ -22,7 +23,10 @@ from torchdoctor.review.label_store import LabelStore
 from torchdoctor.review.mask_store import MaskStore
 from torchdoctor.review.queue import LabelQuestion
 from torchdoctor.runs.folder import open_run
+from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.verbs.diagnose import run_diagnose
+from torchdoctor.verbs.review import opened_session
+from torchdoctor.verbs.search import listed_arms
 
 DRAWN = 24  # masks; from 20 on an arm trains with them
 
@@ -73,7 +77,9 @@ def test_the_case_holds_answers_masks_and_where_they_came_from(run):
     before = prepare(settings_from(read_config(run / "config.yaml")), "diagnose")
     assert (case.plan.data, case.plan.weights) == (before.plan.data, before.plan.weights)
     assert case.data.train.table.has_mask.sum() == DRAWN and not before.data.train.table.has_mask.any()
-    assert answered_arms(case.plan) == ("relabelled", "swap") and case.plan.labels == str(run / "labels.csv")
+    assert answered_arms(case.plan, DRAWN) == ("relabelled", "swap") and case.plan.labels == str(
+        run / "labels.csv"
+    )
     assert len(case.answers.labels) == 2 and len(case.answers.kept) == len(case.answers.unusable) == 1
     assert case.facts["review"] == {
         "labels": {"accepted proposal": 1, "by hand": 3},
@@ -143,7 +149,7 @@ def test_masks_of_the_run_and_masks_of_the_person_are_both_trained_with(run, tmp
     names = [str(name) for name in prepare(before, "diagnose").data.train.table.names]
     corner = np.zeros((HEIGHT, WIDTH), np.uint8)
     corner[:10, 20:30] = 255  # within the square that the network sees
-    for name in names[:3]:  # the first two get another mask from the person
+    for name in names[: LEAST_MASKS - 1]:  # the first two get another mask from the person
         file = (tmp_path / "corners" / "train" / name).with_suffix(".png")
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(corner).save(file)
@@ -151,15 +157,23 @@ def test_masks_of_the_run_and_masks_of_the_person_are_both_trained_with(run, tmp
     masked = before.but(masks=str(tmp_path / "corners"), out=str(own))
     assert run_diagnose(masked).exit_code in (0, 4)
     table = prepare(masked, "diagnose").data.train.table
-    assert table.has_mask.tolist() == [True] * 3 + [False] * (len(table) - 3)
+    assert table.has_mask.tolist() == [place < LEAST_MASKS - 1 for place in range(len(table))]
     store = MaskStore(own, table)
     whole = np.ones((HEIGHT, WIDTH), bool)
-    for place in (0, 1, 5):
+    for place in (0, 1):
         store.write(table.ids.tolist()[place], whole, "by hand")
+    # A person's masks and others count together, and an image that has both counts once.
+    again = Settings(review=str(own), device="cpu")
+    assert prepare(again, "treat").plan.arms[:2] == ("control", "treated")
+    with opened_session(str(own), {}) as session:
+        assert session.state()["masksBefore"] == LEAST_MASKS - 3  # of which no drawn mask takes the place
+    store.write(table.ids.tolist()[LEAST_MASKS - 1], whole, "by hand")
     case = prepare(Settings(review=str(own), device="cpu"), "checkup")
     train = case.data.train
-    assert case.plan.masks == masked.masks and train.table.has_mask.sum() == 4
-    (batch,) = train.select(train.table.ids[[0, 1, 2, 5]])
+    assert case.plan.masks == masked.masks and train.table.has_mask.sum() == LEAST_MASKS
+    assert listed_arms(case.plan, masked_count(case.data)) == ("swap",)
+    assert prepare(again, "treat").plan.arms == ("control", "swap")
+    (batch,) = train.select(train.table.ids[[0, 1, 2, LEAST_MASKS - 1]])
     shares = batch.masks.float().mean(tuple(range(1, batch.masks.ndim))).tolist()
     assert shares[0] == shares[1] == shares[3] == 1 and 0 < shares[2] < 0.2
     assert case.facts["review"]["masks"] == {"by hand": 3}

@@ -79,7 +79,7 @@ def test_with_masks_the_swap_stands_beside_the_constraints(annotated, photos):
     assert treating("checkup", arms=("dfr",), auto=True).chooses
     last = found.layers[-1]
     assert found.constraints == (f"channel layers={last}", f"space layers={last}") and found.scale == "none"
-    assert listed_arms(treating("checkup", auto=True)) == listed_arms(treating("checkup")) == ()
+    assert listed_arms(treating("checkup", auto=True), 0) == listed_arms(treating("checkup"), 0) == ()
     assert treating(arms=("dfr",)).arms == ("dfr",)
     bare = treating(data=f"folder:{photos}")
     assert (bare.arms, bare.constraints) == (("control", "treated"), (f"channel layers={last}",))

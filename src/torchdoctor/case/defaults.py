@@ -90,7 +90,7 @@ def prescribed(
     """
     masked = masked_count(data)
     names = default_constraints(masked > 0) if settings.constraints == "auto" else settings.constraints
-    answered = answered_arms(settings)
+    answered = answered_arms(settings, masked)
     usual = ("control", *answered) if answered else default_arms(masked)
     chooses = verb in CHOOSING and (settings.auto or settings.constraints == "auto")
     return {

@@ -131,18 +131,21 @@ def _check_image(run: str, record: MaskRecord, data: Splits) -> None:
         )
 
 
-def answered_arms(settings: Settings) -> tuple[str, ...]:
+def answered_arms(settings: Settings, masked: int) -> tuple[str, ...]:
     """Return the arms that use what a person answered.
 
     Args:
         settings: What was asked for, or a plan.
+        masked: The number of training images with masks, those of the review and of the data together.
 
     Returns:
-        `relabelled` where there are answers about labels; `swap` where a review left 20 masks or more.
+        `relabelled` where there are answers about labels; `swap` where a review left masks and there are 20
+        or more in all.
     """
     arms = () if settings.labels is None else (ANSWERED,)
     records = () if settings.review is None else read_masks(Path(settings.review)).values()
-    return (*arms, "swap") if sum(bool(record.file) for record in records) >= LEAST_MASKS else arms
+    drawn = any(record.file for record in records)
+    return (*arms, "swap") if drawn and masked >= LEAST_MASKS else arms
 
 
 def with_review(

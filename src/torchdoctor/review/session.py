@@ -83,8 +83,14 @@ class Session:
             "labelWorth": self.queue.label_worth,
             "maskWorth": self.queue.mask_worth,
             "leastMasks": LEAST_MASKS,
+            "masksBefore": self._masked_before(),
             "precision": list(self.precision().sentences),
         }  # fmt: skip
+
+    def _masked_before(self) -> int:
+        """Count the training images that have masks without the review."""
+        table = self.case.data.train.table
+        return len({*table.ids[table.has_mask].tolist()} - {*self.masks.records})
 
     def _mask_state(self, image: int) -> Json:
         """Return what is known of the mask of an image."""

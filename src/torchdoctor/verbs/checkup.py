@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torchdoctor.case.defaults import masked_count
 from torchdoctor.case.outcome import Outcome, arm_of
 from torchdoctor.case.preparation import Case, prepare
 from torchdoctor.case.settings import Settings
@@ -50,7 +51,8 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     Returns:
         The outcome, with the path of the report.
     """
-    judge, asked = (judge_of(case) if case.plan.chooses else None), listed_arms(case.plan)
+    masked = masked_count(case.data)
+    judge, asked = (judge_of(case) if case.plan.chooses else None), listed_arms(case.plan, masked)
     diagnosis = diagnosis_of(case, folder, reused, watch)
     found = (folder / CAUSES).is_file()
     causes = Causes.load(folder) if found else causes_stage(case, folder, diagnosis, watch.progress)
@@ -58,7 +60,7 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     if judge is not None:
         case = with_rate(case, folder, watch)
         choice = choose_stage(case, folder, (diagnosis, causes), judge, watch)
-        case = replace(case, plan=plan_with_choice(case.plan, choice))
+        case = replace(case, plan=plan_with_choice(case.plan, choice, masked))
     diagnosis, treatment = treat_stage(case, folder, diagnosis, watch)
     if judge is not None:
         case, treatment = with_better_arm(case, folder, judge, treatment, choice, asked)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from torchdoctor.case.defaults import masked_count
 from torchdoctor.case.network_trial import TryOut, trial_images, try_out_network, try_out_training
 from torchdoctor.case.preparation import SWAPPED, Case, prepare
 from torchdoctor.case.settings import Settings, Verb
@@ -222,7 +223,7 @@ def _treatment_seconds(
     if case.plan.chooses:
         search = search_forecast(case, step.seconds, lambda texts: constraint_price(case, texts, shares))
         seconds["search"] = float(str(search.pop("seconds")))
-        arms = tuple(dict.fromkeys(["control", CHOSEN, *listed_arms(case.plan)]))
+        arms = tuple(dict.fromkeys(["control", CHOSEN, *listed_arms(case.plan, masked_count(case.data))]))
     price = 1.0 + (constraint_price(case, constraints_of(case), shares) - 1.0) / case.plan.penalty_every
     for arm in arms:
         cure = cure_named(arm)

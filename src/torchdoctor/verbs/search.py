@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from torchdoctor.case.defaults import masked_count
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.reviewed import answered_arms
 from torchdoctor.case.settings import BUDGET_TIMES, Settings
@@ -190,7 +191,7 @@ def _pool(case: Case, folder: Path, diagnosis: Diagnosis, causes: Causes) -> tup
     if case.plan.auto:
         return candidates(case.layers, case.data.has_masks, _ends_linear(case))
     available = available_cures(case, folder, diagnosis)
-    masked = int(case.data.train.table.has_mask.sum())
+    masked = masked_count(case.data)
     constrain = masked >= LEAST_MASKS and case.plan.budget is not None  # its steps cost more than others
     pool = candidates_for(weighed(case, causes), available, case.layers, constrain=constrain)
     if case.answers is None:
@@ -305,33 +306,35 @@ def _ends_linear(case: Case) -> bool:
     return linear_head(case.model, [case.data.train.first_batch(0)]) is not None
 
 
-def listed_arms(settings: Settings) -> tuple[str, ...]:
+def listed_arms(settings: Settings, masked: int) -> tuple[str, ...]:
     """Return the arms that were asked for; a choice is compared with them as well.
 
     Args:
         settings: What was asked for, or a plan.
+        masked: The number of training images with masks.
 
     Returns:
         The arms' names; where `arms` was left at its default, those that use a person's answers, or none.
     """
     if settings.arms != "auto":
         return settings.arms
-    return answered_arms(settings)
+    return answered_arms(settings, masked)
 
 
-def plan_with_choice(settings: Chosen, choice: Choice) -> Chosen:
+def plan_with_choice(settings: Chosen, choice: Choice, masked: int) -> Chosen:
     """Return the settings with the remedy that a search chose, beside the arms that were asked for.
 
     Args:
         settings: What was asked for, or a plan.
         choice: The result of the search.
+        masked: The number of training images with masks.
 
     Returns:
         The settings whose arms are the control, the chosen remedy with its rival, and the arms that were
         asked for by name.
         Where `treated` is asked for and another remedy won, it means the best constraints that were tried.
     """
-    best, asked = choice.best, list(listed_arms(settings))
+    best, asked = choice.best, list(listed_arms(settings, masked))
     constrained = next((one for one in (best, choice.rival) if one is not None and one.constraints), None)
     treatment = constrained or choice.constrained
     if treatment is None:

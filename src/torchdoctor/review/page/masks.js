@@ -20,6 +20,7 @@ export class Masks {
   constructor(state, counted) {
     this.items = state.masks;
     this.leastMasks = state.leastMasks;
+    this.masksBefore = state.masksBefore; // of other images, in the data
     this.counted = counted;
     this.section = byId("masks");
     this.board = new Board(byId("board"), () => this.tellState(), (box) => this.cutOut(box));
@@ -135,7 +136,8 @@ export class Masks {
     byId("mask-count").textContent = this.items.length
       ? `${this.answered} of ${this.items.length} answered`
       : "Every image whose mask would teach much has one.";
-    const withMask = this.items.filter((item) => item.kind && item.content !== "no object").length;
+    const drawn = this.items.filter((item) => item.kind && item.content !== "no object").length;
+    const withMask = this.masksBefore + drawn;
     byId("enough").textContent =
       withMask >= this.leastMasks || !this.items.length
         ? ""
