@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL.Image import Image
+from PIL.Image import open as open_image
 
 from torchdoctor.data.annotations import check_mask_size, mask_from_png
 from torchdoctor.data.blocks import OnDisk, on_disk
@@ -20,6 +21,7 @@ from torchdoctor.data.readers.naming import MASK_NAME, files_below, is_readable
 from torchdoctor.data.table import ImageTable, ReadImage, Tables
 from torchdoctor.types import InputError
 
+PROPOSED = "torchdoctor", "proposal that nobody has looked at"  # a text in the PNG file of a proposed mask
 RECORD = "masks.json"  # says what the masks in a folder were drawn from
 LISTED = 3  # names in a message
 
@@ -168,6 +170,23 @@ class WithMasks:
         return on_disk(self.read)
 
 
+def is_proposal(file: Path) -> bool:
+    """Tell whether a mask file is a proposal that no person has looked at; no pixel is decoded.
+
+    Args:
+        file: The mask file.
+
+    Returns:
+        True where its writer left that note in it.
+    """
+    key, text = PROPOSED
+    try:
+        with open_image(file) as opened:
+            return opened.info.get(key) == text
+    except (OSError, ValueError, SyntaxError):
+        return False  # reading the mask says what is wrong with it
+
+
 def with_masks(tables: Tables, folder: Path, matches: MaskMatches | None = None) -> Tables:
     """Give the images of a data set the masks in a folder; they go before masks that the images have.
 
@@ -177,7 +196,8 @@ def with_masks(tables: Tables, folder: Path, matches: MaskMatches | None = None)
         matches: Which files to use, where that is known; None matches them here.
 
     Returns:
-        The data set with these masks; a note says which files belong to no image.
+        The data set with these masks; notes say which files belong to no image, and how many masks are
+        proposals that nobody has looked at.
 
     Raises:
         InputError: No file belongs to an image, or it is not clear to which it belongs.
@@ -203,5 +223,8 @@ def with_masks(tables: Tables, folder: Path, matches: MaskMatches | None = None)
     notes = tables.notes
     if found.unmatched:
         notes += (f"{len(found.unmatched)} masks that belong to no image: {found.unmatched[0]} ...",)
+    proposed = sum(map(is_proposal, found.files.values()))
+    if proposed:
+        notes += (f"{proposed} of {len(found.files)} masks are proposals that nobody has looked at",)
     train, validation = splits.pop("train"), splits.pop("validation")
     return replace(tables, train=train, validation=validation, tests=splits, notes=notes)

@@ -11,9 +11,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from torchdoctor.data.annotations import mask_from_png
 from torchdoctor.data.given_masks import image_hash
+from torchdoctor.data.mask_folder import PROPOSED
 from torchdoctor.data.splitting import split_role
 from torchdoctor.data.table import ImageTable
 from torchdoctor.files.reading import sha256_of
@@ -109,15 +111,15 @@ class MaskStore:
             image: The id of the image.
 
         Returns:
-            True on the object; None where there is no mask file.
+            True on the object; None where there is no mask file, not any more either.
 
         Raises:
             InputError: The file is damaged.
         """
         record = self.records.get(image)
-        if record is None or not record.file:
+        file = self.run / REVIEW / (record.file if record is not None else "")
+        if not file.is_file():
             return None
-        file = self.run / REVIEW / record.file
         marked: Marked = np.asarray(mask_from_png(file, str(file))) > 0
         return marked
 
@@ -157,7 +159,7 @@ class MaskStore:
                     one.file.lower().removeprefix(home): one.id for one in self.records.values() if one.file
                 }
                 inner = mask_file(category, name, image, taken)
-                file, png = f"{self._home}{inner}", png_of(mask)
+                file, png = f"{self._home}{inner}", png_of(mask, proposed=kind == "proposal")
                 write_bytes(self.run / REVIEW / file, png)
             record = MaskRecord(
                 id=image, image=name, category=category, kind=kind, content=content,
@@ -219,15 +221,20 @@ def split_folder(table: ImageTable) -> str:
     return f"{root.name}/" if isinstance(root, Path) and named else ""
 
 
-def png_of(mask: Marked) -> bytes:
+def png_of(mask: Marked, *, proposed: bool = False) -> bytes:
     """Return a mask as the content of a PNG file.
 
     Args:
         mask: True on the object.
+        proposed: Whether the file says that nobody has looked at the mask.
 
     Returns:
         A grey PNG: 255 on the object, 0 elsewhere.
     """
     content = io.BytesIO()
-    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(content, "PNG", optimize=True)
+    told = PngInfo()
+    if proposed:
+        told.add_text(*PROPOSED)
+    picture = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    picture.save(content, "PNG", optimize=True, pnginfo=told)
     return content.getvalue()

@@ -232,8 +232,11 @@ class Session:
         Raises:
             ModelDoctorError: One cannot be written.
         """
-        known = {*self.masks.records, *self.proposals.records}
-        open_ones = [one.id for one in self.queue.masks if one.id not in known]
+        open_ones = [
+            one.id
+            for one in self.queue.masks
+            if one.id not in self.masks.records and self.proposals.read(one.id) is None
+        ]
         stored = 0
         for number, image in enumerate(open_ones):
             progress("proposals", number, len(open_ones))
