@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from torchdoctor import Diagnosis
@@ -70,11 +71,12 @@ def measured(name: str, runs: Path, seeds: int) -> dict[str, Any]:
     )  # fmt: skip
     run_checkup(asked, resume=further.is_dir())
     layers = Diagnosis.load(further / "diagnosis").layers
+    background = {layer.name: round(float(np.nanmean(layer.background_share)), 3) for layer in layers}
     comparison = json.loads((further / "compare.json").read_text())
     causes = json.loads((further / "causes.json").read_text())
     return {
         "network": name,
-        "background_share": {layer.name: layer.background_share for layer in layers},
+        "background_share": background,
         "causes": causes["counts"],
         "accuracy": {
             arm: {split: numbers["accuracy"] for split, numbers in splits.items()}
