@@ -16,7 +16,7 @@ SAME_ON_TRAINING = 20.0  # training and validation accuracy within these percent
 CONFUSED = 0.1  # share of training images that two categories lose to each other
 BEYOND = 4.0  # that share, relative to what a category loses to any other on average
 # The same of the examined images: more, because a network that knows few images confuses many.
-CONFUSED_UNSEEN, BEYOND_UNSEEN = 0.25, 10.0
+CONFUSED_UNSEEN, BEYOND_UNSEEN = 0.35, 10.0
 BOTH = 0.4  # probability of the two categories together
 UNFITTED = 70.0  # training accuracy in percent below which a network has not learned its images
 GAP = 15.0  # percentage points between training and validation accuracy that count as over-fitting
@@ -79,7 +79,7 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     - `wrong kernels`: a category relies on kernels that are out of step with their batch-norm, and training
       images of the label are misclassified almost as often.
     - `close categories`: the categories are confused with each other on training images too, far more than
-      others are; or a quarter of the examined images of each is, ten times what others lose.
+      others are; or 35 % of the examined images of each are taken for the other, ten times what others lose.
     - `under-fitted`: few training images are classified correctly.
     - `background`: objects before other backgrounds are mostly called what those backgrounds are called
       alone, and yet a quarter of all errors vanish on other backgrounds, so that the network knows the
