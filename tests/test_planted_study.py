@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.study import photo_causes, planted, unplanted
+from benchmarks.study import people, photo_causes, planted, token_networks, unplanted
 from benchmarks.study.planted_stages import simulated_answers
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.treatment.effects import EFFECTS, effect_of
@@ -53,6 +53,14 @@ def test_the_table_of_causes_on_photographs_is_that_of_the_results_without_what_
     assert len(rows) > 10 and [row for row in rows if row not in page] == []
     chosen_on = [line for line in lines if photo_causes.calibrated_on(line)]
     assert chosen_on and photo_causes.table(lines[:0] + chosen_on).count("\n") == 2
+
+
+def test_the_tables_of_second_opinions_and_of_transformers_are_those_of_the_results():
+    for study, page in ((people, "concepts.md"), (token_networks, "when-it-helps.md")):
+        name = study.__name__.rpartition(".")[2]
+        rows = study.table(planted.read(RESULTS.with_name(f"{name}.jsonl"))).splitlines()
+        written = (ROOT / "docs" / page).read_text()
+        assert len(rows) >= 4 and [row for row in rows if row not in written] == []
 
 
 def counts(fault, seed=3, images=2000):

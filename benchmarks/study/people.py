@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +119,48 @@ def compared(causes: Causes, root: str) -> Line:
     return line
 
 
+def table(lines: Sequence[Line]) -> str:
+    """Return a Markdown table: a row for each network, alone and with a second opinion."""
+    rows = [
+        "| network | accuracy, % | second network | errors | label rejected, % | ROC | average precision | "
+        "people disagree, % | ROC | called ambiguous | right, % |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for line in lines:
+        label, ambiguous = line["label looks wrong"], line["ambiguous"]
+        right = ambiguous["right_where_given"]
+        rows.append(
+            f"| {line['network']} | {line['accuracy']:.1f} | {line['second']} | {line['errors']} | "
+            f"{100 * label['truth']:.1f} | {_with_interval(label['roc'])} | "
+            f"{_with_interval(label['average_precision'])} | {100 * ambiguous['truth']:.0f} | "
+            f"{_with_interval(ambiguous['roc'])} | {ambiguous['given']} | "
+            f"{'-' if right is None else f'{100 * right:.0f}'} |"
+        )
+    return "\n".join(rows)
+
+
+def _with_interval(score: Sequence[float]) -> str:
+    """Return a score with its interval, such as `.75 (.68 to .83)`."""
+    value, low, high = (f"{each:.2f}".lstrip("0") for each in score)
+    return f"{value} ({low} to {high})"
+
+
 def main() -> None:
     """Train or load networks, find the causes of their errors, and print how they agree with people."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, help="where trained networks are kept")
+    parser.add_argument("--table", type=Path, help="only print the table of this file")
     parser.add_argument("--networks", nargs="*", default=["small"], choices=list(NETWORKS))
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--second", action="store_true", help="ask a second network as well")
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
+    if given.table:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        return
+    if given.cache is None:
+        parser.error("--cache FOLDER is needed")
     root = os.environ["TORCHDOCTOR_DATA"]
     data = load_data(f"parquet:{root}/cifar10", image_size=32)
     for kind in given.networks:

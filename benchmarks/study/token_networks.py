@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,41 @@ def measured(name: str, runs: Path, seeds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table: a row for each network."""
+    rows = [
+        "| network | errors | called background | before: i.i.d., shifted | control | swap | gain, shifted | "
+        "gain, i.i.d. |",
+        "|---|---:|---:|---|---|---|---|---|",
+    ]
+    for line in lines:
+        means = [
+            ", ".join(f"{np.mean(line['accuracy'][arm][split]):.1f}" for split in ("iid", "shifted"))
+            for arm in ("base", "control", "swap")
+        ]
+        gains = [
+            f"{gain['mean']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f})"
+            for gain in (line["gain"]["shifted"], line["gain"]["iid"])
+        ]
+        errors, named = sum(line["causes"].values()), line["causes"].get("background", 0)
+        rows.append(f"| {' | '.join([line['network'], str(errors), str(named), *means, *gains])} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Measure and print one line per network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, help="where the runs are written")
+    parser.add_argument("--table", type=Path, help="only print the table of this file")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
+    if given.table:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        return
+    if given.runs is None:
+        parser.error("--runs FOLDER is needed")
     for name in given.networks:
         line = measured(name, given.runs, given.seeds)
         print(json.dumps(line), flush=True)
