@@ -384,11 +384,7 @@ def test_fingers_draw_and_two_of_them_zoom(browser, server, run):
     touch("touchMove", (x1 - 20, y1 - 20), (x2 + 20, y2 + 20))
     touch("touchEnd")
     assert "Nothing is marked" in text(browser, "#mask-state")  # zooming draws nothing
-    fit = browser.find_element("css selector", "[data-do=fit]")
-    browser.execute_script(
-        "arguments[0].scrollIntoView({block: 'center'})", fit
-    )  # the last row of buttons floats
-    fit.click()
+    browser.find_element("css selector", "[data-do=fit]").click()
     browser.execute_script("window.scrollTo(0, 0); window.places = []")
     scale, x, y, ((x1, y1), (x2, y2)) = placed(browser, [(20, 10), (40, 30)])
     touch("touchStart", (x1, y1))
@@ -399,6 +395,31 @@ def test_fingers_draw_and_two_of_them_zoom(browser, server, run):
     corners = [tuple(((np.array(place) - (x, y)) / scale).tolist()) for place in (happened[0], happened[-1])]
     saved(browser, lambda: browser.find_element("css selector", "[data-do=save]").click())
     assert np.array_equal(stored(run, image), box_mask(*corners))
+
+
+@pytest.mark.parametrize("tab", ["labels", "masks"])
+def test_no_button_of_a_phone_lies_under_another_thing(browser, server, tab):
+    screen(browser, "phone")
+    opened(browser, server, tab)
+    covered = f"""
+        const wrong = [];
+        const seen = [...document.querySelectorAll('#{tab} button')].filter(one => one.offsetParent);
+        const hit = one => {{
+            const box = one.getBoundingClientRect();
+            const x = box.left + box.width / 2, y = box.top + box.height / 2;
+            return y > window.innerHeight || one.contains(document.elementFromPoint(x, y));
+        }};
+        for (const one of seen) {{
+            one.scrollIntoView({{block: 'nearest'}});
+            const middle = one.getBoundingClientRect();
+            if (middle.bottom > window.innerHeight || !hit(one)) wrong.push('reached: ' + one.textContent);
+        }}
+        window.scrollTo(0, 0);  // what a person sees first
+        for (const one of seen) if (!hit(one)) wrong.push('at first: ' + one.textContent);
+        return [seen.length, wrong];
+    """
+    number, wrong = browser.execute_script(covered)
+    assert number == {"labels": 6, "masks": 22}[tab] and wrong == []
 
 
 def test_names_with_markup_stay_text(browser, server):
