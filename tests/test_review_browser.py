@@ -412,7 +412,8 @@ def test_no_button_of_a_phone_lies_under_another_thing(browser, server, tab):
         for (const one of seen) {{
             one.scrollIntoView({{block: 'nearest'}});
             const middle = one.getBoundingClientRect();
-            if (middle.bottom > window.innerHeight + 1 || !hit(one)) wrong.push('reached: ' + one.textContent);
+            const outside = middle.bottom > window.innerHeight + 1;
+            if (outside || !hit(one)) wrong.push('reached: ' + one.textContent);
         }}
         window.scrollTo(0, 0);  // what a person sees first
         for (const one of seen) if (!hit(one)) wrong.push('at first: ' + one.textContent);
