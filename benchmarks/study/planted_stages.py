@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from torchdoctor.case.answers import Answers
+from torchdoctor.case.defaults import masked_count
 from torchdoctor.case.preparation import Case, case_of
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
@@ -117,7 +118,7 @@ def measure(plant: Plant, seed: int, arms: Sequence[str] = (), name: str = "") -
         case = with_rate(case, folder, Watch(silent))
         judge = judge_of(case)
         choice = choose_stage(case, folder, (diagnosis, causes), judge, Watch(silent))
-        plan = plan_with_choice(case.plan, choice)
+        plan = plan_with_choice(case.plan, choice, masked_count(case.data))
         case = replace(case, plan=plan.but(arms=tuple(dict.fromkeys([*plan.arm_names, *arms]))))
         _, treatment = treat_stage(case, folder, diagnosis, Watch(silent))
         case, treatment = with_better_arm(case, folder, judge, treatment, choice, ("relabelled", *arms))
