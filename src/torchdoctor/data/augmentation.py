@@ -23,7 +23,7 @@ def augmented(
 
     The crop is from the image enlarged by mirrored pixels: an eighth of its size at each edge. Place and side
     are drawn as torchvision's `RandomCrop` (with `padding_mode="reflect"`) and `RandomHorizontalFlip` draw
-    them, and the result is theirs; but all of it is one look-up of pixels, which is faster for small images.
+    them, and the result is theirs; but all of it is two look-ups of pixels, which is faster.
 
     Args:
         pixels: The image.
@@ -35,9 +35,8 @@ def augmented(
         The augmented image and mask.
     """
     rows, columns = places_shown(pixels.shape[-2], pixels.shape[-1], augment, key)
-    places = slice(None), rows[:, None], columns
-    shape = None if mask is None else torch.from_numpy(mask.numpy()[places])
-    return torch.from_numpy(pixels.numpy()[places]), shape
+    shape = None if mask is None else _shown(mask, rows, columns)
+    return _shown(pixels, rows, columns), shape
 
 
 def augmented_mask(mask: AnyMask, augment: Augment, key: Sequence[int]) -> AnyMask:
@@ -74,6 +73,11 @@ def places_shown(
     if augment == "crop_flip" and float(torch.rand(1, generator=generator)) < 0.5:
         columns = columns[::-1]
     return rows, columns
+
+
+def _shown(pixels: Tensor, rows: Int[np.ndarray, " height"], columns: Int[np.ndarray, " width"]) -> Tensor:
+    """Return the pixels at these rows and columns: one side after the other, which is faster than both."""
+    return torch.from_numpy(pixels.numpy().take(rows, axis=-2).take(columns, axis=-1))
 
 
 def _shifted(size: int, generator: torch.Generator) -> Int[np.ndarray, " size"]:
