@@ -25,7 +25,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import nn
 
-from benchmarks.study.photo_networks import plain
+from benchmarks.study.photo_networks import plain, resnet20
 from benchmarks.study.planted_faults import keep
 from benchmarks.study.second_network import STAGES, Enlarged, cifar, second_network
 from torchdoctor import SecondOpinion, diagnose, load_data
@@ -41,6 +41,7 @@ from torchdoctor.treatment.training import fit
 NETWORKS = {
     "small": (SmallResNet, ("layer3.conv2", "layer4.conv2")),
     "plain": (plain, ("6", "9")),
+    "resnet20": (resnet20, ("6.conv2", "9.conv2")),
 }
 DRAWS = 1000  # of the bootstrap
 Line = dict[str, Any]

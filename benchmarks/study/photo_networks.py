@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from torchdoctor.data.loader import Loader
 from torchdoctor.images.batches import Batch
-from torchdoctor.models.architectures.small_resnet import SmallResNet
+from torchdoctor.models.architectures.small_resnet import ResidualBlock, SmallResNet
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit
 
@@ -52,6 +52,17 @@ def plain(categories: int) -> nn.Module:
             nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
         ]  # fmt: skip
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, categories))
+
+
+def resnet20(categories: int) -> nn.Module:
+    """Return a residual network of 20 layers for images of 32 pixels."""
+    body: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    for before, after in ((16, 16), (16, 32), (32, 64)):
+        body += [
+            ResidualBlock(before, after, after // before),
+            *(ResidualBlock(after, after, 1) for _ in range(2)),
+        ]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, categories))
 
 
 def lite0(categories: int) -> nn.Module:
