@@ -55,7 +55,7 @@ def hybrid(num_classes: int) -> nn.Module:
 
 
 def edgenext(num_classes: int) -> nn.Module:
-    """Return the smallest EdgeNeXt: convolutions, and attention between the channels of three of its blocks."""
+    """Return the smallest EdgeNeXt: convolutions, and attention between the channels in three blocks."""
     import timm
 
     model: nn.Module = timm.create_model("edgenext_xx_small", num_classes=num_classes)
