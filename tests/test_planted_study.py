@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.study import people, photo_causes, planted, token_networks, unplanted
+from benchmarks.study import people, photo_causes, planted, suspects, token_networks, unplanted
 from benchmarks.study.planted_stages import simulated_answers
+from torchdoctor.diagnosis.cause_rules import PRECISION
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
 from torchdoctor.treatment.effects import EFFECTS, effect_of
 
@@ -53,10 +54,16 @@ def test_the_table_of_causes_on_photographs_is_that_of_the_results_without_what_
     assert len(rows) > 10 and [row for row in rows if row not in page] == []
     chosen_on = [line for line in lines if photo_causes.calibrated_on(line)]
     assert chosen_on and photo_causes.table(lines[:0] + chosen_on).count("\n") == 2
+    measured = photo_causes.shares([line for line in chosen_on if line["data"] != "cifar10"])
+    for cause in ("rare category", "close categories", "under-fitted", "background", "over-fitted"):
+        assert round(measured[cause], 2) == PRECISION[cause], cause
+        assert f"| {PRECISION[cause]:.2f} |" in page.split(f"| {cause} |")[1].splitlines()[0]
 
 
-def test_the_tables_of_second_opinions_and_of_transformers_are_those_of_the_results():
-    for study, page in ((people, "concepts.md"), (token_networks, "when-it-helps.md")):
+def test_the_tables_of_label_doubts_and_of_transformers_are_those_of_the_results():
+    for study, page in (
+        (people, "concepts.md"), (suspects, "concepts.md"), (token_networks, "when-it-helps.md"),
+    ):  # fmt: skip
         name = study.__name__.rpartition(".")[2]
         rows = study.table(planted.read(RESULTS.with_name(f"{name}.jsonl"))).splitlines()
         written = (ROOT / "docs" / page).read_text()

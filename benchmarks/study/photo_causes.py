@@ -316,12 +316,17 @@ def calibrated_on(line: Line) -> bool:
 def table(lines: Sequence[Line]) -> str:
     """Return a Markdown table of all networks that no threshold was chosen on: a row for each cause.
 
-    `right` is the share of the planted errors that were given the cause which have it; `clean` is the share
-    of the errors of networks without a planted fault that are given it.
+    `right` is the share of the planted errors that were given the cause which have it; `made by it` is the
+    share that `shares` returns; `clean` is the share of the errors of networks without a planted fault that
+    are given it.
     """
     fresh = [line for line in lines if not calibrated_on(line)]
     clean = sum((Counter(line["natural"]) for line in fresh if line["fault"] == "clean"), Counter())
-    rows = ["| cause | networks | planted errors | found | right | clean |", "|---|---:|---:|---:|---:|---:|"]
+    rows = [
+        "| cause | networks | planted errors | found | right | made by it | clean |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    made = shares(fresh)
     for cause in dict.fromkeys(cause for cause in FAULTS.values() if cause):
         own = [line for line in fresh if line["cause"] == cause]
         if not own:
@@ -329,12 +334,28 @@ def table(lines: Sequence[Line]) -> str:
         planted = sum(sum(line["planted"].values()) for line in own)
         found = sum(line["planted"].get(cause, 0) for line in own)
         said = sum(line["planted"].get(cause, 0) for line in fresh)
-        shares = (found / max(planted, 1), found / max(said, 1), clean[cause] / max(clean.total(), 1))
-        shown = " | ".join(f"{100 * share:.0f} %" for share in shares)
+        row = found / max(planted, 1), found / max(said, 1), made[cause], clean[cause] / max(clean.total(), 1)
+        shown = " | ".join(f"{100 * share:.0f} %" for share in row)
         rows.append(f"| {cause} | {len(own)} | {planted:,} | {shown} |")
     unknown = 100 * clean["unknown"] / max(clean.total(), 1)
     networks = sum(line["fault"] == "clean" for line in fresh)
-    return "\n".join([*rows, f"| unknown | {networks} | - | - | - | {unknown:.0f} % |"])
+    return "\n".join([*rows, f"| unknown | {networks} | - | - | - | - | {unknown:.0f} % |"])
+
+
+def shares(lines: Sequence[Line]) -> dict[str, float]:
+    """Return for each cause how many of the errors that are given it its fault has made.
+
+    Only networks with the fault count. An error is made by the fault if the network without it does not make
+    it; the other errors may be worse for the fault too, so that the share is a lower bound.
+    """
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        cause = line["cause"]
+        if cause:
+            of_cause = found.setdefault(cause, [0, 0])
+            of_cause[0] += line["planted"].get(cause, 0)
+            of_cause[1] += line["planted"].get(cause, 0) + line["natural"].get(cause, 0)
+    return {cause: made / given for cause, (made, given) in found.items() if given}
 
 
 def counted(causes: Causes, caused: set[int]) -> dict[str, object]:
