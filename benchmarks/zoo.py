@@ -40,6 +40,7 @@ from torch import Tensor, nn
 if not __package__:  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.study import json_lines
 from benchmarks.zoo_networks import (
     QUICK,
     nasty_makers,
@@ -280,15 +281,12 @@ def main() -> None:
 
     import torchdoctor  # noqa: F401
 
-    done = {}
-    if arguments.out and arguments.out.exists():
-        done = {line["name"]: line for line in map(json.loads, arguments.out.read_text().splitlines())}
+    done = {line["name"]: line for line in json_lines.read_finished(arguments.out)}
     outcomes: Counter[str] = Counter()
     for label, name, size, settings in networks_to_try(arguments.quick, arguments.only):
         line = done.get(label) or in_own_process(label, name, size, settings)
-        if arguments.out and label not in done:
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        if label not in done:
+            json_lines.append(line, arguments.out)
         outcomes[line["outcome"]] += 1
         if arguments.json:
             print(json.dumps({key: line.get(key) for key in KEYS}))

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.study import people, photo_causes, planted, suspects, token_networks, unplanted
+from benchmarks.study import (
+    json_lines, people, photo_causes, planted, suspects, token_networks, unplanted,
+)  # fmt: skip
 from benchmarks.study.planted_stages import simulated_answers
 from torchdoctor.diagnosis.cause_rules import PRECISION
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
@@ -22,7 +24,7 @@ SMALL = planted.Size(pixels=16, images=240, checked=80, tested=80, base_epochs=1
 
 
 def test_the_effects_that_reports_name_are_those_of_the_results():
-    assert planted.effects(planted.read(RESULTS)) == EFFECTS
+    assert planted.effects(json_lines.read(RESULTS)) == EFFECTS
     for cause, effect in EFFECTS.items():
         assert effect.low <= effect.gain <= effect.high and effect.networks >= 3, cause
         assert f"{effect.gain:+.1f} points" in effect_of(cause)
@@ -31,7 +33,7 @@ def test_the_effects_that_reports_name_are_those_of_the_results():
 
 def test_the_tables_of_the_documentation_are_those_of_the_results():
     page = (ROOT / "docs" / "when-it-helps.md").read_text()
-    lines = {name: planted.read(RESULTS.with_name(f"{name}.jsonl")) for name in (
+    lines = {name: json_lines.read(RESULTS.with_name(f"{name}.jsonl")) for name in (
         "planted", "planted_networks", "planted_photos", "planted_cures", "unplanted",
     )}  # fmt: skip
     tables = [
@@ -49,7 +51,7 @@ def test_the_tables_of_the_documentation_are_those_of_the_results():
 
 def test_the_table_of_causes_on_photographs_is_that_of_the_results_without_what_was_chosen_on():
     page = (ROOT / "docs" / "concepts.md").read_text()
-    lines = planted.read(RESULTS.with_name("photo_causes.jsonl"))
+    lines = json_lines.read(RESULTS.with_name("photo_causes.jsonl"))
     rows = photo_causes.table(lines).splitlines()
     assert len(rows) > 10 and [row for row in rows if row not in page] == []
     chosen_on = [line for line in lines if photo_causes.calibrated_on(line)]
@@ -65,9 +67,23 @@ def test_the_tables_of_label_doubts_and_of_transformers_are_those_of_the_results
         (people, "concepts.md"), (suspects, "concepts.md"), (token_networks, "when-it-helps.md"),
     ):  # fmt: skip
         name = study.__name__.rpartition(".")[2]
-        rows = study.table(planted.read(RESULTS.with_name(f"{name}.jsonl"))).splitlines()
+        rows = study.table(json_lines.read(RESULTS.with_name(f"{name}.jsonl"))).splitlines()
         written = (ROOT / "docs" / page).read_text()
         assert len(rows) >= 4 and [row for row in rows if row not in written] == []
+
+
+def test_lines_are_printed_and_appended_and_read_by_a_later_run(tmp_path, capsys):
+    file = tmp_path / "lines.jsonl"
+    assert json_lines.read_finished(None) == json_lines.read_finished(file) == []
+    with pytest.raises(FileNotFoundError):
+        json_lines.read(file)
+    json_lines.append({"seed": 0}, None)
+    json_lines.append({"seed": 1}, file)
+    json_lines.write({"seed": 2, "gain": 0.5}, file)
+    json_lines.write({"seed": 3}, None)
+    assert capsys.readouterr().out == '{"seed": 2, "gain": 0.5}\n{"seed": 3}\n'
+    assert file.read_text() == '{"seed": 1}\n{"seed": 2, "gain": 0.5}\n'
+    assert json_lines.read(file) == json_lines.read_finished(file) == [{"seed": 1}, {"seed": 2, "gain": 0.5}]
 
 
 def counts(fault, seed=3, images=2000):
@@ -110,7 +126,7 @@ def test_a_line_has_what_its_readers_look_for(tmp_path):
     assert {"fault", "clean", "faulty", "control", "chosen", "chosen_arm", "balanced"} <= set(line)
     assert set(line["balanced"]) == {"control", "chosen"} and line["arms"]["control"] == line["control"]
     (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
-    assert "long tail" in planted.table(planted.read(tmp_path / "lines.jsonl"))
+    assert "long tail" in planted.table(json_lines.read(tmp_path / "lines.jsonl"))
 
 
 def test_the_program_runs_as_a_file_and_as_a_module():

@@ -1,6 +1,6 @@
 """Train every classifier of the catalogue for a few steps on CIFAR-10 and print what it costs and reaches.
 
-    python benchmarks/study/catalogue.py --data cifar10@ROOT [--out FILE.jsonl] [--models vgg16 ...]
+    python -m benchmarks.study.catalogue --data cifar10@ROOT [--out FILE.jsonl] [--models vgg16 ...]
 
 Each line is written when it is measured; a second run goes on where the first one ended. The time of a
 step is the ratio to the plain torchvision or timm network's own step on the same images (a bare forward,
@@ -11,7 +11,6 @@ plain network, whose first layers throw most of a 32-pixel image away: `arithmet
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 import warnings
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.study import json_lines
 from torchdoctor import Batch, diagnose, load_data, load_model, treat
 from torchdoctor.data.loader import Loader
 from torchdoctor.models.catalogue import MODELS
@@ -145,13 +145,12 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     data = load_data(given.data, batch_size=given.batch_size, limit=200, image_size=given.image_size)
-    lines = [json.loads(one) for one in given.out.read_text().splitlines()] if given.out.exists() else []
+    lines = json_lines.read_finished(given.out)
     for name in given.models:
         if name in [one["model"] for one in lines]:
             continue
         lines.append(measure(name, data.train, len(data.classes), given.steps, given.device))
-        with given.out.open("a") as opened:
-            opened.write(json.dumps(lines[-1]) + "\n")
+        json_lines.append(lines[-1], given.out)
     print(table([one for one in lines if one["model"] in given.models]))
 
 

@@ -14,7 +14,6 @@ Printed is the area under the ROC curve: how often an image in conflict comes be
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from itertools import product
@@ -25,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.study import json_lines
 from benchmarks.study import planted_faults as drawn
 from benchmarks.study.people import area
 from benchmarks.study.photo_causes import CATEGORIES, TINTED, Photographs, tinted
@@ -104,10 +104,7 @@ def main() -> None:
         model, images, conflict = SOURCES[data](seed, epochs)
         line = {"data": data, "seed": seed, "epochs": epochs, "conflict": round(float(conflict.mean()), 3)}
         line |= ranks(model, images, conflict)
-        print(json.dumps(line), flush=True)
-        if given.out:
-            with given.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        json_lines.write(line, given.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ mask. The time is that of one thread, on images that are enlarged to 128 pixels,
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from jaxtyping import Bool
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from benchmarks.study import json_lines
 from benchmarks.study.proposals import overlap
 from torchdoctor import load_data
 from torchdoctor.review.cut_out import LONGEST, cut_out
@@ -128,11 +128,7 @@ def main() -> None:
     with threadpool_limits(1):
         for name in given.data:
             for line in measured(name, given.images):
-                text = json.dumps(line)
-                print(text, flush=True)
-                if given.out:
-                    with given.out.open("a") as file:
-                        file.write(text + "\n")
+                json_lines.write(line, given.out)
 
 
 if __name__ == "__main__":

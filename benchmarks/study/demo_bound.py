@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.study import json_lines
 from torchdoctor import __version__
 from torchdoctor.case.settings import Settings
 from torchdoctor.verbs.demo import run_demo
@@ -67,13 +68,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo_bound.jsonl"))
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(one) for one in given.out.read_text().splitlines()] if given.out.exists() else []
+    lines = json_lines.read_finished(given.out)
     done = {line["data_seed"]: line for line in lines if "gap_closed" in line}
     for seed in given.data_seeds:
         if seed not in done:
             done[seed] = measure(seed)
-            with given.out.open("a") as file:
-                file.write(json.dumps(done[seed]) + "\n")
+            json_lines.append(done[seed], given.out)
         print(json.dumps(done[seed]), flush=True)
     return 0 if all(done[seed]["bound_met"] for seed in given.data_seeds) else 1
 

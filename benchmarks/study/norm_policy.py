@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from benchmarks.study import json_lines
 from benchmarks.study.planted_faults import keep
 from torchdoctor import InputError, ModelDoctorError, Recipe, diagnose, load_data, load_model
 from torchdoctor.data.load import Splits
@@ -126,10 +126,9 @@ def trained_further(
 
 def kept(given: argparse.Namespace) -> dict[tuple[str, int, str, float], Line]:
     """Return the finished lines that were measured with these settings."""
-    found = [json.loads(one) for one in given.out.read_text().splitlines()] if given.out.exists() else []
     return {
         (one["set"], one["seed"], one["norm"], one["learning_rate"]): one
-        for one in found
+        for one in json_lines.read_finished(given.out)
         if all(one[name] == getattr(given, name) for name in SETTINGS)
     }
 
@@ -154,9 +153,7 @@ def measure(name: str, seed: int, given: argparse.Namespace) -> None:
             "validation_images": len(data.validation), "base": round(base, 2),
             **trained_further(model, data, diagnosis, recipe, seed),
         }  # fmt: skip
-        print(json.dumps(line), flush=True)
-        with given.out.open("a") as opened:
-            opened.write(json.dumps(line) + "\n")
+        json_lines.write(line, given.out)
 
 
 def shown(lines: Sequence[Line], arm: str) -> str:

@@ -13,7 +13,6 @@ or three of five reviewers do not confirm it; it is ambiguous where fewer than n
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import nn
 
+from benchmarks.study import json_lines
 from benchmarks.study.photo_networks import plain, resnet20
 from benchmarks.study.planted_faults import keep
 from benchmarks.study.second_network import STAGES, Enlarged, cifar, second_network
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
     if given.table:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        print(table(json_lines.read(given.table)))
         return
     if given.cache is None:
         parser.error("--cache FOLDER is needed")
@@ -181,10 +181,7 @@ def main() -> None:
         for name, second in opinions.items():
             causes = find_causes(model, data.tests["test"], diagnosis, second=second)
             line = {"network": kind, "epochs": given.epochs, "second": name, **compared(causes, root)}
-            print(json.dumps(line), flush=True)
-            if given.out:
-                with given.out.open("a") as out:
-                    out.write(json.dumps(line) + "\n")
+            json_lines.write(line, given.out)
 
 
 if __name__ == "__main__":

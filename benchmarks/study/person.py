@@ -20,7 +20,6 @@ holds the control's accuracy in percent and that of every number of answers.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.study import json_lines
 from benchmarks.study.photo_causes import EPOCHS as BASE_EPOCHS
 from benchmarks.study.photo_causes import TINTED, Photographs, tinted
 from benchmarks.study.photo_networks import KINDS
@@ -165,18 +165,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
     parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
     given = parser.parse_args()
-    done = set()
-    if given.out and given.out.is_file():
-        lines = [json.loads(line) for line in given.out.read_text().splitlines()]
-        done = {(line["kind"], line["seed"]) for line in lines}
+    done = {(line["kind"], line["seed"]) for line in json_lines.read_finished(given.out)}
     for kind, seed in product(given.kinds, given.seeds):
         if (kind, seed) in done:
             continue
         line = KIND[kind](seed)
-        print(json.dumps(line), flush=True)
-        if given.out:
-            with given.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        json_lines.write(line, given.out)
 
 
 if __name__ == "__main__":

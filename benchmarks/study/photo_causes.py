@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.study import json_lines
 from benchmarks.study.causes import scrambled
 from benchmarks.study.photo_networks import KINDS, Kind
 from benchmarks.study.planted_faults import keep
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
     if given.table:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        print(table(json_lines.read(given.table)))
         return
     if given.cache is None:
         parser.error("--cache FOLDER is needed")
@@ -298,10 +298,7 @@ def main() -> None:
                 continue
             line = {"data": name, "network": kind, "seed": seed, "fault": fault, "cause": FAULTS[fault]}
             line |= counted(*one_case(given.cache, fault, photographs))
-            print(json.dumps(line), flush=True)
-            if given.out:
-                with given.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            json_lines.write(line, given.out)
 
 
 def calibrated_on(line: Line) -> bool:

@@ -46,6 +46,7 @@ from torch import nn
 if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.study import json_lines
 from benchmarks.study import planted_faults as drawn
 from benchmarks.study.causes import scrambled
 from benchmarks.study.planted_stages import Line, Plant, measure
@@ -261,20 +262,6 @@ def cures_table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def read(file: Path) -> list[Line]:
-    """Return the lines of a results file; none where it is missing."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
-def keep(line: Line, lines: list[Line], file: Path | None) -> None:
-    """Print a line, add it to those that are known, and append it to the results file where there is one."""
-    lines.append(line)
-    print(json.dumps(line), flush=True)
-    if file:
-        with file.open("a") as opened:
-            opened.write(json.dumps(line) + "\n")
-
-
 def _job(job: tuple[str, str, int, Size, tuple[str, ...]]) -> Line:
     torch.set_num_threads(1)
     return measured(*job)
@@ -293,7 +280,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
     given = parser.parse_args()
     size = QUICK if given.quick else FULL
-    lines = read(given.out) if given.out else []
+    lines = json_lines.read_finished(given.out)
     done = {(one["network"], one["fault"], one["seed"], one["pixels"]) for one in lines}
     jobs = [
         (network, fault, seed, size, tuple(given.arms))
@@ -305,9 +292,7 @@ def main() -> None:
             lines.append(line)
             if given.json:
                 print(json.dumps(line), flush=True)
-            if given.out:
-                with given.out.open("a") as opened:
-                    opened.write(json.dumps(line) + "\n")
+            json_lines.append(line, given.out)
     if not given.json:
         print(table(lines))
         print(cures_table(lines))

@@ -32,6 +32,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from benchmarks.study import json_lines
 from benchmarks.study import planted_faults as planted
 from benchmarks.study.causes import scrambled
 from torchdoctor import Course, ModelDoctorError, Recipe, diagnose, treat
@@ -184,10 +185,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def kept(file: Path, given: argparse.Namespace) -> dict[tuple[str, str, int], Line]:
     """Return the finished lines that were asked for and measured with these settings."""
-    found = [json.loads(one) for one in file.read_text().splitlines()] if file.exists() else []
     return {
         (one["fault"], one["architecture"], one["seed"]): one
-        for one in found
+        for one in json_lines.read_finished(file)
         if all(one[name] == getattr(given, name) for name in SETTINGS)
         and one["fault"] in given.faults
         and one["architecture"] in given.architectures
@@ -220,10 +220,7 @@ def main() -> None:
     for architecture, seed in networks[first::step]:
         for fault in given.faults:
             if (fault, architecture, seed) not in done:
-                line = json.dumps(measure(architecture, fault, seed, given))
-                print(line, flush=True)
-                with file.open("a") as opened:
-                    opened.write(line + "\n")
+                json_lines.write(measure(architecture, fault, seed, given), file)
     lines = list(kept(file, given).values())
     rows = summary(lines)
     print(table(rows))

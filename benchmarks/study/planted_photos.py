@@ -28,8 +28,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.study import json_lines
 from benchmarks.study.photo_networks import KINDS
-from benchmarks.study.planted import NOISE, TAIL, keep, read, table
+from benchmarks.study.planted import NOISE, TAIL, table
 from benchmarks.study.planted_stages import Line, Plant, measure
 from torchdoctor import load_data
 from torchdoctor.data.loader import Loader
@@ -168,14 +169,15 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", default=list(CAUSE), choices=list(CAUSE))
     parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
     given = parser.parse_args()
-    lines: list[Line] = read(given.out) if given.out else []
+    lines: list[Line] = json_lines.read_finished(given.out)
     done = {(one["fault"], one["seed"]) for one in lines}
     for seed, fault in product(given.seeds, given.faults):
         if (fault, seed) in done:
             continue
         line = {"fault": fault, "network": NETWORK, "data": DATA.get(fault, "mini_imagenet30"), "seed": seed}
         line |= measure(planted(fault, seed), seed, name=NETWORK)
-        keep(line, lines, given.out)
+        json_lines.write(line, given.out)
+        lines.append(line)
     print(table(lines))
 
 

@@ -16,7 +16,6 @@ wrong are what a review asks about first, so the IoU on these stands beside that
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -28,6 +27,7 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
+from benchmarks.study import json_lines
 from benchmarks.study.photo_networks import KINDS
 from torchdoctor import load_data
 from torchdoctor.case.preparation import Case, case_of
@@ -183,11 +183,7 @@ def main() -> None:
     for name in given.data:
         for kind in given.networks:
             for line in measured(trained(name, kind, given.cache), given.images):
-                text = json.dumps({"data": name, "network": kind, **line})
-                print(text, flush=True)
-                if given.out:
-                    with given.out.open("a") as file:
-                        file.write(text + "\n")
+                json_lines.write({"data": name, "network": kind, **line}, given.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ it (`pip install --target FOLDER cleanlab scikit-learn`, then --cleanlab FOLDER)
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 from scipy.special import log_softmax, softmax
 from torch import nn
 
+from benchmarks.study import json_lines
 from benchmarks.study.people import average_precision
 from benchmarks.study.planted_faults import keep
 from torchdoctor import load_data
@@ -193,10 +193,7 @@ def main() -> None:
             wrong = seen.labels != truth[seen.ids]
             common["share"] = round(float(wrong.mean()), 4)
             for line in (*ours(seen, heads, wrong, seed), *cleanlabs(seen, heads, wrong)):
-                print(json.dumps({**common, **line}), flush=True)
-                if given.out:
-                    with given.out.open("a") as out:
-                        out.write(json.dumps({**common, **line}) + "\n")
+                json_lines.write({**common, **line}, given.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from benchmarks.study import json_lines
 from torchdoctor import Diagnosis
 from torchdoctor.verbs import Settings, run_checkup, run_train
 
@@ -130,16 +131,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
     if given.table:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        print(table(json_lines.read(given.table)))
         return
     if given.runs is None:
         parser.error("--runs FOLDER is needed")
     for name in given.networks:
         line = measured(name, given.runs, given.seeds)
-        print(json.dumps(line), flush=True)
-        if given.out:
-            with given.out.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+        json_lines.write(line, given.out)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.study import json_lines
 from benchmarks.study.photo_networks import KINDS
-from benchmarks.study.planted import interval, keep, read
+from benchmarks.study.planted import interval
 from benchmarks.study.planted_photos import some
 from benchmarks.study.planted_stages import Line, Plant, measure
 from torchdoctor import load_data
@@ -79,14 +80,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51, 52])
     parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
     given = parser.parse_args()
-    lines: list[Line] = read(given.out) if given.out else []
+    lines: list[Line] = json_lines.read_finished(given.out)
     done = {(one["data"], one["network"], one["seed"]) for one in lines}
     for seed, data, network in product(given.seeds, given.sets, given.networks):
         if (data, network, seed) in done:
             continue
         line = {"data": data, "network": network, "seed": seed}
         line |= measure(prepared(data, network, seed), seed, name=network)
-        keep(line, lines, given.out)
+        json_lines.write(line, given.out)
+        lines.append(line)
     print(table(lines))
 
 
