@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks.study import (
-    json_lines, people, photo_causes, planted, suspects, token_networks, unplanted,
+    json_lines,
+    people,
+    photo_causes,
+    planted,
+    suspects,
+    token_networks,
+    unplanted,
 )  # fmt: skip
 from benchmarks.study.planted_stages import simulated_answers
 from torchdoctor.diagnosis.cause_rules import PRECISION

@@ -15,6 +15,7 @@ from torchdoctor.data.arrangement import prepared_as
 from torchdoctor.data.load import Splits
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.renaming import Renaming, renamed
+from torchdoctor.display.cards import listed
 from torchdoctor.images.normalisation import NORMALISATIONS, per_channel
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.types import Resize
@@ -134,7 +135,9 @@ def _doubts(
     """Say what looks wrong for trained weights."""
     if found.taken_for is not None:
         order = found.order(data.classes)
-        theirs = f" (theirs: {_few(order)}; the data's: {_few(data.classes)})" if order else ""
+        theirs = (
+            f" (theirs: {listed(order, NAMED)}; the data's: {listed(data.classes, NAMED)})" if order else ""
+        )
         return (
             f"the weights seem to number the categories in another order than the data{theirs}: "
             f"{', '.join(found.pairs(data.classes, NAMED))}. In that order {_percent(found.right)} of "
@@ -163,11 +166,6 @@ def _or_reversed(model: nn.Module, data: Splits, sample: Int[np.ndarray, " image
         f"; {_percent(right)} are right without it if the colours are given in reverse order (BGR, as OpenCV "
         "reads images): then turn them in the network's forward instead"
     )
-
-
-def _few(names: tuple[str, ...]) -> str:
-    """Name the first few categories."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _percent(right: Bool[np.ndarray, " image"]) -> str:

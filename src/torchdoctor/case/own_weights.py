@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torchdoctor.case.settings import Settings
 from torchdoctor.data.arrangement import in_order_of
 from torchdoctor.data.load import Splits
+from torchdoctor.display.cards import listed
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.class_names import same_names
 from torchdoctor.models.hugging_face import published_classes
@@ -68,27 +69,22 @@ def in_order_of_weights(
     if ordered is not None:
         if ordered != trained:
             notes += (
-                f"the names of the categories are written otherwise in the weights ({_few(list(trained))}) "
-                f"than in the data ({_few(list(ordered))}), and are taken to be the same",
+                f"the names of the categories are written otherwise in the weights ({listed(trained)}) "
+                f"than in the data ({listed(ordered)}), and are taken to be the same",
             )
         if ordered != data.classes:
             notes += (
-                f"categories are numbered as the weights number them ({_few(list(ordered))}), not in the "
-                f"order of the data ({_few(list(data.classes))})",
+                f"categories are numbered as the weights number them ({listed(ordered)}), not in the "
+                f"order of the data ({listed(data.classes)})",
             )
         return (in_order_of(data, ordered) if ordered != data.classes else data), notes
     told = (
-        f"weights {settings.weights!r} were trained for {len(trained)} categories ({_few(list(trained))}); "
-        f"the data {settings.data!r} has {len(data.classes)} ({_few(list(data.classes))})"
+        f"weights {settings.weights!r} were trained for {len(trained)} categories ({listed(trained)}); "
+        f"the data {settings.data!r} has {len(data.classes)} ({listed(data.classes)})"
     )
     if isinstance(on_card, list):
         raise InputError(told)
     return data, (*notes, f"{told}: the names differ, and categories are matched by their place")
-
-
-def _few(names: list[str]) -> str:
-    """Name the first few."""
-    return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")
 
 
 def check_pretrained_head(name: str, data: Splits) -> None:

@@ -13,6 +13,7 @@ from torchdoctor.case.training_images import refuse_seen_validation
 from torchdoctor.data.arrangement import prepared_loader
 from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
+from torchdoctor.display.cards import listed
 from torchdoctor.models.class_names import same_names
 from torchdoctor.models.pretrained import PRETRAINED
 from torchdoctor.models.weights import weights_card
@@ -81,8 +82,8 @@ def second_opinion(settings: Settings, data: Splits, processes: Processes) -> Se
     ordered = same_names(classes, data.classes)
     if ordered is None:
         raise InputError(
-            f"--second-opinion {weights!r} knows the categories {_few(classes)}, the data has "
-            f"{_few(data.classes)}: give a network for the same categories"
+            f"--second-opinion {weights!r} knows the categories {listed(classes)}, the data has "
+            f"{listed(data.classes)}: give a network for the same categories"
         )
     if preprocessing.channels != data.preprocessing.channels:
         raise InputError(
@@ -94,8 +95,3 @@ def second_opinion(settings: Settings, data: Splits, processes: Processes) -> Se
         model = InOtherOrder(model, order)
     model = model.to(device_named(settings.device, processes)).eval()
     return SecondOpinion(model, prepared_loader(data.validation, preprocessing))
-
-
-def _few(names: tuple[str, ...]) -> str:
-    """Return the first names of categories."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
