@@ -57,7 +57,7 @@ def label_doubts(
     The model: an image's true category k has the probability p_k, the softmax of the logits over a
     temperature T; with probability `share` its label is another category, each as likely unless `mistaken`
     says otherwise. Both are the values that make the labels most probable. The share is 0 unless it explains
-    the labels better beyond chance.
+    the labels better beyond chance; the temperature is then the best one without wrong labels.
 
     Args:
         logits: The logits of images that the network was not trained on.
@@ -100,11 +100,11 @@ def _explained(
     mistaken: Float[np.ndarray, "image category"] | None,
 ) -> tuple[Float[np.ndarray, " image"], Float[np.ndarray, " image"]]:
     """Return how probable each label is if no label is wrong, and if each is."""
-    chances = np.exp(log_softmax(logits / temperature, axis=1))
-    right = chances[np.arange(len(labels)), labels]
+    logarithms = log_softmax(logits / temperature, axis=1)
+    right = np.exp(logarithms[np.arange(len(labels)), labels])
     if mistaken is None:
         return right, (1 - right) / max(logits.shape[1] - 1, 1)
-    return right, (chances * mistaken).sum(axis=1)
+    return right, (np.exp(logarithms) * mistaken).sum(axis=1)
 
 
 def _wrong(
