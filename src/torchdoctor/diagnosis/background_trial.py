@@ -1,4 +1,4 @@
-"""Try objects before other backgrounds, and backgrounds without objects: which of them decides?"""
+"""Exchange the backgrounds of images, to find out whether objects or backgrounds decide predictions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DONORS = 16  # images, spread over the categories, whose backgrounds are put beh
 
 @dataclass(frozen=True)
 class Donors:
-    """Images whose backgrounds are put behind other objects.
+    """Images whose backgrounds are put behind the objects of other images.
 
     Attributes:
         images: The images.
         masks: Their masks: 1 on the object, 0 on the background.
-        called: What the network calls each background without its object.
+        called: The category that the network predicts for each background without its object.
     """
 
     images: Float[Tensor, "donor channel height width"]
@@ -51,14 +51,14 @@ def usable_masks(batch: Batch) -> Bool[Tensor, " batch"]:
 
 
 def donors_of(model: nn.Module, images: Images, labels: Tensor, ids: Tensor, seed: int) -> Donors | None:
-    """Choose images with masks, spread over the categories, for their backgrounds.
+    """Choose the images whose backgrounds are used: images with masks, spread over the categories.
 
     Args:
         model: The network.
         images: The images to choose from.
         labels: Their labels.
         ids: Their ids, in the order of the labels.
-        seed: What the choice depends on.
+        seed: The seed of the choice.
 
     Returns:
         At most `DONORS` images; None where no image has a usable mask.
@@ -92,11 +92,11 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the network says of one object before other backgrounds.
+    """What the network predicts for one object before other backgrounds.
 
     Attributes:
         numbers: Numbers of the image by name (see `cause_rules.NUMBERS`).
-        called: The category predicted before each of the other backgrounds.
+        called: The category that is predicted before each of the other backgrounds.
     """
 
     numbers: dict[str, float]
@@ -111,7 +111,7 @@ def try_backgrounds(
     Args:
         model: The network.
         batch: The images.
-        called: What the network calls each of them.
+        called: The category that the network predicts for each of them.
         donors: The images with the other backgrounds.
 
     Returns:
@@ -137,7 +137,7 @@ def try_backgrounds(
 
 
 def over_all(trials: Sequence[Trial | None], donors: Donors | None, categories: int) -> dict[str, float]:
-    """Return what the trials of all errors say together.
+    """Summarise the trials of all errors.
 
     Args:
         trials: The trials of the errors.
@@ -145,10 +145,10 @@ def over_all(trials: Sequence[Trial | None], donors: Donors | None, categories: 
         categories: The number of categories.
 
     Returns:
-        `errors_gone_before_others`: the share of the errors whose label wins before other backgrounds.
-        `backgrounds_decide`: how often an object before another background is called what that background
-        is called without an object, beyond chance: 1 always, 0 as often as if the two had nothing to do with
-        each other (Cohen's kappa). Empty where nothing was tried.
+        `errors_gone_before_others`: the share (0..1) of the errors whose label is predicted on average over
+        other backgrounds. `backgrounds_decide`: how often the prediction for an object before another
+        background is the prediction for that background alone, corrected for chance (Cohen's kappa): 1 means
+        always, 0 as often as by chance. Empty where nothing was tried.
     """
     done = [trial for trial in trials if trial is not None]
     if not done or donors is None:

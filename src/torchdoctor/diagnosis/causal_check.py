@@ -1,4 +1,4 @@
-"""Check whether a prediction depends on some kernels: silence them, and random sets of others to compare."""
+"""Check whether a prediction depends on given kernels: silence them, and random other kernels to compare."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def causal_check(
 ) -> CausalCheck:
     """Silence kernels and predict again; do the same with 19 random sets of as many other kernels.
 
+    The map of a silenced kernel is set to a constant.
     The chance of a kernel to be drawn into a random set is proportional to its evidence.
 
     Args:
@@ -41,7 +42,8 @@ def causal_check(
         seed: The seed of the random sets.
 
     Returns:
-        The prediction without the kernels, and how much of its lead they and the random sets took.
+        The prediction without the kernels, and by how much the lead of the first prediction fell (in logits)
+        without them and without the random sets.
     """
     chosen: dict[str, Tensor] = {}
     for layer in dict.fromkeys(kernel.layer for kernel in kernels):

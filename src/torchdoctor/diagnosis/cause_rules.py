@@ -64,34 +64,34 @@ NUMBERS = (
 def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     """Return the cause of an error and the probability of every cause.
 
-    The rules below are looked at in this order, where "the categories" are the label and the prediction;
-    the first that holds is right as often as `PRECISION` says, or as the numbers in `MEASURED` do:
+    These rules are tried in order ("the categories" are label and prediction). The first that holds is right
+    as often as on planted faults (`PRECISION`), or as the examined images themselves tell (`MEASURED`):
 
-    - `preparation`: images are classified far better if they are prepared in another usual way, this one too.
-    - `category order`: training images of the label are never right and mostly taken for the prediction, of
-      which training images are never right either; or most of each are taken for the other, and at most half
-      as many are right; or the label is mostly taken for the prediction in another
-      order of the categories, by which a quarter more of all training images would be right.
+    - `preparation`: far more images are right if they are prepared in another usual way, this one too.
+    - `category order`: training images of both categories are next to never classified correctly, and those
+      of the label mostly as the prediction; or most training images of each category are classified as the
+      other, and at most half as many correctly; or another order of the categories, in which the prediction
+      stands for the label, would make a quarter more of all training images right.
     - `too little detail`: with more pixels this image is classified correctly, and far more images come right
       than go wrong.
     - `unlike the training images`: at most two in a hundred correctly classified images are as far from the
       others (see `diagnosis.unlike`), far more errors are than chance brings, and half of the examined images
-      of the label are classified correctly, so that it is known what they look like.
+      of the label are classified correctly, so that the network knows what they look like.
     - `rare category`: the label has fewer than a quarter of the training images of the median category.
     - `wrong kernels`: a category relies on kernels that are out of step with their batch-norm, and training
       images of the label are misclassified almost as often.
     - `close categories`: the categories are confused with each other on training images too, far more than
-      others are; or 35 % of the examined images of each are taken for the other, ten times what others lose.
+      others are; or 35 % of the examined images of each are classified as the other, ten times the usual.
     - `under-fitted`: few training images are classified correctly.
-    - `background`: objects before other backgrounds are mostly called what those backgrounds are called
-      alone, and yet a quarter of all errors vanish on other backgrounds, so that the network knows the
-      objects too; and this error vanishes there, or the background alone gives the same prediction.
+    - `background`: the prediction for an object before another background is mostly the one for that
+      background alone, and yet a quarter of all errors vanish before other backgrounds, so that the network
+      knows the objects too; and this error vanishes there, or its background alone gives the same prediction.
     - `over-fitted`: training images are classified much better than validation images.
 
     `label looks wrong` and `ambiguous` have probabilities of their own (see `label_doubts`). That of a wrong
     label is taken before the rules about how well the network has learned (`close categories`,
     `under-fitted`, `over-fitted`), and after the others. Where images are prepared wrongly, or fewer than
-    half of them are classified correctly, sure answers say nothing of labels.
+    half of them are classified correctly, confident predictions say nothing about labels.
 
     Args:
         numbers: Values by the names in NUMBERS; a missing value or NaN meets no condition.
@@ -124,7 +124,7 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
 
 
 def _precision(rule: Cause, n: Mapping[str, float]) -> float:
-    """Return how often a rule that holds is right: measured on these images, or on planted faults before."""
+    """Return how often a rule that holds is right: estimated from these images, or from planted faults."""
     return n[MEASURED[rule]] if rule in MEASURED else PRECISION[rule]
 
 

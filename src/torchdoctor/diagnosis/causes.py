@@ -128,7 +128,7 @@ def find_causes(
 ) -> Causes:
     """Find the causes of every error on images that the network was not trained on.
 
-    `cause_rules.decide` describes the causes, and how probable each is. The cause
+    `torchdoctor.diagnosis.cause_rules.decide` describes the causes, and how probable each is. The cause
     `background` is only found for images with object masks.
 
     Args:
@@ -137,17 +137,17 @@ def find_causes(
         diagnosis: The diagnosis of this network on its training images.
         larger: The same images with more pixels, to find errors that come from too little detail; a network
             that takes no larger images is not tried on them. None: the cause is not looked for.
-        second: Another network for the same categories, whose opinion of these images is heard where labels
-            are doubted (`label looks wrong`, `ambiguous`); None: the network judges labels alone.
-        seed: The seed by which images are chosen whose backgrounds are put behind the objects.
+        second: Another network for the same categories, whose predictions for these images are also used to
+            judge labels (`label looks wrong`, `ambiguous`); None: only those of the network itself.
+        seed: The seed of the choice of images whose backgrounds are put behind the objects.
         progress: Called with ("causes", errors done, errors in all).
-        processes: The processes that work together: each computes a share of the batches, and all get all.
+        processes: The processes that work together: each computes some batches, and gets the whole result.
 
     Returns:
         All misclassified images with their causes, and the accuracy.
 
     Raises:
-        InputError: The second network has other categories, or was given other images.
+        InputError: The second network has other categories, or `second` or `larger` holds other images.
 
     Example:
         >>> import torch
@@ -249,8 +249,8 @@ def _facts(
     """Gather what is known of the whole network.
 
     `outputs` are its logits and those of the second network, if there is one. `right` are the images that it
-    can classify correctly, `known` those that are like its training images: what it says of others tells
-    nothing of their labels.
+    can classify correctly, `known` those that are like its training images: predictions for other images
+    say nothing about their labels.
     """
     logits, second = outputs
     categories = len(diagnosis.classes)

@@ -1,4 +1,4 @@
-"""Fit linear heads crosswise: every image is judged by a head that was fitted without it."""
+"""Fit linear classifiers (heads) by cross-validation: each image is predicted by one fitted without it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folds_of(labels: Int[np.ndarray, " image"], folds: int, seed: int) -> Int[np
     Args:
         labels: The category of each image.
         folds: The number of folds.
-        seed: What the division depends on, with the order of the images.
+        seed: The seed of the division, which also depends on the order of the images.
 
     Returns:
         The number of each image's fold, from 0.
@@ -74,8 +74,9 @@ def crossed_log_probabilities(
         folds: How many heads are fitted, each on the images outside of one fold.
         seed: What the folds depend on.
         device: Where the heads are fitted.
-        ridges: The ridges to choose from, the strongest first: the first head takes one after the other until
-            the images that it was not fitted on become less probable, and all take the best.
+        ridges: The strengths of the L2 penalty to choose from, the strongest first. The first head tries one
+            after the other until the labels of its held-out images become less probable; all heads use the
+            best one.
         progress: Called with ("suspects", heads fitted, heads in all).
 
     Returns:
@@ -108,10 +109,10 @@ def crossed_mistakes(
     folds: int,
     seed: int,
 ) -> Float[np.ndarray, "image category"]:
-    """Return how probable each image's label is as a wrong label of every category.
+    """Return how probable each image's label is as a wrong label, for every possible true category.
 
-    Wrong labels are taken to be distributed like the labels that differ from the most probable category,
-    which are counted in the other folds, each pair of categories once more than it occurs.
+    Wrong labels are assumed to be distributed like the labels that differ from the most probable category.
+    These are counted in the other folds; 1 is added to the count of every pair of categories.
 
     Args:
         log_probabilities: The logarithms of the categories' probabilities.
@@ -120,8 +121,8 @@ def crossed_mistakes(
         seed: What the folds depend on.
 
     Returns:
-        Of each image and category, the share of its label among the wrong labels of that category; 0 for the
-        label itself.
+        For each image and category, the share (0..1) of the image's label among the wrong labels of that
+        category; 0 for the label itself.
     """
     fold, called = folds_of(labels, folds, seed), log_probabilities.argmax(axis=1)
     mistakes = np.empty(log_probabilities.shape)
@@ -159,7 +160,7 @@ class Head:
 
 
 def _fitted(features: Tensor, labels: Tensor, ridge: float, start: Head) -> Head:
-    """Fit a logistic regression with a ridge, from a head that is near."""
+    """Fit a logistic regression with an L2 penalty, starting from a similar head."""
     weight = start.weight.clone().requires_grad_(True)
     bias = start.bias.clone().requires_grad_(True)
     search = torch.optim.LBFGS(

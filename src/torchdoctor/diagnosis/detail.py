@@ -1,4 +1,4 @@
-"""Try whether images with more pixels are classified better: errors that come from too little detail."""
+"""Predict the same images with more pixels, to find errors that come from too little detail."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def with_more_pixels(
         that takes no larger images.
 
     Raises:
-        InputError: The ids are others.
+        InputError: `larger` holds other ids.
     """
     try:
         found, labels, logits = predict_logits(model, larger, processes=processes)

@@ -47,27 +47,27 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose a trained classifier on its training images; the network is left as it was.
 
-    For every category c and kernel k of every layer (Eq. 4 of the paper): the mean over the sifted images
-    and the noise draws of the sum over space of abs(d y_c / d(m_k + sigma)), with sigma uniform in
-    [-delta, delta] at a single layer at a time. Without draws sigma is 0 (Eq. 3), and all layers together
-    cost a single gradient call. A kernel is correlated with c where (a - min) / (max - min) >= theta.
+    For every category c and kernel k (Eq. 4 of the paper): the mean a over the sifted images (correct with
+    high confidence) and the noise draws of the sum over space of abs(d y_c / d(m_k + sigma)), with y_c the
+    logit, m_k the kernel's map, and sigma uniform in [-delta, delta], 0 without draws (Eq. 3). A kernel is
+    correlated with c where (a - min) / (max - min) >= theta, with min and max over the layer's kernels.
 
     Args:
         model: A network that returns logits [batch, category].
-        images: Its training images, normalised: a list of `Batch`, or any `Images`.
+        images: Its training images, normalised: a `DataLoader`, a `Dataset`, or a list of `Batch`.
         layers: Names, patterns (`layer3.*`), `all` or `last:3`; None as in `settings`.
         classes: The names of the categories; None: those of `images`, else numbers.
         evidence: `gradient` or `gradient_x_activation`; None as in `settings`.
         draws: Noise draws of each image: 0, a number, or `exact`, their limit; None as in `settings`.
-        confidence: The probability from which a correct image is used, 0..1; None as in `settings`.
-        seed: What the noise depends on, with the number of each image.
+        confidence: The probability (0..1) above which a correct image is used; None as in `settings`.
+        seed: The seed of the noise, which also depends on the id of each image.
         settings: Everything else, and the values of what is None above.
         parts: Where results are saved as they come, so that an interrupted diagnosis can go on.
-        progress: Called with stage, done, of how many.
-        processes: The processes that work together: each computes a share of the batches, and all get all.
+        progress: Called with (stage, images done, images in all).
+        processes: The processes that work together: each computes some batches, and gets the whole result.
 
     Returns:
-        Correlations [category, kernel] of each layer, what was sifted, and the confusions.
+        The mean evidence [category, kernel] of each layer, the sifted images, and the confusion matrix.
 
     Raises:
         InputError: A setting is out of range, a layer cannot be used, or names and logits differ in number.
@@ -147,7 +147,7 @@ def category_names(classes: Sequence[str] | None, images: Images, logits: int) -
         A name for each logit.
 
     Raises:
-        InputError: There are more names or fewer.
+        InputError: The number of names is not that of the logits.
     """
     if classes is None:
         classes = getattr(images, "classes", None)
@@ -160,7 +160,7 @@ def category_names(classes: Sequence[str] | None, images: Images, logits: int) -
 def _confusion(
     labels: Int[np.ndarray, " image"], predicted: Int[np.ndarray, " image"], categories: int
 ) -> Int[np.ndarray, "category category"]:
-    """Count the images of each category (row) that were called each category (column)."""
+    """Count the images by category (row) and predicted category (column)."""
     confusion = np.zeros((categories, categories), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
     return confusion

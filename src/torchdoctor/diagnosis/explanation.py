@@ -52,7 +52,7 @@ def explain(
     Args:
         model: The network; it is left as it was.
         image: The normalised image.
-        diagnosis: The diagnosis of this network; None: nothing is known of what is usual.
+        diagnosis: The diagnosis of this network; None: no comparison with other images of the category.
         label: The name of the true category, if it is known.
         mask: 1 on the object, 0 on the background.
         classes: The names of the categories; None: those of the diagnosis, else numbers.
@@ -237,8 +237,8 @@ def unusual(
         category: The number of each image's category.
 
     Returns:
-        The deviations. Standard deviations below a thousandth of the category's largest mean count as that
-        much.
+        The deviations. A standard deviation below a thousandth of the category's largest mean is replaced by
+        that value.
     """
     mean = layer.correlation[category]
     floor = 1e-3 * mean.max(-1, keepdims=True) + np.finfo(float).tiny

@@ -1,4 +1,4 @@
-"""The result of `explain`: what a prediction rests on."""
+"""The result of `explain`: which kernels a prediction depends on."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Explanation:
         summed_map: The sum of its evidence over kernels, resized to the image (Fig. 2b).
         background_share: The share of its evidence that lies on the background; None without a mask.
         usual_background_share: The mean share over the category's images; None where it is unknown.
-        compared: Whether there was a diagnosis; without it nothing is known of what is usual.
+        compared: Whether there was a diagnosis to compare the image with.
     """
 
     label: str | None
@@ -118,7 +118,7 @@ class Explanation:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The explanation in words; "because" only where the causal check agrees."""
+        """The explanation in words, with "because" only where the causal check agrees."""
         said = [
             f"Predicted {self.prediction} ({100 * self.confidence:.0f} %), then {self.runner_up} "
             f"({100 * self.runner_up_confidence:.0f} %)."

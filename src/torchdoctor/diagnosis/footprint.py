@@ -1,4 +1,4 @@
-"""Count the bytes that a diagnosis keeps, before it is made: nothing is computed here."""
+"""Compute how many bytes a diagnosis keeps, from its numbers of images, kernels and categories alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DiagnosisBytes:
     """What a diagnosis keeps, in bytes.
 
     Attributes:
-        survey: Of all images: logits, ids, labels and the moments of each layer's map.
+        survey: Of all images: logits, ids, labels, and count, sum and sum of squares of each layer's map.
         sifting: What the choice of images takes beside the survey while it is made: the logits and their
             probabilities in float64.
         rows: Of the sifted images: a row for each layer, with three numbers for every kernel.
@@ -76,7 +76,7 @@ def survey_bytes(layers: int, categories: int) -> int:
         categories: The number of categories.
 
     Returns:
-        Bytes of its logits, its id and label, and the moments of each layer's map.
+        Bytes of its logits, id and label, and of count, sum and sum of squares of each layer's map.
     """
     return SINGLE * categories + 2 * WHOLE + layers * MOMENTS * DOUBLE
 

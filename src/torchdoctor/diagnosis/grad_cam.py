@@ -1,4 +1,4 @@
-"""Compute Grad-CAM maps to compare with ours (Fig. 5); needs torchcam: `pip install torchdoctor[cam]`."""
+"""Compute Grad-CAM maps to compare with evidence (Fig. 5); needs torchcam: `pip install torchdoctor[cam]`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def grad_cam(
         category: The number of the category.
 
     Returns:
-        The map, resized to the image; its values are not negative.
+        The map, resized to the image; its values are 0 or more.
 
     Raises:
         InputError: torchcam is not installed, the network has no such layer, or it gives no map.

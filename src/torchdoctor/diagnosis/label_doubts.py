@@ -1,7 +1,8 @@
 """Estimate how many labels are wrong, and how probable it is of each image, from the network's logits.
 
-The images must be ones that the network was not trained on. Only confident answers that contradict labels say
-something about labels, and how confident an answer must be follows from how often such answers are right.
+The network must not have been trained on the images. A confident prediction that contradicts a label is a
+sign of a wrong label; how strong a sign follows from how often predictions of that confidence are right.
+"After scaling" means: with the logits divided by the estimated temperature. Logarithms are natural.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def label_doubts(
     Args:
         logits: The logits of images that the network was not trained on.
         labels: Their labels.
-        believed: The images to estimate from; the labels of the others are not doubted. None is all images.
+        believed: The images to estimate from; the labels of others are taken to be right. None: all images.
         mistaken: The probability that a wrong label is the image's label, if this were its true category; 0
             for the label itself. None: each other category is as likely.
 
@@ -132,12 +133,12 @@ def probability_wrong(wrong: float, log_odds: float, second: float = math.nan) -
     """Return the probability that people would reject the label of an error.
 
     Args:
-        wrong: The probability by the estimated share of wrong labels (`LabelDoubts.wrong`).
+        wrong: The probability that follows from the estimated share of wrong labels (`LabelDoubts.wrong`).
         log_odds: log p(prediction) - log p(label), after scaling.
-        second: log p(label) of a second network, after scaling; NaN where none was asked.
+        second: log p(label) by a second network, after scaling; NaN without one.
 
     Returns:
-        The probability that the label is wrong by that share, or as it is in any data set.
+        The probability that the label is wrong: one of that share, or one of the few in every data set.
     """
     if math.isnan(second):
         usual = float(expit(REJECTED[0] + REJECTED[1] * np.clip(log_odds, -8, 8)))
@@ -147,7 +148,7 @@ def probability_wrong(wrong: float, log_odds: float, second: float = math.nan) -
 
 
 def _by_second(weights: tuple[float, float], second: float) -> float:
-    """Return a probability by log p(label) of a second network."""
+    """Return a probability that depends on log p(label) by a second network."""
     return float(expit(weights[0] - weights[1] * max(second, LEAST_LIKELY)))
 
 
@@ -157,7 +158,7 @@ def probability_disputed(log_odds: float, confused_back: float, second: float = 
     Args:
         log_odds: log p(prediction) - log p(label), after scaling.
         confused_back: The share (0..1) of the predicted category's images that are taken for the label.
-        second: log p(label) of a second network, after scaling; NaN where none was asked.
+        second: log p(label) by a second network, after scaling; NaN without one.
 
     Returns:
         The probability that fewer than nine people in ten give the label.

@@ -1,4 +1,4 @@
-"""Try whether images prepared in another usual way are classified far better: a mistake of the user's."""
+"""Test whether far more images are classified correctly if they are prepared in another usual way."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def other_preparations(channels: int) -> Mapping[str, tuple[Float[Tensor, "chann
         channels: The number of channels.
 
     Returns:
-        By description, a factor and a summand of each channel; None stands for the colours in reverse order,
-        which images of one channel do not have.
+        The ways by their descriptions. A way is a factor and a summand for each channel; None stands for the
+        channels in reverse order, which is left out for images of one channel.
     """
     known = {
         name: [torch.tensor(per_channel(values, channels)).view(-1, 1, 1) for values in both]
@@ -68,12 +68,12 @@ def better_preparation(
         model: The network.
         images: The normalised images.
         ids: The ids of all images, of which at most `LOOKED_AT` are looked at.
-        seed: What chooses them.
+        seed: The seed of their choice.
 
     Returns:
-        The description and the way that does best, if it brings at least `BETTER` of the images right beyond
-        those that it brings wrong, and more than chance would; else None. Where the answers are right in
-        another order of the categories, a way must bring nearly as many images right as that order does.
+        The best way and its description; None where no way makes clearly more images right than wrong: the
+        difference must be at least `BETTER` of the images, and more than chance. Where predictions are right
+        in another order of the categories, a way must make nearly as many images right as that order does.
     """
     chosen = np.random.default_rng(seed).permutation(ids)[:LOOKED_AT].tolist()
     batches = list(only(images, chosen))

@@ -1,4 +1,4 @@
-"""See whether a network knows the categories, but numbers them in another order than the labels do."""
+"""Find out whether a network knows the categories, but numbers them in another order than the labels do."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EXCHANGED = 0.25  # share of the images that must come right by numbering the ca
 
 @dataclass(frozen=True)
 class Renaming:
-    """What a network's answers say of the order of its categories.
+    """The order in which a network numbers the categories, by its predictions.
 
     Attributes:
-        right: Which images are classified correctly: as the labels are numbered, or in the other order where
-            that explains far more of the answers (see `renamed`).
-        taken_for: The number that each category most often gets, one to one; None where the order of the
-            labels explains the answers.
-        seen: Of which categories some image is taken for that number; meaningless without `taken_for`.
+        right: Which images are classified correctly: as the labels are numbered, or in another order where
+            far more predictions are right in that (see `renamed`).
+        taken_for: The number that the network gives each category in that other order; None where the order
+            of the labels is kept.
+        seen: True for categories with an image that is given this number; of no meaning without `taken_for`.
     """
 
     right: Bool[np.ndarray, " image"]
@@ -63,10 +63,10 @@ class Renaming:
 def renamed(
     labels: Int[np.ndarray, " image"], predicted: Int[np.ndarray, " image"], categories: int
 ) -> Renaming:
-    """Find the order of the categories in which the answers are right, if it is not that of the labels.
+    """Find the order of the categories in which predictions are right, if it is not that of the labels.
 
-    The order is learned on half the images of each category and tried on the rest, and the other way round:
-    with many categories, some order makes even guesses look right on the images it was chosen by.
+    The order is learned on half the images of each category and tried on the rest, and the other way round.
+    On the images that it was learned on, some order would make even random predictions look right.
 
     Args:
         labels: The category of each image, as the data numbers them.
@@ -74,8 +74,8 @@ def renamed(
         categories: The number of categories.
 
     Returns:
-        The order with what is right in it, if it brings at least `EXCHANGED` more of the images right than
-        the order of the labels; else what is right in that.
+        The order, and which images are right in it, if these are more by at least `EXCHANGED` of all images
+        than in the order of the labels; else which images are right in the order of the labels.
     """
     right = np.asarray(labels == predicted)
     counted = _counts(labels, predicted, categories)
@@ -101,8 +101,8 @@ def other_order(
         known: Which categories have images.
 
     Returns:
-        The number that each category is taken for, if that brings at least `EXCHANGED` more right, on average
-        over the categories; else None.
+        The number that each category is given, if the share of right images is then higher by at least
+        `EXCHANGED`, on average over the categories; else None.
     """
     rows = np.flatnonzero(known)
     taken_for = _assigned(shares)

@@ -46,8 +46,8 @@ class LayerDiagnosis:
         agreement: The same quantiles of the cosine between an image's evidence and the mean of its category's
             other images.
         background_share: The share of the evidence that lies on the background, 0..1; NaN without masks.
-        drift: How far the kernel's mean and variance over the images are from those that the batch-norm
-            behind it remembers, in its standard deviations; NaN without a batch-norm. Large where something
+        drift: How far the kernel's mean and variance over the images are from the running statistics of the
+            batch-norm behind it, in its standard deviations; NaN without a batch-norm. Large where something
             has changed since training.
         delta: Half the range of the noise that was added to the map, in units of the map.
         standard_deviation: The standard deviation of the map.
@@ -241,10 +241,10 @@ class Diagnosis:
         )
 
     def confusion_figure(self) -> Figure:
-        """Draw which category is called what, as the share of each category's images.
+        """Draw the confusion matrix, as shares of each category's images.
 
         Returns:
-            A matplotlib figure: a row for each category, a column for what its images were called; beyond
+            A matplotlib figure: a row for each category, a column for each predicted category; beyond
             100 categories without names.
         """
         return confusion_matrix(self.confusion, self.classes)

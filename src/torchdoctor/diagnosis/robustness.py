@@ -79,7 +79,7 @@ class AttackedImages:
         twins: Their adversarial twins.
         labels: The true categories, which the network predicts for the images.
         false_labels: The categories that the network predicts for the twins.
-        tried: How many correctly classified images were attacked to get them.
+        tried: The number of correctly classified images that were attacked to get these.
     """
 
     normal: Float[Tensor, "batch channel height width"]
@@ -110,7 +110,7 @@ def measure_robustness(
         std: The standard deviation of each channel, likewise.
         seed: The seed of the noise and of the layers.
         progress: Called with ("robustness", measurements done, measurements in all).
-        processes: The processes that work together: each measures a share of the repeats, and all get all.
+        processes: The processes that work together: each measures some repeats, and gets the whole result.
 
     Returns:
         The share of images that keep or change their category, for each range of noise and each repeat.

@@ -1,4 +1,4 @@
-"""Ask another network about the same images, so that no label is doubted by one network alone."""
+"""Judge labels by the predictions of a second network as well."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torchdoctor.types import InputError
 
 @dataclass(frozen=True)
 class SecondOpinion:
-    """Another network for the same categories in the same order; the better it is, the more it tells.
+    """Another network for the same categories in the same order; a more accurate one judges labels better.
 
     Attributes:
         model: The network. It was not trained on the images whose errors are examined.
-        images: These images, with the same ids and labels, prepared as this network wants them.
+        images: These images, with the same ids and labels, prepared for this network.
     """
 
     model: nn.Module
@@ -36,8 +36,9 @@ class Doubts:
     """What one or two networks say about the labels of images.
 
     Attributes:
-        labels: The estimates; `log_odds` are of the examined network, the others of both networks together.
-        second: log p(label) of each image by the second network, after scaling; NaN without one.
+        labels: The estimates: `share` and `wrong` by both networks together, `temperature` and `log_odds` by
+            the examined network alone.
+        second: Natural log p(label) of each image by the second network, after scaling; NaN without one.
     """
 
     labels: LabelDoubts
@@ -48,17 +49,17 @@ def second_logits(
     second: SecondOpinion | None, ids: Int[Tensor, " image"], labels: Int[Tensor, " image"], categories: int,
     processes: Processes = ALONE,
 ) -> Float[np.ndarray, "image category"] | None:  # fmt: skip
-    """Return what the second network says of images.
+    """Return the logits of the second network for images.
 
     Args:
-        second: The network with the images as it wants them; None: nobody is asked.
-        ids: The images that are asked about, in the order of the result.
+        second: The network with the images prepared for it; None: there is no second network.
+        ids: The ids of the images, in the order of the result.
         labels: Their labels.
         categories: The number of categories.
         processes: The processes that work together: each predicts a share of the batches.
 
     Returns:
-        The logits of each image; None where nobody is asked.
+        The logits of each image, in float64 and finite; None without a second network.
 
     Raises:
         InputError: The second network has other categories or was given other images.
@@ -99,7 +100,7 @@ def doubts_of(
     """Estimate which labels are wrong, by one network or by two.
 
     With two networks, the logarithms of their probabilities are added, each after scaling by its own
-    temperature, and share and temperature are estimated from the sums as from the logits of one network.
+    temperature, and the share of wrong labels is estimated from the sums as from the logits of one network.
 
     Args:
         logits: The logits of the examined network.

@@ -20,8 +20,8 @@ def silenced_logits(
 ) -> Float[Tensor, "batch category"]:
     """Run the network with a set of kernels silenced for each image.
 
-    The map of a silenced kernel is set to a constant everywhere, the kernel's mean over other images (mean
-    ablation), so that later layers learn nothing about the image from it.
+    The map of a silenced kernel is set to a constant everywhere, usually the kernel's mean over other images
+    (mean ablation), so that it carries no information about the image.
 
     Args:
         model: The network; it is left as it was.

@@ -1,4 +1,4 @@
-"""Measure how few kernels speak for a category: the paper's first discovery."""
+"""Measure how few kernels carry most of the evidence for a category."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sparsity(
         evidence_share: How much of a category's evidence the kernels must carry together, 0..1.
 
     Returns:
-        The share of the kernels for each category, 0..1: small means that few kernels speak for it. NaN for
+        The share of the kernels for each category, 0..1; small where few kernels carry its evidence. NaN for
         a category without evidence.
     """
     falling = -np.sort(-correlation, axis=1)

@@ -42,8 +42,8 @@ def summarise(
             `correlated_kernels`).
         delta: The half-width of the noise that was added to the layer's map, in units of the map.
         deviation: The standard deviation of the layer's map.
-        drift: How far each kernel's mean and variance are from those that the batch-norm behind it
-            remembers; NaN without a batch-norm.
+        drift: How far each kernel's mean and variance are from the running statistics of the batch-norm
+            behind it, in its standard deviations; NaN without a batch-norm.
         path: How the evidence was computed, in words.
 
     Returns:
@@ -177,8 +177,7 @@ def out_of_step(drift: Float[np.ndarray, " kernel"]) -> tuple[int, ...]:
     """Return the kernels whose statistics have changed since training far more than those of the others.
 
     Args:
-        drift: How far each kernel's mean and variance are from those that the batch-norm behind it
-            remembers; NaN without a batch-norm.
+        drift: As in `summarise`.
 
     Returns:
         The numbers of the kernels with a drift above 0.3 and above five times the layer's median; none

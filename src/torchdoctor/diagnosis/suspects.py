@@ -1,4 +1,4 @@
-"""Find the training images whose labels look wrong, by the network and by heads fitted without them."""
+"""Find the training images whose labels look wrong, by the network and by cross-validated linear heads."""
 
 from __future__ import annotations
 
@@ -73,28 +73,28 @@ def find_suspects(
 ) -> Suspects:
     """Find training images whose labels look wrong; the network is left as it was.
 
-    Linear heads are fitted to the network's averaged maps, each without a fold of the images, which it then
-    judges. Images are ranked by log p(label) - max over the others of log p, with log p the mean of the
-    network's own and the head's. The heads alone give the share of wrong labels and the probability of each
-    (see `label_doubts`), which is made to fall along the ranking; from one half on, an image is listed. Both
-    are low rather than high, because network and heads learn from the wrong labels too.
+    For each fold of the images a linear classifier (head) is fitted to the network's spatially averaged maps
+    of the others. Images are ranked by log p(label) - max over the other categories of log p, where log p is
+    the mean of the network's and that of the head fitted without the image. The heads alone give the share of
+    wrong labels and the probability of each, which is made to fall along the ranking; from 0.5 on, images are
+    listed. Both tend to be too low, because network and heads have learned from the wrong labels too.
 
-    A network that has learned its labels by heart repeats wrong ones too: give one of fewer epochs.
+    A network that fits all of its training labels repeats the wrong ones: use one trained for fewer epochs.
 
     Args:
         model: A network that was trained on these images.
-        images: Its training images, normalised: a list of `Batch`, or any `Images`.
+        images: Its training images, normalised: a `DataLoader`, a `Dataset`, or a list of `Batch`.
         layers: Names and patterns of the layers whose maps are used; None: the last convolutions of the last
             two sizes of maps, and the input of the linear layer that gives the logits.
         folds: How many heads are fitted; categories with fewer images are left out.
-        seed: What the folds depend on.
+        seed: The seed of the division into folds.
         classes: The names of the categories; None: those of `images`, else numbers.
         progress: Called with ("suspects", heads fitted, heads in all).
-        processes: The processes that work together: each predicts a share of the batches, and all get all.
+        processes: The processes that work together: each predicts some batches, and gets the whole result.
 
     Returns:
-        The suspects, those whose labels are most surely wrong first; none where wrong labels are not proven,
-        or where the network classifies fewer than half of the images as labelled.
+        The listed images, the most probably wrong labels first; none where wrong labels are not proven, or
+        where the network classifies fewer than half of the images as labelled.
 
     Raises:
         InputError: Fewer than two categories have enough images, the network gives NaN, `folds` is below 2,
@@ -144,12 +144,12 @@ def rank(
     heads: Float[np.ndarray, "image category"],
     mistakes: Float[np.ndarray, "image category"],
 ) -> Ranking:
-    """Rank the images by what the network and the heads say of their labels.
+    """Rank the images by what the network and the heads say about their labels.
 
     Args:
         seen: What the network says.
-        heads: The log-probabilities of heads, each of images that it was not fitted on.
-        mistakes: How probable each label is as a wrong one of every category (see `crossed_mistakes`).
+        heads: The log-probabilities by the heads, each for images that it was not fitted on.
+        mistakes: How probable each label is as a wrong label of every category (see `crossed_mistakes`).
 
     Returns:
         The ranking.
@@ -187,7 +187,7 @@ def look(
     classes: Sequence[str] | None,
     processes: Processes = ALONE,
 ) -> Seen:
-    """Run all images through the network; refuse what nothing can be said about.
+    """Run all images through the network, and check that their labels can be judged.
 
     Args:
         model: The network.

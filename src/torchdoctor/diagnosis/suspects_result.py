@@ -27,7 +27,7 @@ class Suspect:
     Attributes:
         id: The id of the image.
         label: The category that it is labelled as.
-        proposed: The category that it looks like most, of the others.
+        proposed: The most probable of the other categories.
         probability: The probability that the label is wrong, in 0..1.
         like_label: The ids of the most similar images of the labelled category, the nearest first; suspects
             are not among them.
@@ -54,7 +54,7 @@ class Suspects:
     """Training images whose labels look wrong.
 
     Attributes:
-        suspects: The images, those whose labels are most surely wrong first.
+        suspects: The images, the most probably wrong labels first.
         images: The number of images that were looked at.
         share: The share of wrong labels among them that is proven, in 0..1. There can be more, because the
             network has learned from them. 0 where none is proven, and then there are no suspects.
@@ -77,10 +77,10 @@ class Suspects:
     remarks: tuple[str, ...] = ()
 
     def expected(self, first: int | None = None) -> float:
-        """Return which share of the labels is expected to be wrong, of the first suspects.
+        """Return the share of the first suspects whose labels are expected to be wrong.
 
         Args:
-            first: How many suspects, from the surest on; None: all of them.
+            first: The number of suspects, the most probable ones first; None: all of them.
 
         Returns:
             The mean of their probabilities, in 0..1; NaN without any.

@@ -1,4 +1,4 @@
-"""Tell which images are unlike the others, by their pixels and the network's maps: broken, blank, drawn."""
+"""Find images that are unlike the others, such as broken, blank or drawn ones, by pixels and maps."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def distances(
     """Measure how unlike the correctly classified images each image is.
 
     For the pixels and each layer, features are rotated to the directions in which the correctly classified
-    images spread most. An image is far if it is far along these directions, or off them. Foreign images may
+    images spread most. An image is far if it is far along these directions, or at
+    right angles to them. Foreign images may
     be classified correctly by chance, so the farthest of the correctly classified ones are left out.
 
     Args:
@@ -131,16 +132,17 @@ def _beyond_usual(
 def unlike_others(
     far: Float[np.ndarray, " image"], right: Bool[np.ndarray, " image"]
 ) -> dict[str, Float[np.ndarray, " image"]]:
-    """Return how seldom correctly classified images are as far as each image, and how much that says.
+    """Return how rare the distance of each image is, and whether more errors are far than by chance.
 
     Args:
         far: The distance of each image (see `distances`).
         right: Which images are classified correctly.
 
     Returns:
-        `as_far`: the share of the correctly classified images that are at least as far. `far_beyond_chance`:
-        the share of the errors as far as `FAR` that are more than chance brings, if errors are taken to be
-        that far twice as often as other images. Both NaN where distances are.
+        `as_far`: the share (0..1) of the correctly classified images that are at least as far.
+        `far_beyond_chance`, the same for all images: of the errors whose `as_far` is at most `FAR`, the share
+        beyond the number that is expected by chance, which is taken to be twice `FAR` of the errors. Both are
+        NaN where a distance is.
     """
     if np.isnan(far).any():
         return dict.fromkeys(("as_far", "far_beyond_chance"), np.full(len(far), np.nan))
@@ -154,7 +156,7 @@ def unlike_others(
 def _along_and_off(
     rows: Float[np.ndarray, "image feature"], right: Bool[np.ndarray, " image"]
 ) -> list[Float[np.ndarray, " image"]]:
-    """Return the distances along the directions of largest spread, and off them."""
+    """Return the distances along the directions of largest spread, and at right angles to them."""
     rows = np.nan_to_num(rows, nan=0.0, posinf=1e12, neginf=-1e12)
     usual = rows[right]
     centre, spread = usual.mean(0), usual.std(0)
