@@ -18,12 +18,12 @@ KEEP, UNUSABLE = "keep", "unusable"  # answers that name no category
 
 @dataclass(frozen=True)
 class Answers:
-    """What a person said of the labels of some training images.
+    """What a person answered about the labels of some training images.
 
     Attributes:
-        labels: The right category of those whose label is wrong, as its number, by the image's id.
-        kept: The ids of those whose label is right.
-        unusable: The ids of those that show none of the categories.
+        labels: The number of the right category of each image whose label is wrong, by the image's id.
+        kept: The ids of the images whose label is right.
+        unusable: The ids of the images that show none of the categories.
         source: The sha256 of the file.
     """
 

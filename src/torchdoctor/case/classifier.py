@@ -52,7 +52,7 @@ def load_classifier(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Pre
 
 
 def _published(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
-    """Return a network with the weights that its library publishes, head and all."""
+    """Return a network with the weights that its library publishes, its last layer included."""
     if settings.model is None:
         raise InputError(f"--model is missing: --weights {PRETRAINED} needs torchvision:NAME or timm:NAME")
     own = own_preprocessing(settings.model, pretrained=True)
@@ -84,9 +84,9 @@ def imagenet_names(categories: int) -> tuple[str, ...]:
 
 
 def _head_size(name: str, state: dict[str, torch.Tensor], preprocessing: Preprocessing, origin: str) -> int:
-    """Return the number of logits in the file: the size of what the model has as its last matrix.
+    """Return the number of logits of the weights: the rows of the last matrix of the model.
 
-    The order of the file says nothing: safetensors are sorted by name.
+    "Last" is by the order in the model; a safetensors file is sorted by name.
     """
     model = load_model(name, 2, channels=preprocessing.channels, image_size=preprocessing.image_size)
     state = fitted(state, model.state_dict(), origin)

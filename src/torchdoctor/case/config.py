@@ -44,7 +44,7 @@ def settings_from(
 
 
 def _by_todays_names(values: Mapping[str, object], kind: type[SettingsGroup]) -> dict[str, object]:
-    """Return values by the names that their settings have today; InputError where one has two."""
+    """Rename settings that have an earlier name; InputError where a setting is given by two names."""
     former = former_names(kind)
     for name in values:
         if former.get(name) in values:
@@ -55,7 +55,7 @@ def _by_todays_names(values: Mapping[str, object], kind: type[SettingsGroup]) ->
 
 
 def _weights_file(weights: str, flag: str) -> str:
-    """Return the weights in a model folder, where a folder is named."""
+    """Return the file of weights in a folder, where a folder is given; else what was given."""
     if not Path(weights).is_dir():
         return weights
     file = Path(weights) / "model.safetensors"
@@ -138,7 +138,7 @@ def settings_record(
 
     Args:
         verb: The command.
-        settings: The settings, mostly a plan.
+        settings: The settings; of a run, its `Plan`.
         groups: The groups to record instead of those that the command uses.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Say what a run compares and constrains, and refuse what the data cannot serve."""
+"""Choose the arms and constraints of a run, and refuse those that the data or the network do not allow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_constraints(settings: Settings, layers: tuple[str, ...], data: Splits)
 
 
 def check_remedies(settings: Settings, model: nn.Module, data: Splits) -> None:
-    """Refuse remedies that the network lacks something for, before hours are spent on a diagnosis.
+    """Refuse remedies that the network cannot be trained with, before time is spent on a diagnosis.
 
     Args:
         settings: What was asked for.
@@ -76,7 +76,7 @@ def check_remedies(settings: Settings, model: nn.Module, data: Splits) -> None:
 def prescribed(
     settings: Settings, verb: Verb, layers: tuple[str, ...], data: Splits
 ) -> dict[str, tuple[str, ...] | str]:
-    """Return arms and constraints; each constraint names its layers, so that the record says all.
+    """Return arms and constraints; each constraint names its layers, so that the record is complete.
 
     Args:
         settings: What was asked for.
@@ -85,8 +85,8 @@ def prescribed(
         data: The images.
 
     Returns:
-        The names of the arms, and the texts of the constraints. Where a checkup was told neither, its arms
-        are "auto": the validation split chooses among the cures of the causes that are found.
+        The names of the arms, and the texts of the constraints. Where a checkup was given neither, its arms
+        are "auto": they are chosen on the validation split, among remedies for the causes that are found.
     """
     masked = masked_count(data)
     names = default_constraints(masked > 0) if settings.constraints == "auto" else settings.constraints
@@ -100,15 +100,16 @@ def prescribed(
 
 
 def best_select(settings: Settings, data: Splits) -> Select:
-    """Return what a choice compares: what was asked for, else what the data call for.
+    """Return by which score a remedy is chosen on the validation split: as asked for, else as suits the data.
 
     Args:
         settings: What was asked for.
         data: The images.
 
     Returns:
-        A way to score candidates: `balanced` where a category has less than a quarter of the training images
-        of the median category, `mean` where validation images of two categories have masks, else `iid`.
+        `balanced` (the mean accuracy of the categories) where a category has less than a quarter of the
+        training images of the median category; `mean` (of the accuracy on the images as they are and before
+        other backgrounds) where validation images of two categories have masks; else `iid` (the accuracy).
     """
     if settings.select != "auto":
         return settings.select

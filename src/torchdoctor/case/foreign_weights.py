@@ -1,4 +1,7 @@
-"""Find out how images were prepared for weights that bring no card, from how the weights do on them."""
+"""Find out how images are to be prepared for weights without a card, by their accuracy on training images.
+
+A card is the JSON file that `torchdoctor train` writes beside weights: model, categories, preprocessing.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +38,10 @@ RESIZES: dict[Resize, str] = {
 
 @dataclass(frozen=True)
 class Fitting:
-    """How the images of a data set suit weights.
+    """A data set that is prepared for given weights.
 
     Attributes:
-        data: The data, prepared in the way that suits best.
+        data: The data, prepared in the way that gives the best accuracy.
         notes: Sentences on what was found.
     """
 
@@ -47,17 +50,17 @@ class Fitting:
 
 
 def suited(model: nn.Module, data: Splits, settings: DataSettings) -> Fitting:
-    """Prepare images as the weights need them, where nobody says how, and say where they do badly.
+    """Prepare images as the weights need them, and say where their accuracy is low for trained weights.
 
-    Trained weights classify most of their training images correctly. Where they do not, it is looked first
-    whether they number the categories in another order: then their answers are right in that order. If that
-    does not explain the answers, the usual ways to prepare images are tried on training images, and another
-    way is taken if it is better beyond chance.
+    Trained weights classify most of their training images correctly. Where they do not, it is tested first
+    whether they number the categories in another order, in which their predictions are right. If not, the
+    usual ways to prepare images are tried on training images, and another way is taken if its accuracy is
+    higher beyond chance.
 
     Args:
         model: The network with its weights, in evaluation mode.
         data: The data as it is prepared without further knowledge.
-        settings: What the user asked for: where a way is given, it stays.
+        settings: What the user asked for; it is never changed.
 
     Returns:
         The data, and sentences on what was changed or looks wrong.
@@ -91,7 +94,8 @@ def suited(model: nn.Module, data: Splits, settings: DataSettings) -> Fitting:
 def _answers(
     model: nn.Module, data: Splits, ids: Int[np.ndarray, " image"], *, reverse: bool = False
 ) -> tuple[Int[np.ndarray, " image"], Int[np.ndarray, " image"]]:
-    """Return the labels of training images and the categories they are given; `reverse` turns colours."""
+    """Return the labels of training images and the categories they are given; `reverse` reverses
+    the colour channels."""
     images = data.train.select(ids)
     turned = (replace(batch, images=batch.images.flip(1)) for batch in images)
     _, labels, logits = predict_logits(model, list(turned) if reverse else images)

@@ -1,4 +1,4 @@
-"""Write what a run is about before anything else, so that nobody goes on with it on other inputs."""
+"""Record the settings and inputs of a run at its start, so that it is not resumed with others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 
 
 def start_run(folder: Path, verb: str, case: Case) -> None:
-    """Write what the run is and where it runs.
+    """Write the settings, the inputs and the environment of a run.
 
     Args:
         folder: The run's folder.
@@ -34,7 +34,7 @@ def start_run(folder: Path, verb: str, case: Case) -> None:
 
 
 def identity_of(verb: str, case: Case) -> dict[str, dict[str, object]]:
-    """Return what makes a run the same run.
+    """Return what must be equal for a run to be resumed.
 
     Args:
         verb: The command that runs.
@@ -57,7 +57,7 @@ def identity_of(verb: str, case: Case) -> dict[str, dict[str, object]]:
 
 
 def comparable(folder: Path, identity: Mapping[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """Put the settings of a run into the words of the version that began the run.
+    """Return the settings of a run as the version that began the run would have recorded them.
 
     An earlier version may have recorded a setting under another name, or not at all where it was left to the
     model or the data; and it recorded settings that the command does not use.

@@ -35,7 +35,7 @@ Clock = Callable[[Callable[[], object], torch.device], float]
 
 @dataclass(frozen=True)
 class FormatTrial:
-    """What a trial of channels last has measured.
+    """What a trial of the memory format "channels last" has measured.
 
     Attributes:
         usual: Seconds of a forward and a backward pass as the network was.
@@ -54,7 +54,7 @@ class FormatTrial:
 
     @property
     def sentence(self) -> str:
-        """What is said of it."""
+        """The outcome of the trial."""
         times = f"{1000 * self.channels_last:.1f} ms, and {1000 * self.usual:.1f} ms as usual"
         if self.chosen:
             return f"memory format: channels last (a forward and a backward pass take {times})"
@@ -91,7 +91,7 @@ def try_channels_last(
         model: The network; it is left as it was.
         batch: A batch of training images.
         layers: The layers whose evidence is compared.
-        clock: Times a pass.
+        clock: Runs an action on a device and returns its seconds, as `seconds_of` does.
 
     Returns:
         What was measured; None where the network has no maps or does not run with channels last.
@@ -127,7 +127,7 @@ def settle_format(case: Case, folder: Path, clock: Clock = seconds_of) -> str | 
     Args:
         case: The prepared case; its network is laid out anew where that is faster.
         folder: The run's folder; the main process writes the choice there.
-        clock: Times a pass.
+        clock: Runs an action on a device and returns its seconds, as `seconds_of` does.
 
     Returns:
         A sentence; None where nothing was tried.

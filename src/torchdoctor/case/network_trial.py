@@ -30,10 +30,10 @@ def layers_of(
 
     Args:
         settings: What was asked for.
-        name: What the model is called.
+        name: The name of the model, for messages.
         model: The network, in evaluation mode.
         data: The images.
-        try_out: What refuses networks that cannot serve the run, and returns notes on those that can.
+        try_out: Raises InputError for networks that the run cannot use, and returns notes on others.
         to_train: Whether the network is only trained, for which no layer is needed.
 
     Returns:
@@ -84,18 +84,18 @@ def _logits_of(name: str, model: nn.Module, example: Tensor) -> int:
 
 
 def try_out_network(name: str, model: nn.Module, data: Splits, layers: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse networks on which diagnosis or treatment would fail or mean nothing.
+    """Refuse networks on which a diagnosis or a treatment would fail or have no meaning.
 
     Frozen parameters are left to the treatment: a diagnosis does without them.
 
     Args:
-        name: What the model is called in the message.
+        name: The name of the model, for messages.
         model: The network, in evaluation mode.
         data: The data; the first two training images are tried.
         layers: The layers to be diagnosed and constrained.
 
     Returns:
-        No notes.
+        An empty tuple: there are no notes.
 
     Raises:
         InputError: If `check_model` finds an error; the message holds all that it found.
@@ -108,7 +108,7 @@ def try_out_training(name: str, model: nn.Module, data: Splits, layers: tuple[st
     """Refuse networks that cannot be trained; what only a diagnosis or a treatment needs becomes a note.
 
     Args:
-        name: What the model is called in the message.
+        name: The name of the model, for messages.
         model: The network, in evaluation mode.
         data: The data; the first two training images are tried.
         layers: The layers that a diagnosis would look at; none: they are not tried out.

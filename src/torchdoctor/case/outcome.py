@@ -1,4 +1,4 @@
-"""What a command ends with: exit code, record, and what a reader needs to repeat or use the result."""
+"""The outcome of a command: exit code, record, and how to repeat the run or use its result."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DONE, GATE_NOT_MET, INCONCLUSIVE = 0, 3, 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command ends with.
+    """The outcome of a command.
 
     Attributes:
-        exit_code: 0 done, 3 harmed or gained less than asked, 4 inconclusive.
+        exit_code: 0: done; 3: harmed, or the gain asked for is not proven; 4: inconclusive.
         record: What `--json` prints.
         diagnosis: The diagnosis; None where the command makes none.
         treatment: The trained arms; None where nothing was treated.
@@ -114,8 +114,8 @@ def command_of(case: Case, folder: Path, verb: str) -> str:
         verb: The command that made the run.
 
     Returns:
-        A line for a shell; it writes to another folder. A line of Python where that is where network and
-        images came from.
+        A line for a shell, which writes to another folder; a line of Python where network and images were
+        given from Python.
     """
     if in_memory(case.plan):
         return f"torchdoctor.{verb}(model, train, validation, test, ...)  # with the settings below"

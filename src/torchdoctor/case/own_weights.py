@@ -1,4 +1,4 @@
-"""What weights bring with them: the name of their model, and the order of the categories."""
+"""Read what comes with weights: the name of their model, and the order of the categories."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_of_card(card: Mapping[str, object] | None, weights: str) -> str | None
         The model's name; None where there is no card or it names no model.
 
     Raises:
-        InputError: The card names a factory of other code: no data file chooses code to run.
+        InputError: The card names a function of other code, which is only imported if the user names it.
     """
     name = (card or {}).get("model")
     if not isinstance(name, str):
@@ -88,7 +88,7 @@ def in_order_of_weights(
 
 
 def check_pretrained_head(name: str, data: Splits) -> None:
-    """Refuse published weights whose head would be new: there would be nothing to diagnose or treat yet.
+    """Refuse published weights whose last layer does not fit the data and would have to be a new one.
 
     Args:
         name: The name of the model.

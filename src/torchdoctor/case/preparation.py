@@ -54,11 +54,11 @@ class Case:
         model: The network with its weights, on its device, in evaluation mode.
         data: The images, by split.
         card: What is written beside saved weights: model, categories, preprocessing, training images.
-        notes: Sentences about what cannot be known of this case.
-        answers: What a person said of the labels; None where nobody was asked.
+        notes: Sentences about what cannot be known about this case.
+        answers: What a person answered about labels; None without answers.
         review: How many answers of a review are used, by kind; None without a review.
         processes: The processes that work on the run together.
-        second: Another network whose opinion of the validation images is heard; None where none was given.
+        second: Another network, by which labels of validation images are judged too; None: none was given.
     """
 
     plan: Plan
@@ -139,8 +139,8 @@ def prepare(
         settings: What was asked for.
         verb: The command that runs.
         needs_weights: Whether trained weights must be given; `train` does without.
-        try_out: What refuses networks that cannot serve the run, where only a plan is made; None:
-            `try_out_training` for `train`, and `try_out_network` for other verbs.
+        try_out: Raises InputError for networks that the run cannot use; given where only a plan is made.
+            None: `try_out_training` for `train`, and `try_out_network` for other verbs.
         processes: The processes that work on the run together; each prepares the same case.
 
     Returns:
@@ -148,7 +148,7 @@ def prepare(
 
     Raises:
         InputError: A flag is missing, a name or layer is unknown, weights or numbers of categories do not
-            fit, or the data cannot serve the constraints.
+            fit, or the data lack what the constraints need.
     """
     settings = _checked(settings, verb, needs_weights, processes)
     file = None if settings.weights in (PRETRAINED, RANDOM) else settings.weights
@@ -225,7 +225,7 @@ def case_of(
         The prepared case. Nothing has been written.
 
     Raises:
-        InputError: A layer is unknown, or network or data cannot serve the constraints, remedies or answers.
+        InputError: A layer is unknown, or network or data lack what constraints, remedies or answers need.
     """
     settings, to_train = _with_precision(settings, model), verb == "train"
     usual = try_out_training if to_train else try_out_network

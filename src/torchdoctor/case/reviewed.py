@@ -59,7 +59,7 @@ class Reviewed:
 
 
 def with_run_of_review(settings: Settings) -> Settings:
-    """Take network and data from the run of a review, where none of both is given.
+    """Take network and data from the run of a review, where neither is given.
 
     Args:
         settings: What was asked for.

@@ -20,8 +20,8 @@ class Rates:
     """What was measured on one device, and what feeds the devices and connects them.
 
     Attributes:
-        forward: Seconds of an image's prediction.
-        survey: The same with the moments of the layers' maps.
+        forward: Seconds of the prediction of one image.
+        survey: The same, with the sums that the mean and variance of the layers' maps need.
         evidence: Seconds of the evidence of an image at all layers.
         summary: Seconds that one process alone takes for each sifted image, to summarise the rows.
         sifting: Seconds that one process alone takes for each image, to choose those to diagnose.

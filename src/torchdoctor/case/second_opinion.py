@@ -1,4 +1,4 @@
-"""Load the network whose opinion of validation images is heard beside that of the examined one."""
+"""Load a second network, by whose predictions labels of validation images are judged too."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class InOtherOrder(nn.Module):
 
 
 def second_opinion(settings: Settings, data: Splits, processes: Processes) -> SecondOpinion | None:
-    """Load the second network, and prepare the validation images as it wants them.
+    """Load the second network, and prepare the validation images for it.
 
     Args:
         settings: What was asked for: `second_opinion` and the device.

@@ -82,7 +82,7 @@ class DiagnosisRunSettings(SettingsGroup):
 
 
 class AnswerSettings(SettingsGroup):
-    """What a person said of labels and objects."""
+    """What a person answered about labels and objects."""
 
     labels: str | None = setting(
         None,
@@ -247,9 +247,9 @@ def check_verb(settings: Settings, verb: Verb) -> None:
         verb: The command.
 
     Raises:
-        InputError: A treatment of no epochs, the budget of a choice where the arms are named, labels that no
-            arm would use, a new head where a trained one is needed, or a learning rate that is to be measured
-            where nothing trained is there to begin from.
+        InputError: A treatment has 0 epochs; a budget or score for choosing arms is given although the arms
+            are named; no arm uses the labels that are given; a new head is asked for where a trained one is
+            needed; or a learning rate is to be measured for a training from random weights.
     """
     if verb == "train" and settings.learning_rate == MEASURED:
         raise InputError(

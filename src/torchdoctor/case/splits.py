@@ -16,11 +16,11 @@ LEAST_SWAPPED = 400  # images: fewer could lose `--max-loss` points by chance
 
 
 def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
-    """Put images before the backgrounds of images of other categories, by their masks.
+    """Replace the backgrounds of images by those of images of other categories, using their masks.
 
     Args:
         images: The images of a split.
-        seed: The number that the choice of backgrounds starts from.
+        seed: The seed of the choice of backgrounds.
 
     Returns:
         At most 2000 of the images that have masks, spread over the split; empty without masks.

@@ -18,7 +18,7 @@ IN_MEMORY = "memory"  # what model and data are called that were given from Pyth
 
 
 def in_memory(plan: Plan) -> bool:
-    """Tell whether a run is about a network and images that were given from Python.
+    """Return whether network and images of a run were given from Python.
 
     Args:
         plan: The plan of the run.
@@ -107,7 +107,7 @@ def loading_code(plan: Plan, classes: int, weights: Path) -> str:
 
 
 def new_folder(verb: str) -> str:
-    """Return where a run goes that was given no folder.
+    """Return a new folder for a run whose folder was not given.
 
     Args:
         verb: The command that runs.

@@ -1,4 +1,4 @@
-"""Say beforehand how long a run takes: one training step is timed, and the rest follows from arithmetic."""
+"""Estimate how long a run takes: one training step is timed, and the rest is computed from it."""
 
 from __future__ import annotations
 
@@ -303,7 +303,8 @@ def built_constraints(case: Case, texts: Sequence[str]) -> tuple[Constraint, ...
 def seconds_per_step(case: Case, batch: Batch, *, treated: bool) -> float:
     """Measure the seconds of a training step on one batch, with a copy of the network.
 
-    It is run several times, after as many steps to warm up: this is what a search goes by, not a dry run.
+    It is run several times, after as many steps to warm up. A search plans by it; a dry run uses the faster
+    `time_one_step`.
 
     Args:
         case: The prepared case; its network stays as it is.

@@ -1,4 +1,4 @@
-"""Which images weights were trained on, kept on their card, so that test images stay test images."""
+"""Record on the card of weights which images they were trained on, and refuse these as test images."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def trained_on(card: Mapping[str, object] | None, data: Splits) -> dict[str, obj
 def refuse_seen_tests(card: Mapping[str, object] | None, data: Splits) -> None:
     """Refuse test images that the weights were trained on.
 
-    An image that this data has among its training images and its test images as well is not meant here: the
-    command `data check` counts these.
+    Images that this data set itself has among its training images and its test images are left out here; the
+    command `data check` counts them.
 
     Args:
         card: The card of the weights; None where there is none.
