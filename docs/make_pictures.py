@@ -34,12 +34,13 @@ GAP = 8  # pixels between images
 def tutorial_commands() -> list[str]:
     """Return the training, the checkup and the explanation as the tutorial gives them."""
     page = (DOCS / "tutorial.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines()]
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
+    alone = [block for block in blocks if "torchdoctor review" not in block]  # no person has to answer
     return [
-        one
-        for one in lines
-        if one.startswith(("torchdoctor train", "torchdoctor checkup", "torchdoctor explain"))
-        and "--review" not in one  # a person has to answer before it
+        line
+        for block in alone
+        for line in block.splitlines()
+        if line.startswith(("torchdoctor train", "torchdoctor checkup", "torchdoctor explain"))
     ]
 
 
@@ -54,6 +55,20 @@ def run_commands(folder: Path) -> None:
         ended = subprocess.run(command, cwd=folder, env={**os.environ, "COLUMNS": "110"}, check=False)
         if ended.returncode not in (0, 3, 4):
             sys.exit(f"{line}: ended with {ended.returncode}")
+
+
+def differing_numbers(report: Path) -> list[str]:
+    """Return the lines of the tutorial's table of the comparison whose numbers the report has not."""
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^│ *(?:iid|shifted \*)? *│ (?:base|control|swap|treated) .*$", page, re.M)
+    shown = re.sub(r"<[^>]+>", " ", report.read_text(encoding="utf-8")).replace("\N{MINUS SIGN}", "-")
+    numbers = set(re.findall(r"[+-]?\d+\.\d", shown))
+    return [
+        row
+        for row in rows
+        for accuracy, gain, interval in [[cell.strip() for cell in row.split("│")[3:6]]]
+        if not {accuracy, *([gain] if gain else []), *re.findall(r"[+-]\d+\.\d", interval)} <= numbers
+    ]
 
 
 def draw_scenes(file: Path) -> None:
@@ -130,6 +145,8 @@ def main() -> None:
         save_small(next(one for words, one in charts.items() if "layer4" in words), PICTURES / "kernels.png")
         save_small(Image.open(folder / "runs" / "explained" / "000.png"), PICTURES / "explained.png")
         photograph_report(report, PICTURES / "report.png")
+        for row in differing_numbers(report):
+            print(f"docs/tutorial.md has other numbers than its pictures: {row}")
     for file in sorted(PICTURES.glob("*.png")):
         print(f"{file.relative_to(DOCS.parent)}: {file.stat().st_size // 1024} KiB")
 

@@ -1,15 +1,18 @@
 """Make the pictures of the review's page again: plant wrong labels, train, diagnose, and open the page.
 
-    python docs/make_review_pictures.py [--runs FOLDER] [--only-images]
+    python docs/make_review_pictures.py [--runs FOLDER]
+    python docs/make_review_pictures.py --only-images FOLDER
 
-A few minutes on two cores; needs Chromium with its chromedriver, and the extra `dev`. A run that FOLDER
-holds already is used as it is. `--only-images` writes the images to FOLDER/images, for the tutorial.
+A few minutes on two cores; needs Chromium with its chromedriver, and the extra `dev`. It runs the tutorial's
+own commands in the folder `--runs`; runs that are there already are used as they are. `--only-images` writes
+the images that the tutorial begins with, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,13 +24,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from torchdoctor import Suspects, load_data
+from torchdoctor import load_data
 from torchdoctor.data.mask_formats.shapes import outlines
-from torchdoctor.diagnosis.suspects_result import Suspect
-from torchdoctor.runs.folder import seal
 
-PICTURES = Path(__file__).resolve().parent / "pictures"
-IMAGES, WRONG = 60, 0.08  # of each category, and the share of them that get another label
+DOCS = Path(__file__).resolve().parent
+PICTURES = DOCS / "pictures"
+IMAGES, WRONG = 150, 0.1  # of each category, and the share of them that get another label
+IN_TUTORIAL = "person/images"  # where the tutorial writes the images
 # By picture: the tab, the width and height of the screen; the last two are those of a phone.
 SCREENS = {
     "review-labels": ("labels", 1200, 560), "review-masks": ("masks", 1200, 800),
@@ -55,55 +58,40 @@ def draw_folder(folder: Path) -> None:
                 table.read(place)[0].save(file)
 
 
+def tutorial_commands() -> list[list[str]]:
+    """Return the training and the diagnosis of the drawn images, as the tutorial gives them."""
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (block,) = (one for one in re.findall(r"```bash\n(.*?)```", page, re.S) if Path(__file__).name in one)
+    lines = [shlex.split(line) for line in block.splitlines()]
+    return [words for words in lines if words[1] in ("train", "diagnose")]
+
+
 def make_run(folder: Path) -> Path:
-    """Train on the drawn folder and diagnose; return the run."""
-    run = folder / "seen"
-    if (run / "manifest.json").is_file():
-        return run
-    if not (folder / "images").is_dir():
-        draw_folder(folder / "images")
-    data = ["--data", "folder:images"]
-    for words in (
-        ["train", "--model", "small_resnet", *data, "--epochs", "24", "--out", "base"],
-        ["diagnose", *data, "--weights", "base/model.safetensors", "--draws", "2", "--out", "seen"],
-    ):
-        command = [sys.executable, "-m", "torchdoctor", *words]
-        subprocess.run(command, cwd=folder, check=words[0] == "train")
-    list_wrong(run, folder / "images")
+    """Draw the images, train and diagnose as the tutorial does; return the run."""
+    if not (folder / IN_TUTORIAL).is_dir():
+        draw_folder(folder / IN_TUTORIAL)
+    for words in tutorial_commands():
+        run = folder / words[words.index("--out") + 1]
+        if not (run / "manifest.json").is_file():
+            command = [sys.executable, "-m", "torchdoctor", *words[1:]]
+            subprocess.run(command, cwd=folder, check=words[1] == "train")
     return run
 
 
-def list_wrong(run: Path, images: Path) -> None:
-    """List the images under a wrong label, where the run lists none: so few images prove no wrong label."""
-    if Suspects.load(run).suspects:
-        return
-    data = load_data(f"folder:{images}")
-    table, names = data.train.table, [str(name) for name in data.train.table.names]
-    like = {name: table.ids[table.labels == label].tolist() for label, name in enumerate(data.classes)}
-    listed = []
-    for image, name, label in zip(table.ids.tolist(), names, table.labels, strict=True):
-        given, truth = data.classes[label], name.rpartition("-on-")[0].rpartition("-")[2]
-        if given != truth:
-            beside = [tuple(one for one in like[each] if one != image)[:2] for each in (given, truth)]
-            listed.append(Suspect(image, given, truth, 0.9, *beside))
-    known = dict(zip(table.ids.tolist(), names, strict=True))
-    Suspects(tuple(listed), len(names), WRONG, 100.0).save(run, names=known)
-    seal(run)
-
-
-def photograph(run: Path) -> None:
+def photograph(folder: Path) -> None:
     """Open the page of a review and take pictures of both tabs."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
+    run = make_run(folder)
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     with tempfile.TemporaryDirectory() as profile:
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         server = subprocess.Popen(
-            [sys.executable, "-m", "torchdoctor", "review", run.name, "--no-browser"],
-            cwd=run.parent, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "torchdoctor", "review", str(run), "--no-browser"],
+            cwd=folder, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert server.stderr is not None
         address = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
@@ -164,17 +152,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, help="A folder whose run is used, or made.")
-    parser.add_argument("--only-images", action="store_true", help="Write the images alone; no run is made.")
+    parser.add_argument("--runs", type=Path, help="A folder whose runs are used, or added to.")
+    parser.add_argument(
+        "--only-images", type=Path, metavar="FOLDER", help="Write the images alone; no run is made."
+    )
     given = parser.parse_args()
     if given.only_images:
-        if given.runs is None:
-            parser.error("--only-images needs --runs FOLDER")
-        draw_folder(given.runs / "images")
+        draw_folder(given.only_images)
         return
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        photograph(make_run((given.runs or Path(temporary)).resolve()))
+        folder = (given.runs or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        photograph(folder)
 
 
 if __name__ == "__main__":

@@ -415,6 +415,19 @@ def test_annotations_are_checked_without_being_imported(command, animals, tmp_pa
     assert code == 0 and record["images"] == 16 and record["masks"] == 2 and record["missing"] == 13
 
 
+def test_images_without_shapes_count_as_images_without_a_mask(command, animals):
+    annotate(animals, "train/cat/0.jpg", "train/cat/1.jpg", "train/cat/2.jpg")
+    written(animals / "train/cat/3.json", labelme(imagePath="3.jpg"))
+    code, out, err = command("masks", "check", animals / "train/cat", "--json")
+    record = json.loads(out)
+    assert code == 0 and record["missing_images"] == ["3.jpg"], err
+    assert (record["images"], record["masks"], record["share_with_mask"]) == (4, 3, 0.75)
+    assert record["categories"]["cat"]["images"] == 3
+    assert record["categories"]["without a label"] == {
+        "images": 1, "masks": 0, "share_with_mask": 0.0, "mean_object_share": None,
+    }  # fmt: skip
+
+
 def test_masks_of_the_data_themselves_are_checked(command):
     code, out, _ = command("masks", "check", "--data", "scenes", "--json")
     record = json.loads(out)

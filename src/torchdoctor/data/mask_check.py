@@ -21,6 +21,7 @@ from torchdoctor.data.table import Tables
 from torchdoctor.types import InputError, Progress, silent
 
 MOST_LISTED = 1000  # names of images without a mask that a record lists
+UNLABELLED = "without a label"  # the category of annotations whose shapes have none, or without any shape
 
 
 @dataclass
@@ -189,7 +190,7 @@ def check_drawn_masks(drawn: DrawnMasks, origin: str, tables: Tables | None = No
 
     Returns:
         The same as `check_data_masks`. Without a data set, categories are labels, and the images are those
-        that the annotations name.
+        that the annotations name and nothing is wrong with.
     """
     categories: dict[str, Coverage] = {}
     if tables is not None:
@@ -197,11 +198,13 @@ def check_drawn_masks(drawn: DrawnMasks, origin: str, tables: Tables | None = No
         for image in DataImages(tables).images:
             categories[image.category].images += 1
     for mask in drawn.masks:
-        name = mask.category or ", ".join(mask.labels) or "without a label"
+        name = mask.category or ", ".join(mask.labels) or UNLABELLED
         coverage = categories.setdefault(name, Coverage())
         coverage.images += tables is None
         coverage.shares.append(mask.share)
     missing = list(drawn.without_shapes)
+    if tables is None and missing:
+        categories.setdefault(UNLABELLED, Coverage()).images += len(missing)
     if tables is not None:
         named = {mask.image for mask in drawn.masks} | {problem.image for problem in drawn.problems}
         missing = [image.name for image in DataImages(tables).images if image.name not in named]

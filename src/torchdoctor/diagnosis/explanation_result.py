@@ -126,11 +126,12 @@ class Explanation:
         if self.label is not None and self.label != self.prediction:
             said.append(f"The label is {self.label} ({100 * (self.label_confidence or 0):.0f} %).")
         names = ", ".join(f"{kernel.layer}[{kernel.kernel}]" for kernel in self.kernels)
+        them = "it" if len(self.kernels) == 1 else "them"
         if self.check is None:
             said.append("No kernel's evidence is unusual for this category.")
         elif self.check.agrees:
             said.append(
-                f"It is predicted because of {names}: with them silenced the prediction is "
+                f"It is predicted because of {names}: with {them} silenced the prediction is "
                 f"{self.check.prediction}, which no random set of kernels achieved as clearly."
             )
         else:
@@ -139,8 +140,12 @@ class Explanation:
                 if self.check.prediction == self.prediction
                 else f"the prediction becomes {self.check.prediction}, but random kernels matter as much"
             )
-            what = "stand out" if self.compared else "hold the most evidence in their layers"
-            said.append(f"{names} {what}, but they do not decide: with them silenced {after}.")
+            if len(self.kernels) == 1:
+                what = "stands out" if self.compared else "holds the most evidence in its layer"
+                said.append(f"{names} {what}, but it does not decide: with it silenced {after}.")
+            else:
+                what = "stand out" if self.compared else "hold the most evidence in their layers"
+                said.append(f"{names} {what}, but they do not decide: with them silenced {after}.")
         if self.background_share is not None:
             usual = self.usual_background_share
             beside = f", {100 * usual:.0f} % in this category" if usual is not None else ""
@@ -221,8 +226,11 @@ class Explanation:
         if self.check is not None:
             after = self.check.prediction
             same = f"stays {after}" if after == self.prediction else f"becomes {after}"
-            verdict = "they decide" if self.check.agrees else "they do not decide"
-            said.append(f"With these kernels silenced it {same}: {verdict}.")
+            one = len(self.kernels) == 1
+            which, they, do = ("this kernel", "it", "does") if one else ("these kernels", "they", "do")
+            decide = "decides" if one else "decide"
+            verdict = f"{they} {decide}" if self.check.agrees else f"{they} {do} not decide"
+            said.append(f"With {which} silenced it {same}: {verdict}.")
         return " ".join(said)
 
     def record(self) -> dict[str, Any]:
