@@ -50,22 +50,22 @@ def compare(
         model: The untreated network; its weights are left as they are.
         treatment: The trained arms, among them `control`.
         tests: The test images by the name of the split.
-        primary: The split whose verdict counts; by default the first.
-        arm: The arm that the verdict is about; by default the first but the control.
+        primary: The split that decides the verdict; by default the first.
+        arm: The arm that the verdict is about; by default the first one beside the control.
         classes: The names of the categories; by default those of the test images, else their numbers.
-        layers: Where the evidence's share on the background is measured; by default the treated layers.
-        evidence: How evidence is measured there.
-        min_gain: The gain asked for, in percentage points; the reason says where it is not reached.
-        max_loss: How many percentage points another split may lose; proven more is `harmed`.
-        progress: Called after every network and split with `compare`, the number done and the number in all.
-        processes: The processes that work together: each computes a share of the batches, and all get all.
+        layers: Where the share of evidence on the background is measured; by default the treated layers.
+        evidence: The formula of the evidence there.
+        min_gain: The gain asked for, in percentage points; the verdict's reason says if it is not proven.
+        max_loss: The most percentage points that another split may lose; a proven larger loss is `harmed`.
+        progress: Called with ("compare", measurements done, in all) after every network and split.
+        processes: The processes that work together: each computes some batches, and gets the whole result.
 
     Returns:
         Accuracies, gains over the control in percentage points, p-values with Holm's correction, the verdict.
 
     Raises:
         InputError: There is no test split, no arm beside the control, or no split or arm of that name.
-        ModelDoctorError: In some training of an arm every step was skipped.
+        ModelDoctorError: Every step of a training was skipped, because loss or gradient were not finite.
 
     Example:
         >>> from torchdoctor import Batch, Recipe, compare, diagnose, treat

@@ -68,17 +68,17 @@ def fit(
 
     Args:
         model: The network.
-        images: Returns the batches of an epoch, from the epoch's number; a course's own images go before.
-        recipe: Optimiser, schedule, precision, length.
+        images: Returns the batches of an epoch, by its number from 0; not called where the course has images.
+        recipe: Epochs, optimiser, learning rate and its schedule, and precision.
         steps_per_epoch: How many batches an epoch has.
-        seed: Seeds the random layers.
-        course: What is minimised, and in what else the arm differs from the control.
+        seed: The seed of the random layers.
+        course: The loss, and all else in which this training differs from the control (see `Course`).
         validation: Images on which the accuracy is measured after every epoch.
         after_epoch: Called after every epoch with its number and its line of the history.
-        checkpoints: Where the state is saved, and who asks to stop.
+        checkpoints: Where the state is saved, and when to save it and to stop; None: never.
         progress: Called after every step with `stage`, the steps done and the steps in all.
         stage: The training's name in the progress and in messages.
-        processes: Who shares the images of each step; each calls this alike, and ends with the same weights.
+        processes: The processes that share the images of each step; all end with the same weights.
 
     Returns:
         The history, how many steps and seconds the training took, and what was skipped.

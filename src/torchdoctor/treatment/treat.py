@@ -99,14 +99,14 @@ def treat(
 ) -> Treatment:
     """Train copies of a network further from the same weights: a control, and an arm for every remedy.
 
-    In each repetition all arms have the same steps, and what their remedies leave alone: batches, optimiser,
-    loss. The arm `control` minimises the classification loss alone, `treated` also the constraints (Eq. 7),
-    the others differ as REMEDIES says. No epoch is selected: the weights are those of the last one.
+    In each repetition all arms have the same number of steps, and the same batches, optimiser and loss unless
+    a remedy changes them. The arm `control` minimises the classification loss alone, `treated` also the
+    constraints (Eq. 7), others are in `REMEDIES`. No epoch is selected: weights are those of the last one.
 
     Args:
         model: The trained network; it is left as it was.
-        images: Its training images, normalised: batches, or `TrainingImages` that shuffle and augment.
-        diagnosis: What `diagnose` said of this network on these images.
+        images: Its training images, normalised, as for `diagnose`, or `TrainingImages` that shuffle and augment.
+        diagnosis: The diagnosis of this network on these images.
         arms: Names of arms, or functions of your own; None as in `settings`.
         constraints: Texts such as `space weight=2`, or constraints of your own; None as in `settings`.
         layers: The layers of constraints that name none of their own; None: the last diagnosed layer.
@@ -114,14 +114,15 @@ def treat(
         recipe: Epochs, optimiser, learning rate and so on; None: `Recipe()`.
         settings: Everything else, and the values of what is None above.
         seeds: How many times all arms are trained; None as in `settings`.
-        seed: What all randomness depends on.
-        progress: Called with stage, done, of how many.
+        seed: The seed of everything random.
+        progress: Called with (stage, steps done, steps in all).
 
     Returns:
-        The trained arms, and what each constraint weighed and reached.
+        The trained arms, with the weight of each constraint and the parameters that it changes.
 
     Raises:
-        InputError: An arm lacks what it needs, a constraint reaches nothing, or the network is another.
+        InputError: An arm lacks what it needs (such as masks), a constraint changes no parameter, or the
+            diagnosis is of another network.
 
     Example:
         >>> import torch
@@ -269,9 +270,9 @@ class Trial:
             seeds: How many times.
             validation: Images whose accuracy the history keeps, and by which remedies choose afterwards.
             store: Where arms are saved as they come, so that an interrupted treatment can go on.
-            progress: Called with stage, done, of how many.
-            processes: Who shares the images of each step. Each calls this on an equal trial, and gets equal
-                arms.
+            progress: Called with (stage, steps done, steps in all).
+            processes: The processes that share the images of each step. Each calls this on an equal trial,
+                and gets equal arms.
 
         Returns:
             The trained arms, and the prescription.
