@@ -105,7 +105,7 @@ def treat(
 
     Args:
         model: The trained network; it is left as it was.
-        images: Its training images, normalised, as for `diagnose`, or `TrainingImages` that shuffle and augment.
+        images: Its training images as for `diagnose`, or `TrainingImages` that shuffle and augment.
         diagnosis: The diagnosis of this network on these images.
         arms: Names of arms, or functions of your own; None as in `settings`.
         constraints: Texts such as `space weight=2`, or constraints of your own; None as in `settings`.
