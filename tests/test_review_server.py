@@ -87,6 +87,10 @@ def test_the_page_and_its_questions(server):
     chances = [one["probability"] for one in known["labels"]]
     assert chances == sorted(chances, reverse=True)
     assert {one["category"] for one in known["masks"][:3]} == set(CLASSES)  # one of each category in turn
+    doubted = {one["id"] for one in known["labels"]}
+    for name in CLASSES:
+        late = [one["id"] in doubted for one in known["masks"] if one["category"] == name]
+        assert late == sorted(late) and any(late)  # images whose labels look wrong come last
     for name in ("main", "server", "labels", "masks", "canvas", "marking"):
         status, headers, _ = ask(server, f"{name}.js")
         assert status == 200 and headers["content-type"].startswith("text/javascript")
@@ -185,7 +189,9 @@ def test_a_cut_out_object_is_a_proposal_until_a_person_takes_it(server, run):
     assert record.kind == "proposal"
     assert np.array_equal(np.asarray(mask_from_png(run / "review" / record.file)) > 0, mask)
     assert json.loads(ask(server, f"proposal/{image}")[2])["runs"] == runs
-    for sent, kind in ((mask, "accepted proposal"), (mask | square, "corrected proposal")):
+    more = mask.copy()
+    more[:3, :3] = True  # outside of the box
+    for sent, kind in ((mask, "accepted proposal"), (more, "corrected proposal")):
         body = {"runs": runs_of(sent), "proposed": True}
         answer = json.loads(ask(server, f"answer/mask/{image}", "POST", body)[2])
         assert answer["kind"] == read_masks(run)[image].kind == kind

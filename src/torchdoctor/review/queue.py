@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torchdoctor.data.table import ImageTable
@@ -98,7 +98,8 @@ def queue_of(
         steps: What the run proposes to do next.
 
     Returns:
-        The questions; images that have a mask already are not asked about.
+        The questions; images that have a mask already are not asked about, and those whose labels look wrong
+        come last among the masks of their category.
     """
     names = dict(zip(table.ids.tolist(), map(str, table.names), strict=True))
     listed = suspects.suspects if suspects is not None else ()
@@ -109,7 +110,7 @@ def queue_of(
         for one in listed
         if one.id in names
     )
-    masks = _mask_questions(table, names, diagnosis, causes)
+    masks = _mask_questions(table, names, diagnosis, causes, {one.id for one in labels})
     worth = {step.cause: worth_of(step) for step in steps}
     return Queue(labels, masks, worth.get(FOR_LABELS, ""), worth.get(FOR_OBJECTS, ""))
 
@@ -127,9 +128,13 @@ def worth_of(step: NextStep) -> str:
 
 
 def _mask_questions(
-    table: ImageTable, names: Mapping[int, str], diagnosis: Diagnosis, causes: Causes | None
+    table: ImageTable,
+    names: Mapping[int, str],
+    diagnosis: Diagnosis,
+    causes: Causes | None,
+    doubted: Set[int],
 ) -> tuple[MaskQuestion, ...]:
-    """Return the images to mask, one of each category in turn."""
+    """Return the images to mask, one of each category in turn, those whose labels are doubted last."""
     masked = set(table.ids[table.has_mask].tolist())
     wrong = diagnosis.confusion.sum(1) - diagnosis.confusion.diagonal()
     by_category = []
@@ -141,6 +146,7 @@ def _mask_questions(
             for rank, image in enumerate(ranked)
             if image in names and image not in masked
         ]
+        questions.sort(key=lambda question: question.id in doubted)
         by_category.append(questions[:FOR_MASKS])
     errors = background_errors(diagnosis.classes, causes)
     order = sorted(range(len(by_category)), key=lambda category: -errors[category])

@@ -4,9 +4,10 @@ import { get, keep } from "./server.js";
 
 const byId = (id) => document.getElementById(id);
 
+// With a space that no line is broken at.
 function percent(share) {
-  if (share > 0.995) return "over 99 %";
-  return share < 0.005 ? "under 1 %" : `${Math.round(100 * share)} %`;
+  if (share > 0.995) return "over 99\u00a0%";
+  return share < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
 }
 
 export class Labels {
