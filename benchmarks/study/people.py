@@ -94,8 +94,9 @@ def network(kind: str, epochs: int, weights: Path | None, cache: Path, data: Spl
     else:
         recipe = Recipe(epochs=epochs, learning_rate=0.1)
         steps = data.train.steps_per_epoch
+        model.to(memory_format=torch.channels_last)
         fit(model, lambda epoch: data.train.epoch(epoch, 0), recipe, steps_per_epoch=steps, seed=0)
-        keep(model, file)
+        keep(model.to(memory_format=torch.contiguous_format), file)
     return model.eval()
 
 
