@@ -20,23 +20,27 @@ holds the control's accuracy in percent and that of every number of answers.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image, fromarray
 
 from benchmarks.study import json_lines
+from benchmarks.study.photo_causes import CHECKED, IMAGES, SIZES, TINTED
 from benchmarks.study.photo_causes import EPOCHS as BASE_EPOCHS
-from benchmarks.study.photo_causes import TINTED, Photographs, tinted
 from benchmarks.study.photo_networks import KINDS
 from benchmarks.study.planted_photos import CATEGORIES, planted
 from benchmarks.study.planted_stages import accuracies, simulated_answers
-from torchdoctor import diagnose, find_suspects
+from torchdoctor import diagnose, find_suspects, load_data
+from torchdoctor.data.loader import Loader
+from torchdoctor.data.table import ImageTable
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.images.batches import Batch, Images, ShuffledBatches, TrainingImages
+from torchdoctor.images.batches import Images, TrainingImages
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.prediction import predict_logits
 from torchdoctor.treatment.cure import Cure
@@ -48,6 +52,7 @@ from torchdoctor.treatment.treat import trial_of
 
 LABELS, MASKS = (15, 30, 60, 120, 240), (2, 5, 10, 20)  # answers; masks of each category
 EPOCHS, REPETITIONS, WRONG = 4, 2, 0.1
+TINT = 0.7  # share of the colour in the surroundings
 
 Line = dict[str, object]
 
@@ -105,52 +110,71 @@ def labels(seed: int) -> Line:
     return line
 
 
-def boxed(batches: list[Batch], seed: int) -> list[Batch]:
-    """Return images whose boxes a person drew, who puts one in ten somewhere else."""
-    changed = []
-    for batch in batches:
-        assert batch.masks is not None
-        masks = batch.masks.clone()
-        for row, image in enumerate(batch.ids.tolist()):
-            random = np.random.default_rng([seed, 19, image])
-            if random.random() < WRONG:
-                side = masks.shape[-1]
-                shift = random.integers(side // 4, side // 2 + 1, 2).tolist()
-                masks[row] = masks[row].roll(shift, (-2, -1))
-        changed.append(replace(batch, masks=masks))
-    return changed
+@dataclass(frozen=True)
+class Tinted:
+    """Reads photographs whose surroundings have a colour, with the boxes that somebody drew.
+
+    Attributes:
+        table: The photographs, with boxes around the objects.
+        agreement: The share of the images whose colour is that of their category; others have any colour.
+        wrong: The share of the boxes that lie somewhere else.
+        seed: What colours and boxes depend on.
+    """
+
+    table: ImageTable
+    agreement: float
+    wrong: float
+    seed: int
+
+    def __call__(self, position: int) -> tuple[Image, Image | None]:
+        """Return an image and its mask."""
+        image, mask = self.table.read(position)
+        assert mask is not None
+        random = np.random.default_rng([self.seed, 13, int(self.table.ids[position])])
+        colours = np.random.default_rng([self.seed, 23]).integers(0, 256, (CATEGORIES, 3))
+        chosen = int(self.table.labels[position])
+        if random.random() >= self.agreement:
+            chosen = int(random.integers(CATEGORIES))
+        box = np.asarray(mask)
+        around = TINT * (1 - box[:, :, None] / 255)
+        pixels = np.asarray(image) * (1 - around) + around * colours[chosen]
+        if random.random() < self.wrong:
+            sides = np.array(box.shape)
+            box = np.roll(box, random.integers(sides // 4, sides // 2 + 1), (0, 1))
+        return fromarray(pixels.round().astype(np.uint8)), fromarray(box)
+
+
+def surrounded(images: Loader, agreement: float, wrong: float, seed: int) -> Loader:
+    """Return a loader of the same photographs in coloured surroundings (see `Tinted`)."""
+    table = replace(images.table, read=Tinted(images.table, agreement, wrong, seed))
+    return Loader(table, images.preprocessing, images.batch_size)
 
 
 def masks(seed: int) -> Line:
     """Return what marked objects bring."""
-    kind = KINDS["residual"]
-    photographs = Photographs("tiny_imagenet20", seed, kind)
+    kind, root = KINDS["residual"], os.environ["TORCHDOCTOR_DATA"]
+    data = load_data(
+        f"parquet:{root}/tiny_imagenet20", image_size=SIZES["tiny_imagenet20"], limit=IMAGES,
+        classes=CATEGORIES, seed=seed,
+    )  # fmt: skip
+    drawn = np.random.default_rng(seed).permutation(data.tests["test"].table.ids)[:CHECKED]
+    checked, test = (np.sort(part) for part in np.array_split(drawn, 2))
+    shown = surrounded(data.train, TINTED, 0.0, seed)
     torch.manual_seed(seed)
     model = kind.build(CATEGORIES)
-    kind.train(
-        model,
-        photographs.train,
-        lambda batch: tinted(batch, TINTED, seed),
-        BASE_EPOCHS.get("tinted", 16),
-        seed,
-    )
-    shown = [tinted(batch, TINTED, seed) for batch in photographs.train]
-    images = ShuffledBatches(tuple(boxed(shown, seed)))
-    half = len(photographs.checked) // 2
-    checked = [tinted(batch, TINTED, seed) for batch in photographs.checked[:half]]
-    test = [tinted(batch, 0.0, seed) for batch in photographs.checked[half:]]
+    kind.train(model, shown, lambda batch: batch, BASE_EPOCHS.get("tinted", 16), seed)
+    images = surrounded(data.train, TINTED, WRONG, seed)
     diagnosis = diagnose(model.eval(), images, layers=kind.layers, draws=0)
+    examined = surrounded(data.tests["test"].select(checked), TINTED, 0.0, seed)
+    measured = list(surrounded(data.tests["test"].select(test), 0.0, 0.0, seed))
     recipe = Recipe(epochs=EPOCHS)
-    rate = measured_rate(model, images, checked, recipe, seed=seed).chosen
+    rate = measured_rate(model, images, examined, recipe, seed=seed).chosen
     recipe = replace(recipe, learning_rate=rate)
     line: Line = {
-        "kind": "masks",
-        "seed": seed,
-        "learning_rate": rate,
-        "faulty": round(correct(model, test), 2),
-    }
+        "kind": "masks", "seed": seed, "learning_rate": rate, "faulty": round(correct(model, measured), 2),
+    }  # fmt: skip
     for count in MASKS:
-        found = scores(model, images, diagnosis, {"swap": "swap"}, recipe, test, seed, masks=count)
+        found = scores(model, images, diagnosis, {"swap": "swap"}, recipe, measured, seed, masks=count)
         line |= {f"control {count}": found["control"], str(count): found["swap"]}
     return line
 
