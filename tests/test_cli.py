@@ -149,8 +149,8 @@ def test_a_dry_run_of_a_search_says_what_it_tries(command, trained, photos, tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--arms", "dfr", "--budget", "60steps"), "--budget '60steps' is of a choice, and --arms or"),
-        (("--constraints", "channel", "--select", "iid"), "--select 'iid' is of a choice, and --arms or"),
+        (("--arms", "dfr", "--budget", "60steps"), "--budget '60steps' is used where the command chooses"),
+        (("--constraints", "channel", "--select", "iid"), "--select 'iid' is used where the command chooses"),
         (("--arms", "dfr", "--labels", "l.csv"), "--labels 'l.csv' is used by the arm relabelled"),
         (("--arms", "relabelled"), "arm 'relabelled' needs labels from a person"),
         (("--epochs", 0), "--epochs 0: nothing would be treated"),

@@ -275,8 +275,8 @@ def check_verb(settings: Settings, verb: Verb) -> None:
         for flag, value in (("--budget", settings.budget), ("--select", settings.select)):
             if value not in (None, "auto"):
                 raise InputError(
-                    f"{flag} {value!r} is of a choice, and --arms or --constraints name what is trained: "
-                    "leave those out, or give --auto as well"
+                    f"{flag} {value!r} is used where the command chooses what is trained, but --arms or "
+                    "--constraints name it: leave those out, or give --auto as well"
                 )
 
 

@@ -116,7 +116,8 @@ def measure(
         parts: What was computed before, by batch; what is computed now is added. None: nothing is stored.
         sha256: What stands for the network's weights in the names of the parts.
         progress: Told after every batch how many of the images are done.
-        processes: The processes that work together: each measures a share of the batches, and all get all.
+        processes: The processes that work together: each measures a share of the
+            batches, and every process gets the measurements of all.
 
     Returns:
         By layer the rows, and by layer the way they were computed (see `probes`).

@@ -57,7 +57,8 @@ def predict_logits(
         images: Batches of normalised images; no id may come twice.
         run: What gives the logits of a batch, and what else is wanted of it; by default the network itself.
         keep: Receives what else is wanted, batch by batch in the order of `images`.
-        processes: The processes that work together: each predicts a share of the batches, and all get all.
+        processes: The processes that work together: each predicts a share of the
+            batches, and every process gets the predictions of all.
 
     Returns:
         The images' ids, their labels and their logits (float32), all on the CPU, in the order of `images`.
