@@ -31,7 +31,7 @@ import torch
 from PIL.Image import Image, fromarray
 
 from benchmarks.study import json_lines
-from benchmarks.study.photo_causes import CHECKED, IMAGES, SIZES, TINTED
+from benchmarks.study.photo_causes import CHECKED, IMAGES, SIZES, TINT, TINTED
 from benchmarks.study.photo_causes import EPOCHS as BASE_EPOCHS
 from benchmarks.study.photo_networks import KINDS
 from benchmarks.study.planted_photos import CATEGORIES, planted
@@ -52,7 +52,6 @@ from torchdoctor.treatment.treat import trial_of
 
 LABELS, MASKS = (15, 30, 60, 120, 240), (2, 5, 10, 20)  # answers; masks of each category
 EPOCHS, REPETITIONS, WRONG = 4, 2, 0.1
-TINT = 0.7  # share of the colour in the surroundings
 
 Line = dict[str, object]
 

@@ -73,6 +73,7 @@ WITH_MASKS = ("tinted",)
 FOREIGN = 0.08  # share of the examined images that are replaced
 Line = dict[str, Any]
 TINTED = 0.95  # share of the training images whose surroundings have the colour of their category
+TINT = 0.7  # share of that colour in the surroundings
 
 
 class Photographs:
@@ -155,7 +156,7 @@ def tinted(batch: Batch, agreement: float, seed: int) -> Batch:
         random = np.random.default_rng([seed, 13, image])
         if random.random() >= agreement:
             chosen[row] = int(random.integers(CATEGORIES))
-    around = (1 - batch.masks) * 0.7
+    around = (1 - batch.masks) * TINT
     return replace(
         batch, images=batch.images * (1 - around) + 1.5 * around * colours[chosen][:, :, None, None]
     )

@@ -130,27 +130,27 @@ def cleanlabs(seen: Seen, heads: np.ndarray, wrong: np.ndarray) -> Iterator[Line
         }
 
 
-def table(lines: Sequence[Line]) -> str:
+def table(lines: Sequence[json_lines.Line]) -> str:
     """Return a Markdown table of the largest runs: the ranking of this package, and the best of cleanlab.
 
     cleanlab has three scores, each on the probabilities of the network, of the heads, and of their mean.
     """
-    most = max(int(str(line["images"])) for line in lines)
+    most = max(line["images"] for line in lines)
     ranked = [line for line in lines if line["images"] == most and "precision_of_first" in line]
     rows = [
         "| labels | wrong, % | wrong of the first 5 %, % | cleanlab's best | average precision | "
         "cleanlab's best |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for data in dict.fromkeys(str(line["data"]) for line in ranked):
+    for data in dict.fromkeys(line["data"] for line in ranked):
         of_data = [line for line in ranked if line["data"] == data]
         own = next(line for line in of_data if line["method"] == "find_suspects")
-        theirs = [line for line in of_data if str(line["method"]).startswith("cleanlab")]
+        theirs = [line for line in of_data if line["method"].startswith("cleanlab")]
         first, precision = (
-            [float(str(own[name])), max(float(str(line[name])) for line in theirs)]
+            [own[name], max(line[name] for line in theirs)]
             for name in ("precision_of_first", "average_precision")
         )
-        shown = [f"{100 * float(str(own['share'])):.1f}", *(f"{100 * one:.1f}" for one in first)]
+        shown = [f"{100 * own['share']:.1f}", *(f"{100 * one:.1f}" for one in first)]
         rows.append(f"| {' | '.join([data, *shown, *(f'{one:.3f}' for one in precision)])} |")
     return "\n".join(rows)
 

@@ -1,6 +1,6 @@
-"""Take a vision transformer, a Swin transformer and two hybrids through train and checkup on `scenes`.
+"""Take a vision transformer, a Swin transformer and a hybrid through train and checkup on `scenes`.
 
-    python -m benchmarks.study.token_networks --runs FOLDER [--networks vit swin hybrid edgenext] [--out FILE]
+    python -m benchmarks.study.token_networks --runs FOLDER [--networks vit swin hybrid] [--out FILE]
 
 The networks are small and trained from random weights for minutes; in the training images the background
 gives the category away. For each: accuracy on both test splits before, which causes its errors get, and the
@@ -55,15 +55,7 @@ def hybrid(num_classes: int) -> nn.Module:
     return model
 
 
-def edgenext(num_classes: int) -> nn.Module:
-    """Return the smallest EdgeNeXt: convolutions, and attention between the channels in three blocks."""
-    import timm
-
-    model: nn.Module = timm.create_model("edgenext_xx_small", num_classes=num_classes)
-    return model
-
-
-NETWORKS = ("vit", "swin", "hybrid", "edgenext")
+NETWORKS = ("vit", "swin", "hybrid")
 
 
 def measured(name: str, runs: Path, seeds: int) -> dict[str, Any]:
