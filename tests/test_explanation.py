@@ -201,6 +201,18 @@ def test_errors_by_the_background_are_called_so():
     assert "background" not in find_causes(model, [without], diagnosis).counts
 
 
+@pytest.mark.parametrize(("trust", "least", "most"), [(0.6, 0.8, 1.0), (0.0, -0.1, 0.1)])
+def test_correctly_classified_objects_show_whether_backgrounds_give_categories(trust, least, most):
+    model = Pictures(trust=trust)
+    agreeing = pictures([0, 1, 2] * 10, [0, 1, 2] * 10)
+    diagnosis = diagnose(model, [agreeing], layers=["conv"], draws=0, confidence=0.3)
+    labels = agreeing.labels.clone()
+    labels[0] = 1  # one error
+    found = find_causes(model, [Batch(agreeing.images, labels, agreeing.ids, agreeing.masks)], diagnosis)
+    assert len(found.errors) == 1
+    assert least <= found.errors[0].numbers["background_gives_category"] <= most
+
+
 def test_wrong_labels_are_called_so():
     model = Pictures(trust=0.0)
     plain = pictures([0, 1, 2] * 100, [2, 0, 1, 1, 2, 0] * 50)
@@ -249,8 +261,11 @@ BASE = {
                         "backgrounds_decide": 0.5}),
         ("background", {"background_alone_predicts_it": 1.0, "errors_gone_before_others": 0.5,
                         "backgrounds_decide": 0.5}),
+        ("background", {"label_before_others": 1.0, "errors_gone_before_others": 0.5,
+                        "backgrounds_decide": 0.1, "background_gives_category": 0.3}),
         ("unknown", {"label_before_others": 1.0, "background_alone_predicts_it": 1.0,
-                     "errors_gone_before_others": 0.9, "backgrounds_decide": 0.1}),
+                     "errors_gone_before_others": 0.9, "backgrounds_decide": 0.1,
+                     "background_gives_category": 0.15}),
         ("unknown", {"label_before_others": 1.0, "background_alone_predicts_it": 1.0,
                      "errors_gone_before_others": 0.1, "backgrounds_decide": 0.7}),
         ("unknown", {"label_before_others": 0.0, "background_alone_predicts_it": 0.0,

@@ -15,6 +15,7 @@ from reference import tiny_net
 from torchdoctor.diagnosis.diagnose import diagnose, state_sha256
 from torchdoctor.images.batches import Batch, ShuffledBatches, TrainingImages
 from torchdoctor.proof.compare import compare
+from torchdoctor.treatment.annotated_share import share_against_backgrounds, share_drawn
 from torchdoctor.treatment.constraints import CONSTRAINTS, constraints_named
 from torchdoctor.treatment.masked_images import drawn_per_batch, masked_ids
 from torchdoctor.treatment.optimizer import learning_rate_factor
@@ -291,6 +292,20 @@ def test_weights_measured_do_not_depend_on_the_other_constraints(patient):
 
 def test_at_least_one_annotated_image_is_drawn():
     assert [drawn_per_batch(share, 16) for share in (0.0, 0.01, 0.125, 0.5)] == [0, 1, 2, 8]
+
+
+@pytest.mark.parametrize(
+    ("masked", "share"), [(0, 0.5), (400, 4 / 9), (1600, 1 / 6), (1900, 0.125), (4000, 0.125)]
+)
+def test_against_backgrounds_half_of_each_batch_is_annotated(masked, share):
+    drawn = share_against_backgrounds(masked, 4000)
+    assert drawn == pytest.approx(share)
+    half = drawn + (1 - drawn) * masked / 4000
+    assert half == pytest.approx(0.5) if masked <= 1600 else half >= 0.5
+
+
+def test_the_usual_share_is_an_eighth():
+    assert share_drawn("auto") == 0.125 and share_drawn(0.25) == 0.25
 
 
 def test_the_warm_up_never_exceeds_the_learning_rate():

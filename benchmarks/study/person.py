@@ -11,7 +11,8 @@ mini-ImageNet with 20 % wrong labels (as in `planted_photos`). The person answer
 
 `masks`: a small residual network, trained on 4,000 images of Tiny-ImageNet in which tinted surroundings give
 the category away (as in `photo_causes`). The person draws boxes on the first images of every category, which
-the arm `swap` uses. Scored before surroundings of any colour.
+the arm `swap` uses; half of each batch is drawn from them, as `checkup` does where backgrounds mislead.
+Scored before surroundings of any colour.
 
 All arms have as many steps as the control, whose learning rate the validation images choose for all. A line
 holds the control's accuracy in percent and that of every number of answers.
@@ -43,12 +44,13 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.images.batches import Images, TrainingImages
 from torchdoctor.network.copying import copy_of
 from torchdoctor.network.prediction import predict_logits
+from torchdoctor.treatment.annotated_share import share_against_backgrounds
 from torchdoctor.treatment.cure import Cure
 from torchdoctor.treatment.labels_by_hand import relabelled
 from torchdoctor.treatment.learning_rate import measured_rate
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.settings import TreatmentSettings
-from torchdoctor.treatment.treat import trial_of
+from torchdoctor.treatment.treat import DEFAULTS, trial_of
 
 LABELS, MASKS = (15, 30, 60, 120, 240), (2, 5, 10, 20)  # answers; masks of each category
 EPOCHS, REPETITIONS, WRONG = 4, 2, 0.1
@@ -70,10 +72,9 @@ def scores(
     recipe: Recipe,
     test: Images,
     seed: int,
-    masks: int | str = "all",
+    settings: TreatmentSettings = DEFAULTS,
 ) -> dict[str, float]:
     """Train arms beside the control, and return the mean accuracy of each over the repetitions."""
-    settings = TreatmentSettings(masks_per_category=masks)
     trial = trial_of(
         model, images, diagnosis, arms=list(arms.values()), recipe=recipe, settings=settings, seed=seed
     )
@@ -173,7 +174,9 @@ def masks(seed: int) -> Line:
         "kind": "masks", "seed": seed, "learning_rate": rate, "faulty": round(correct(model, measured), 2),
     }  # fmt: skip
     for count in MASKS:
-        found = scores(model, images, diagnosis, {"swap": "swap"}, recipe, measured, seed, masks=count)
+        share = share_against_backgrounds(count * CATEGORIES, len(data.train))
+        settings = TreatmentSettings(masks_per_category=count, annotated_per_batch=share)
+        found = scores(model, images, diagnosis, {"swap": "swap"}, recipe, measured, seed, settings)
         line |= {f"control {count}": found["control"], str(count): found["swap"]}
     return line
 

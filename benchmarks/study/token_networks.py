@@ -1,6 +1,7 @@
-"""Take a vision transformer, a Swin transformer and a hybrid through train and checkup on `scenes`.
+"""Take a vision transformer, a Swin transformer and two hybrids through train and checkup on `scenes`.
 
-    python -m benchmarks.study.token_networks --runs FOLDER [--networks vit swin hybrid] [--out FILE]
+    python -m benchmarks.study.token_networks --runs FOLDER [--networks vit swin coatnet mobilevit]
+        [--out FILE]
 
 The networks are small and trained from random weights for minutes; in the training images the background
 gives the category away. For each: accuracy on both test splits before, which causes its errors get, and the
@@ -47,7 +48,18 @@ def swin(num_classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-def hybrid(num_classes: int) -> nn.Module:
+def coatnet(num_classes: int) -> nn.Module:
+    """Return a CoAtNet of one stage of convolutions and two of attention on maps of 8 x 8 and 4 x 4."""
+    from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
+
+    config = MaxxVitCfg(
+        embed_dim=(32, 48, 64), depths=(1, 2, 2), block_type=("C", "T", "T"), stem_width=16, stem_bias=True,
+        transformer_cfg=MaxxVitTransformerCfg(dim_head=16),
+    )  # fmt: skip
+    return MaxxVit(config, img_size=SIZE, num_classes=num_classes)
+
+
+def mobilevit(num_classes: int) -> nn.Module:
     """Return the smallest MobileViT: convolutions, and attention on their maps."""
     import timm
 
@@ -55,7 +67,7 @@ def hybrid(num_classes: int) -> nn.Module:
     return model
 
 
-NETWORKS = ("vit", "swin", "hybrid")
+NETWORKS = ("vit", "swin", "coatnet", "mobilevit")
 
 
 def measured(name: str, runs: Path, seeds: int) -> dict[str, Any]:

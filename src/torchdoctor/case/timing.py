@@ -20,6 +20,7 @@ from torchdoctor.network.copying import copy_of
 from torchdoctor.network.flops import compute_before
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.prediction import device_of
+from torchdoctor.treatment.annotated_share import share_drawn
 from torchdoctor.treatment.constraints import Constraint, constraints_named
 from torchdoctor.treatment.loop import Loop
 from torchdoctor.treatment.passes import Noise
@@ -263,7 +264,7 @@ def constraint_price(case: Case, texts: Sequence[str], shares: Mapping[str, floa
     for layer in layers:
         judges = [each for each in constraints if draws == 0 or layer in each.layers]
         masks_only = all(each.needs_masks for each in judges)
-        images = case.plan.annotated_per_batch if masks_only else 1.0
+        images = share_drawn(case.plan.annotated_per_batch) if masks_only else 1.0
         price += images * shares[layer] * (PENALTY_TAIL + PENALTY_TAIL_PER_DRAW * max(draws - 1, 0))
     return price
 

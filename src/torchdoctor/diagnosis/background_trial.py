@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,11 @@ from torchdoctor.images.batches import Batch, Images, only
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import as_logits
 from torchdoctor.network.prediction import device_of, dtype_of
+from torchdoctor.processes import ALONE, Processes
+from torchdoctor.randomness import key
 
 DONORS = 16  # images, spread over the categories, whose backgrounds are put behind each object
+RIGHT = 100  # correctly classified images, drawn at random, that are put before these backgrounds too
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Donors:
     Attributes:
         images: The images.
         masks: Their masks: 1 on the object, 0 on the background.
+        labels: Their categories.
         called: The category that the network predicts for each background without its object.
     """
 
     images: Float[Tensor, "donor channel height width"]
     masks: Float[Tensor, "donor 1 height width"]
+    labels: Int[Tensor, " donor"]
     called: Int[Tensor, " donor"]
 
 
@@ -71,17 +76,21 @@ def donors_of(model: nn.Module, images: Images, labels: Tensor, ids: Tensor, see
         turn[label] = turn.get(label, 0) + 1
     wanted = [image for _, _, image in sorted(ranked)[: 4 * DONORS]]
     place = {image: rank for rank, image in enumerate(wanted)}
-    usable: dict[int, tuple[Tensor, Tensor]] = {}
+    usable: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for batch in only(images, wanted):
         for row in usable_masks(batch).nonzero()[:, 0].tolist():
             assert batch.masks is not None
-            usable[place[int(batch.ids[row])]] = (batch.images[row], batch.masks[row])
+            usable[place[int(batch.ids[row])]] = (
+                batch.images[row],
+                batch.masks[row],
+                batch.labels[row].cpu(),
+            )
     if not usable:
         return None
-    pixels, masks = (
+    pixels, masks, own = (
         torch.stack(parts) for parts in zip(*(usable[rank] for rank in sorted(usable)[:DONORS]), strict=True)
     )
-    return Donors(pixels, masks, _logits(model, background_alone(pixels, masks)).argmax(1))
+    return Donors(pixels, masks, own, _logits(model, background_alone(pixels, masks)).argmax(1))
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -154,12 +163,58 @@ def over_all(trials: Sequence[Trial | None], donors: Donors | None, categories: 
     if not done or donors is None:
         return {}
     called = torch.stack([trial.called for trial in done])
-    agree = float((called == donors.called).double().mean())
-    shares = [
-        np.bincount(each.flatten(), minlength=categories) / each.numel() for each in (called, donors.called)
-    ]
-    chance = float(shares[0] @ shares[1])
     return {
         "errors_gone_before_others": float(np.mean([one.numbers["label_before_others"] for one in done])),
-        "backgrounds_decide": (agree - chance) / max(1 - chance, 1e-9),
+        "backgrounds_decide": _beyond_chance(called, donors.called, categories),
     }
+
+
+def over_right(
+    model: nn.Module, images: Images, right: Int[Tensor, " image"], donors: Donors | None, categories: int,
+    seed: int, processes: Processes = ALONE,
+) -> dict[str, float]:  # fmt: skip
+    """Put correctly classified objects before other backgrounds.
+
+    Args:
+        model: The network.
+        images: The images to choose from.
+        right: The ids of those that the network classifies correctly.
+        donors: The images with the other backgrounds.
+        categories: The number of categories.
+        seed: The seed of the choice of at most `RIGHT` images.
+        processes: The processes that work together: each predicts a share of the batches.
+
+    Returns:
+        `background_gives_category`: how often an object before another image's background is given that
+        image's category, corrected for chance (Cohen's kappa): 1 means always, 0 as often as by chance. Empty
+        where no image has a usable mask.
+    """
+    if donors is None:
+        return {}
+    generator = torch.Generator().manual_seed(key("right", seed))
+    chosen = right[torch.randperm(len(right), generator=generator)[:RIGHT]].tolist()
+    shares = (list(_elsewhere(model, batch, donors)) for batch in only(images, chosen, processes))
+    called = [each for share in processes.in_order(shares) for each in share]
+    if not called:
+        return {}
+    gives = _beyond_chance(torch.stack(called), donors.labels, categories)
+    return {"background_gives_category": gives}
+
+
+def _elsewhere(model: nn.Module, batch: Batch, donors: Donors) -> Iterator[Int[Tensor, " donor"]]:
+    """Yield the predictions for each object of a batch before every other background."""
+    for row in usable_masks(batch).nonzero()[:, 0].tolist():
+        assert batch.masks is not None
+        image, mask = batch.images[row : row + 1], batch.masks[row : row + 1]
+        others = before_other_backgrounds(image, mask, donors.images, donors.masks)[0]
+        yield _logits(model, others).argmax(1)
+
+
+def _beyond_chance(
+    called: Int[Tensor, "image donor"], expected: Int[Tensor, " donor"], categories: int
+) -> float:
+    """Return how often predictions are those expected of the donors, as Cohen's kappa."""
+    agree = float((called == expected).double().mean())
+    shares = [np.bincount(each.flatten(), minlength=categories) / each.numel() for each in (called, expected)]
+    chance = float(shares[0] @ shares[1])
+    return (agree - chance) / max(1 - chance, 1e-9)

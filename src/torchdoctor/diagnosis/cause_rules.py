@@ -9,7 +9,8 @@ from torchdoctor.diagnosis.label_doubts import probability_disputed, probability
 from torchdoctor.diagnosis.unlike import FAR
 
 GONE = 0.25  # share of all errors that vanish on other backgrounds
-DECIDES = 0.3  # how often predictions follow a background instead of the object, beyond chance
+DECIDES = 0.3  # how often predictions for errors follow a background instead of the object, beyond chance
+GIVES = 0.2  # how often correctly classified objects are given the category of another background
 RARE = 0.25  # training images, relative to the median category
 CHANGED = 0.05  # share of a category's evidence on changed kernels
 SAME_ON_TRAINING = 20.0  # training and validation accuracy within these percentage points count as equal
@@ -55,7 +56,8 @@ NUMBERS = (
     "label_never_right",
     "taken_for_prediction", "right_if_prepared_otherwise",
     "evidence_on_changed_kernels", "label_before_others", "prediction_before_others",
-    "background_alone_predicts_it", "errors_gone_before_others", "backgrounds_decide", "wrong_labels",
+    "background_alone_predicts_it", "errors_gone_before_others", "backgrounds_decide",
+    "background_gives_category", "wrong_labels",
     "label_wrong_by_share", "log_odds", "second_on_label", "confused_back", "as_far", "far_beyond_chance",
     "right_if_larger", "repaired_if_larger_beyond_chance",
 )  # fmt: skip
@@ -83,9 +85,10 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     - `close categories`: the categories are confused with each other on training images too, far more than
       others are; or 35 % of the examined images of each are classified as the other, ten times the usual.
     - `under-fitted`: few training images are classified correctly.
-    - `background`: the prediction for an object before another background is mostly the one for that
-      background alone, and yet a quarter of all errors vanish before other backgrounds, so that the network
-      knows the objects too; and this error vanishes there, or its background alone gives the same prediction.
+    - `background`: backgrounds decide (the prediction for an error's object before another background is
+      often the one for that background alone, or a correctly classified object is often given the category
+      that the other background belongs to), and yet a quarter of all errors vanish before other backgrounds;
+      this error vanishes there, or its background alone gives the same prediction.
     - `over-fitted`: training images are classified much better than validation images.
 
     `label looks wrong` and `ambiguous` have probabilities of their own (see `label_doubts`). That of a wrong
@@ -133,7 +136,8 @@ def _rule(n: Mapping[str, float]) -> Cause | None:
     gap = n["training_accuracy"] - n["validation_accuracy"]
     both = n["confidence"] + n["label_confidence"]
     changed = n["evidence_on_changed_kernels"] >= CHANGED
-    decides = n["backgrounds_decide"] >= DECIDES and n["errors_gone_before_others"] >= GONE
+    decided = n["backgrounds_decide"] >= DECIDES or n["background_gives_category"] >= GIVES
+    decides = decided and n["errors_gone_before_others"] >= GONE
     misled = n["background_alone_predicts_it"] == 1 or n["label_before_others"] == 1
     overall = n["overall_training_accuracy"]
     order = n["label_never_right"] == 1 and n["taken_for_prediction"] >= MOSTLY

@@ -9,7 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.diagnosis.background_trial import Trial, donors_of, over_all, try_backgrounds
+from torchdoctor.diagnosis.background_trial import (
+    Trial,
+    donors_of,
+    over_all,
+    over_right,
+    try_backgrounds,
+)
 from torchdoctor.diagnosis.cause_rules import MOSTLY, NEVER, SAID, decide
 from torchdoctor.diagnosis.causes_result import Causes, ErrorCause
 from torchdoctor.diagnosis.detail import with_more_pixels
@@ -236,6 +242,10 @@ def _examined(
     shares = map(examined, only(images, wrong, processes))
     errors = [error for errors in processes.in_order(shares) for error in errors]
     together = over_all([trial for *_, trial in errors], donors, logits.shape[1])
+    if together:
+        together |= over_right(
+            model, images, ids[predicted == labels], donors, logits.shape[1], seed, processes
+        )
     return [(*error, {**numbers, **together}) for *error, numbers, _trial in errors]
 
 

@@ -37,6 +37,7 @@ NUMBER_NAMES = {
     "background_alone_predicts_it": "background alone gives the prediction",
     "errors_gone_before_others": "share of all errors gone before other backgrounds",
     "backgrounds_decide": "predictions that follow another background, beyond chance",
+    "background_gives_category": "right predictions lost to another background's category, beyond chance",
 }
 
 

@@ -19,6 +19,7 @@ from torchdoctor.images.masks import default_expansion
 from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.randomness import key
+from torchdoctor.treatment.annotated_share import share_drawn
 from torchdoctor.treatment.arms import check_diagnosed, chosen_constraints
 from torchdoctor.treatment.constraints import CONSTRAINTS, Constraint
 from torchdoctor.treatment.loop import LOOK_EVERY
@@ -117,7 +118,7 @@ def _built(
             )
     built = TrainingPenalty(model, diagnosis, chosen, settings, draws, steps or 1, seed)
     if source is not None:
-        share = settings.annotated_per_batch if built.needs_masks else 0.0
+        share = share_drawn(settings.annotated_per_batch) if built.needs_masks else 0.0
         built.measure(with_masks(source, masked, share), chosen, Recipe().norm)
     return built
 

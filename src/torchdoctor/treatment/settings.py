@@ -54,8 +54,11 @@ class TreatmentSettings(EvidenceSettings):
     masks_per_category: Count | Literal["all"] = setting(
         "all", "Use the object masks of at most this many images of each category; the paper uses 20."
     )
-    annotated_per_batch: Share = setting(
-        0.125, "Share of each batch that is drawn from the images with masks, where the arms use masks."
+    annotated_per_batch: Share | Literal["auto"] = setting(
+        "auto",
+        "Share of each batch that is drawn from the images with masks, where the arms use masks.",
+        left_out="0.125; more in a checkup that finds misleading backgrounds and few masks, so that half of "
+        "each batch has a mask",
     )
     expand_pixels: Whole | Literal["auto"] = setting(
         "auto",

@@ -17,6 +17,7 @@ from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.state import load_state, same_state
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.randomness import key
+from torchdoctor.treatment.annotated_share import share_drawn
 from torchdoctor.treatment.arms import (
     check_diagnosed,
     chosen_constraints,
@@ -33,14 +34,7 @@ from torchdoctor.treatment.result import Arm, Treatment
 from torchdoctor.treatment.settings import STEP_DRAWS, TreatmentSettings
 from torchdoctor.treatment.training import Trained, finish, fit
 from torchdoctor.treatment.weighting import Prescription, example_of, prescribe
-from torchdoctor.types import (
-    BudgetKind,
-    NormPolicy,
-    Precision,
-    Progress,
-    check_choice,
-    silent,
-)
+from torchdoctor.types import BudgetKind, NormPolicy, Precision, Progress, check_choice, silent
 
 DEFAULTS = TreatmentSettings()
 
@@ -217,7 +211,11 @@ def _arms_and_images(
     if "treated" in wanted:
         chosen = chosen_constraints(constraints, layers, diagnosis, settings, has_masks=bool(masked))
     uses = any(constraint.needs_masks for constraint in chosen) or any(map(uses_masks, wanted.values()))
-    return wanted, chosen, with_masks(source, masked, settings.annotated_per_batch if uses else 0.0)
+    return (
+        wanted,
+        chosen,
+        with_masks(source, masked, share_drawn(settings.annotated_per_batch) if uses else 0.0),
+    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torchdoctor.models.catalogue import MODELS
 from torchdoctor.network.checks import gives_live_maps
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_trackers
+from torchdoctor.treatment.annotated_share import share_drawn
 from torchdoctor.treatment.arms import remedies_named, uses_masks
 from torchdoctor.treatment.constraints import CONSTRAINTS
 from torchdoctor.treatment.learning_rate import TIMES
@@ -245,7 +246,8 @@ def _steps_per_epoch(case: Case, verb: Verb) -> int:
     uses = ("treated" in arms and constrained) or any(uses_masks(cure_named(arm)) for arm in arms)
     if verb in ("treat", "checkup") and case.data.has_masks and uses:
         size = min(train.batch_size, len(train))
-        train = replace(train, annotated_per_batch=drawn_per_batch(case.plan.annotated_per_batch, size))
+        share = share_drawn(case.plan.annotated_per_batch)
+        train = replace(train, annotated_per_batch=drawn_per_batch(share, size))
     return train.steps_per_epoch
 
 
