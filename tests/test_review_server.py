@@ -492,10 +492,10 @@ def test_runs_that_cannot_be_reviewed(run, own, command):
     try:
         one.write_bytes(other.read_bytes())
         code, _, said = command("review", own, "--no-browser")
-        assert code == 2 and "are not those of run" in said and "images_sha256" in said
+        assert code == 2 and "are not those of run" in said and "an image of them has changed" in said
         one.unlink()
         code, _, said = command("review", own, "--no-browser")
-        assert code == 2 and "images was 39 and is 38" in said
+        assert code == 2 and "they were 39 and are 38" in said
     finally:
         one.write_bytes(before)
 

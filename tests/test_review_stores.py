@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +260,12 @@ def test_a_kill_leaves_the_old_mask_or_the_new_one(tmp_path, photographs, place)
         ("..", "../x.png", "_/x-5.png"),
         ("cat", "cat/../../x.png", "cat/_/_/x-5.png"),
         ("a/b", "a\\b.png", "a_b/b-5.png"),
-        ("cat", "cat/\u00e9.png", "cat/_-5.png"),
+        ("cat", "cat/\u00e9.png", "cat/\u00e9.png"),
+        ("gr\u00fcne T\u00fcr", "gr\u00fcne T\u00fcr/50 % #1.png", "gr\u00fcne T\u00fcr/50 % #1.png"),
+        ("\u732b", "\u732b/1.jpg", "\u732b/1.png"),
+        ("\u092a\u0936\u0941", "\u092a\u0936\u0941/e\u0301.jpg", "\u092a\u0936\u0941/e\u0301.png"),
+        ("cat", "cat/\u202e\udcff\x01<.png", "cat/____-5.png"),
+        ("cat", "cat/" + 80 * "\u732b" + ".png", "cat/" + 66 * "\u732b" + "-5.png"),
     ],
 )
 def test_mask_files_have_names_that_lead_nowhere_else(category, image, file):
@@ -290,6 +296,12 @@ def test_the_precision_speaks_from_fifty_answers_on():
     poor = measured_precision(chances, [True] * 3 + [False] * 57 + [None] * 140)
     assert poor.stop and poor.remaining == 0 and "stop here" in poor.sentences[2]
     done = measured_precision(chances, [True] * 100 + [False] * 100)
+    few_left = measured_precision(chances, [True] * 100 + [False] * 99 + [None])
+    assert few_left.sentences[1] == "Of the 1 left, less than one is expected to be wrong."
+    one = measured_precision(chances, [True] + [False] * 99 + [None] * 100)
+    assert one.sentences[0].startswith("1 of the 100 labels that you looked at is wrong (1 %")
+    near = replace(one, expected=1.2)
+    assert near.sentences[1] == "Of the 100 left, about 1 is expected to be wrong."
     assert done.left == 0 and done.sentences[1] == "The list is done." and not done.stop
     none = measured_precision([0.9], [None])
     assert math.isnan(none.low) and none.sentences == () and not none.stop

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from scipy.stats import binomtest
 
+from torchdoctor.display.counts import count_of
+
 LEAST_ANSWERS = 50  # with fewer the precision is too uncertain to speak of
 AHEAD = 50  # how many of the next images a proposal to stop is about
 LEAST_WRONG = 0.1  # of them that should be wrong for the work to go on
 LEVEL = 0.95  # of the interval
+NEARLY_ONE = 0.95  # wrong labels, from which on their number is said
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ class Precision:
         """What the page says of it; nothing before 50 answers."""
         if self.answered < LEAST_ANSWERS:
             return ()
+        wrong = f"labels that you looked at {'is' if self.wrong == 1 else 'are'} wrong"
         share = (
-            f"{self.wrong} of the {self.answered} labels that you looked at are wrong "
+            f"{self.wrong} of the {self.answered} {wrong} "
             f"({100 * self.wrong / self.answered:.0f} %, 95 % interval {100 * self.low:.0f} to "
             f"{100 * self.high:.0f} %)."
         )
         if not self.left:
             return (share, "The list is done.")
-        more = f"Of the {self.left} left, about {self.expected:.0f} are expected to be wrong."
+        about = f"about {count_of(max(round(self.expected), 1), 'is', 'are')}"
+        number = "less than one is" if self.expected < NEARLY_ONE else about
+        more = f"Of the {self.left} left, {number} expected to be wrong."
         if self.stop:
             return (share, more, "You can stop here: fewer than 1 in 10 of the next ones would be wrong.")
         if self.remaining < self.left:

@@ -227,7 +227,8 @@ class Session:
             progress: Called with ("proposals", done, of how many).
 
         Returns:
-            The number of proposals that were stored.
+            The number of proposals that were stored; there is none where the network looks nowhere, or
+            everywhere.
 
         Raises:
             ModelDoctorError: One cannot be written.
@@ -241,7 +242,7 @@ class Session:
         for number, image in enumerate(open_ones):
             progress("proposals", number, len(open_ones))
             mask = self.viewer.proposal(image)
-            if mask.any():
+            if mask.any() and not mask.all():
                 self.proposals.write(image, mask, "proposal")
                 stored += 1
         progress("proposals", len(open_ones), len(open_ones))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -16,8 +17,10 @@ REVIEW = "review"  # the folder of a review in a run
 MASKS, PROPOSALS = "masks", "proposals"  # folders in it; the lists beside them have the same names
 MaskKind = Literal["by hand", "corrected proposal", "accepted proposal", "proposal"]
 MaskContent = Literal["object", "whole image", "no object"]
-UNSAFE = re.compile(r"[^\w .,()+=@&'-]|^[. ]+|[. ]+$", re.ASCII)  # what no file's name should have anywhere
-LONGEST = 100  # characters of a part of a file's name
+FORBIDDEN = frozenset('<>:"/\\|?*')  # in the name of a file, on one system or another
+OUTER = re.compile(r"^[. ]+|[. ]+$")  # with which no name should begin or end
+UNSEEN = "CZ"  # the kinds of characters, as Unicode names them, that are not to be seen: controls and spaces
+LONGEST = 200  # bytes of a part of a file's name
 
 
 class MaskRecord(Record):
@@ -121,7 +124,12 @@ def mask_file(category: str, image: str, number: int, taken: Mapping[str, int]) 
 
 def _safe(part: str) -> str:
     """Return a name of a file or folder without anything that means something to a file system."""
-    return UNSAFE.sub("_", part)[:LONGEST] or "_"
+    seen = (
+        letter == " " or (letter not in FORBIDDEN and unicodedata.category(letter)[0] not in UNSEEN)
+        for letter in part
+    )
+    kept = "".join(letter if one else "_" for letter, one in zip(part, seen, strict=True))
+    return OUTER.sub("_", kept).encode()[:LONGEST].decode(errors="ignore") or "_"
 
 
 def check_mask_file(run: Path, record: MaskRecord, listing: str = MASKS) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from torchdoctor.case.config import read_config, settings_from
 from torchdoctor.case.outcome import check_weights
 from torchdoctor.case.preparation import Case, prepare
+from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.causes_result import FILE as CAUSES
 from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
@@ -155,7 +156,15 @@ def _session(folder: Path, run: str, changes: Mapping[str, object]) -> Session:
         raise InputError(f"run {run!r} holds no diagnosis: give a run of diagnose or checkup")
     recorded = settings_from(read_config(folder / "config.yaml"))
     plain = recorded.but(auto=False, arms="auto", constraints="auto", labels=None)
-    case = prepare(settings_from({**changes, "out": str(folder)}, base=plain), "diagnose")
+    try:
+        case = prepare(settings_from({**changes, "out": str(folder)}, base=plain), "diagnose")
+    except InputError as error:
+        if not _seen_from_elsewhere(recorded):
+            raise
+        raise InputError(
+            f"{error}. Run {run!r} names its files as they are seen from the folder in which the command was "
+            "started then: start this one there as well"
+        ) from error
     diagnosis = Diagnosis.load(folder / "diagnosis")
     check_weights(case, diagnosis, f"run {run!r}")
     check_images(folder, case)
@@ -174,6 +183,12 @@ def _session(folder: Path, run: str, changes: Mapping[str, object]) -> Session:
     return Session(folder, case, queue)
 
 
+def _seen_from_elsewhere(recorded: Settings) -> bool:
+    """Tell whether files of a run are named from a folder, and are not to be found from this one."""
+    names = (recorded.weights, (recorded.data or "").partition(":")[2])
+    return any(name and not Path(name).is_absolute() and not Path(name).exists() for name in names)
+
+
 def check_images(folder: Path, case: Case) -> None:
     """Refuse training images that are not those of a run.
 
@@ -189,9 +204,14 @@ def check_images(folder: Path, case: Case) -> None:
     if not isinstance(recorded, dict):
         return  # a run of an early version
     now = case.data.fingerprints["train"]
-    for name in ("images", "images_sha256", "labels_sha256"):
+    changes = {
+        "images": f"they were {recorded.get('images')} and are {now['images']}",
+        "images_sha256": "an image of them has changed, or another has taken its place",
+        "labels_sha256": "an image of them is in another category now",
+    }
+    for name, change in changes.items():
         if recorded.get(name) != now[name]:
             raise InputError(
-                f"the training images of {case.plan.data!r} are not those of run {str(folder)!r}: {name} was "
-                f"{recorded.get(name)} and is {now[name]}. Bring the images back, or diagnose anew"
+                f"the training images of {case.plan.data!r} are not those of run {str(folder)!r}: {change}. "
+                "Bring the images back, or diagnose anew"
             )

@@ -38,19 +38,27 @@ export class Board {
     new ResizeObserver(() => this.resize()).observe(canvas);
   }
 
-  open(image, mask) {
+  open(image, mask, corners = []) {
+    this.leave();
     this.image = image;
     this.mask = mask;
-    this.evidence = null;
-    this.corners = [];
-    this.drag = null;
-    this.pointers.clear();
+    this.corners = corners;
     this.layer.width = mask.width;
     this.layer.height = mask.height;
     mask.changed = [0, mask.height];
     this.resize();
     this.fit();
     this.refresh();
+  }
+
+  // The image stays to be seen until another is there, but nothing can be drawn on it.
+  leave() {
+    this.giveUp();
+    this.mask = null;
+    this.evidence = null;
+    this.corners = [];
+    this.hover = null;
+    this.pointers.clear();
   }
 
   resize() {
@@ -112,6 +120,7 @@ export class Board {
       this.giveUp();
       return;
     }
+    this.tapped = null;
     const point = this.point(event);
     if (this.tool === "polygon") {
       this.corner(event, point);
@@ -187,6 +196,11 @@ export class Board {
 
   // A second finger, or another tool: what was begun is taken back.
   giveUp() {
+    if (this.tapped && this.pointers.size > 1) {
+      this.corners = this.corners.filter((corner) => corner !== this.tapped);
+      this.changed();
+    }
+    this.tapped = null;
     if (this.drag) {
       this.drag = null;
       this.mask.abandon();
@@ -203,6 +217,7 @@ export class Board {
       return;
     }
     this.corners.push(point);
+    this.tapped = point;
     this.hover = null;
     this.draw();
     this.changed();

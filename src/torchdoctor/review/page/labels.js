@@ -10,6 +10,13 @@ function percent(share) {
   return share < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
 }
 
+// How well a name fits what was typed: the name itself, its beginning, the beginning of a word in it.
+function closeness(name, part) {
+  if (name === part) return 3;
+  if (name.startsWith(part)) return 2;
+  return name.split(/[\s_-]+/u).some((word) => word.startsWith(part)) ? 1 : 0;
+}
+
 export class Labels {
   constructor(state, counted) {
     this.items = state.labels;
@@ -29,6 +36,13 @@ export class Labels {
     byId("other-text").addEventListener("input", () => this.list());
     byId("other-text").addEventListener("keydown", (event) => this.choose(event));
     byId("other").addEventListener("close", () => this.chosen());
+    byId("other").addEventListener("submit", (event) => {
+      const nothing = event.submitter?.value === "take" && byId("other-list").selectedIndex < 0;
+      if (nothing) event.preventDefault(); // no category has such a name: type on, or cancel
+    });
+    for (const name of ["load", "error"]) {
+      byId("label-image").addEventListener(name, () => byId("label-image").classList.remove("loading"));
+    }
     byId("other-list").addEventListener("dblclick", () => byId("other").close("take"));
     this.next(-1);
   }
@@ -66,9 +80,7 @@ export class Labels {
     this.counted();
     if (finished) return;
     const item = this.current;
-    const image = byId("label-image");
-    image.src = `image/${item.id}`;
-    image.alt = `The image ${item.name}`;
+    this.picture(item);
     byId("label-name").textContent = item.name;
     byId("given").textContent = item.given;
     byId("proposed").textContent = item.proposed;
@@ -82,6 +94,16 @@ export class Labels {
     this.says(item);
     const next = this.items.find((one, at) => at > this.place && one.answer === "");
     if (next) new Image().src = `image/${next.id}`;
+  }
+
+  // The image before is not to be seen beside the next question.
+  picture(item) {
+    const image = byId("label-image");
+    const address = `image/${item.id}`;
+    if (image.getAttribute("src") === address) return;
+    image.classList.add("loading");
+    image.src = address;
+    image.alt = `The image ${item.name}`;
   }
 
   words(item) {
@@ -184,8 +206,9 @@ export class Labels {
   list() {
     const part = byId("other-text").value.trim().toLowerCase();
     const options = this.classes
-      .map((name, number) => [name, number])
-      .filter(([name]) => name.toLowerCase().includes(part))
+      .map((name, number) => [name, number, name.toLowerCase()])
+      .filter(([, , small]) => small.includes(part))
+      .sort(([, , one], [, , other]) => closeness(other, part) - closeness(one, part))
       .map(([name, number]) => {
         const option = document.createElement("option");
         option.textContent = name;
@@ -208,6 +231,15 @@ export class Labels {
   chosen() {
     const { value } = byId("other-list");
     if (byId("other").returnValue === "take" && value !== "") this.answer(Number(value));
+  }
+
+  // Answers that another page of the same review has given meanwhile.
+  learn(state) {
+    if (this.busy) return;
+    const known = new Map(state.labels.map((one) => [one.id, one.answer]));
+    for (const item of this.items) item.answer = known.get(item.id) ?? item.answer;
+    this.tell(state.precision);
+    this.show();
   }
 
   tell(sentences) {

@@ -5,6 +5,7 @@ import { Masks } from "./masks.js";
 import { get, show, unsaved } from "./server.js";
 
 const byId = (id) => document.getElementById(id);
+const SLIDES = /^(arrow|page|home|end)/; // keys that move the slider which has the focus
 const panels = {};
 let shown = "";
 
@@ -28,15 +29,18 @@ function open(name) {
 
 function pressed(event) {
   const target = event.target;
-  const typing = target.matches("input, select, textarea") || byId("other").open;
+  const slider = target.matches("input[type=range]");
+  const typing = (target.matches("input, select, textarea") && !slider) || byId("other").open;
   if (typing || event.altKey || !panels[shown]) return;
   let key = event.key.toLowerCase();
   if (event.ctrlKey || event.metaKey) {
     if (!["z", "y"].includes(key)) return;
     if (key === "z" && event.shiftKey) key = "y";
   }
+  if (slider && SLIDES.test(key)) return;
   const onButton = target.matches("button");
-  if (onButton && key === "enter") return; // the button itself is meant
+  const onShownTab = target === byId(`tab-${shown}`); // it has nothing to do for Enter
+  if (onButton && key === "enter" && !onShownTab) return; // the button itself is meant
   if (onButton && target.getAttribute("role") === "tab" && key.startsWith("arrow")) {
     const other = shown === "labels" ? "masks" : "labels";
     open(other);
@@ -46,6 +50,16 @@ function pressed(event) {
   }
   if (event.repeat && !key.startsWith("arrow")) return; // a key that is held is one answer, not many
   if (panels[shown].key(key)) event.preventDefault();
+}
+
+// Another page of the same review may have been answered in while this one was not looked at.
+async function learn() {
+  try {
+    const state = await get("state");
+    for (const panel of Object.values(panels)) panel.learn(state);
+  } catch (error) {
+    show(error.message, true);
+  }
 }
 
 async function begin() {
@@ -60,6 +74,7 @@ async function begin() {
     const usual = panels.labels.answered < panels.labels.items.length || !panels.masks.items.length ? "labels" : "masks";
     open(wanted in panels ? wanted : usual);
     document.addEventListener("keydown", pressed);
+    window.addEventListener("focus", learn);
     window.addEventListener("beforeunload", (event) => {
       if (unsaved() || panels.masks.unsaved) event.preventDefault();
     });

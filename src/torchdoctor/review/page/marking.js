@@ -190,3 +190,15 @@ export function pixelsOf(runs, width, height) {
   });
   return pixels;
 }
+
+// The pixels of a mask for an image of another size.
+export function stretched(mask, width, height) {
+  const pixels = new Uint8Array(width * height);
+  for (let y = 0; y < height; y += 1) {
+    const row = Math.floor(((y + 0.5) * mask.height) / height) * mask.width;
+    for (let x = 0; x < width; x += 1) {
+      pixels[y * width + x] = mask.pixels[row + Math.floor(((x + 0.5) * mask.width) / width)];
+    }
+  }
+  return pixels;
+}

@@ -1,20 +1,11 @@
 // Questions about objects: a mask for each image, one of each category in turn.
 
 import { Board } from "./canvas.js";
-import { Mask, pixelsOf } from "./marking.js";
-import { get, keep, post, show } from "./server.js";
+import { Mask, pixelsOf, stretched } from "./marking.js";
+import { counted, get, keep, loaded, post, show } from "./server.js";
 
 const LEAST_SIDE = 3; // pixels of a box to cut an object out of
 const byId = (id) => document.getElementById(id);
-
-function loaded(address) {
-  return new Promise((resolve, reject) => {
-    const image = new Image();
-    image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("The image cannot be loaded: it is gone, or has changed."));
-    image.src = address;
-  });
-}
 
 export class Masks {
   constructor(state, counted) {
@@ -58,7 +49,12 @@ export class Masks {
   }
 
   get unsaved() {
-    return this.drafts.size > 0 || Boolean(this.draft?.touched);
+    return this.drafts.size > 0 || this.begun;
+  }
+
+  // Whether something was drawn on the image that is open, if only corners of a polygon.
+  get begun() {
+    return Boolean(this.draft) && (this.draft.mask.touched || this.board.corners.length > 0);
   }
 
   next(place) {
@@ -72,10 +68,24 @@ export class Masks {
     this.open(found);
   }
 
+  // Answers that another page of the same review has given meanwhile.
+  learn(state) {
+    const known = new Map(state.masks.map((one) => [one.id, one]));
+    const before = this.item?.kind;
+    for (const item of this.items) {
+      const { kind, content } = known.get(item.id) ?? item;
+      Object.assign(item, { kind, content });
+    }
+    const free = this.draft && !this.begun && !this.draft.mask.step;
+    if (free && this.item.kind !== before) this.open(this.place);
+    else this.progress();
+  }
+
   // What is drawn and not saved stays in memory while another image is open.
   putAside() {
-    if (this.draft?.touched) this.drafts.set(this.item.id, this.draft);
+    if (this.begun) this.drafts.set(this.item.id, { ...this.draft, corners: this.board.corners });
     this.draft = null;
+    this.board.leave();
   }
 
   async open(place) {
@@ -97,11 +107,13 @@ export class Masks {
       if (this.item !== item) return;
       this.draft = this.drafts.get(item.id) ?? this.draftOf(known);
       this.drafts.delete(item.id);
-      this.board.open(image, this.draft.mask);
+      this.board.open(image, this.draft.mask, this.draft.corners);
       if (this.board.shows.evidence) this.loadEvidence();
       this.tellState();
     } catch (error) {
-      if (this.item === item) byId("mask-state").textContent = `${error.message} Skip it.`;
+      if (this.item !== item) return;
+      this.board.draw(); // no image, rather than the one before
+      byId("mask-state").textContent = `${error.message} Skip it.`;
     }
   }
 
@@ -109,12 +121,7 @@ export class Masks {
     const mask = new Mask(known.width, known.height);
     if (known.runs) mask.pixels = pixelsOf(known.runs, known.width, known.height);
     mask.proposed = known.kind.includes("proposal");
-    return {
-      mask,
-      get touched() {
-        return mask.touched;
-      },
-    };
+    return { mask, corners: [] };
   }
 
   tellState() {
@@ -123,7 +130,7 @@ export class Masks {
     const { kind, content } = this.item;
     const share = mask.pixels.reduce((sum, pixel) => sum + pixel, 0) / mask.pixels.length;
     let text = share > 0 ? `${(100 * share).toFixed(1)} % of the image is marked.` : "Nothing is marked.";
-    if (this.board.corners.length) text += ` Polygon of ${this.board.corners.length} corners; F closes it.`;
+    if (this.board.corners.length) text += ` Polygon of ${counted(this.board.corners.length, "corner")}; F closes it.`;
     if (kind) text += content === "no object" ? " Answered: no object." : ` Saved mask: ${kind}.`;
     if (mask.touched) text += " Not saved yet.";
     if (mask.touched && mask.proposed) text += " A proposal: correct it, or accept it with Enter.";
@@ -138,10 +145,11 @@ export class Masks {
       : "Every image whose mask would teach much has one.";
     const drawn = this.items.filter((item) => item.kind && item.content !== "no object").length;
     const withMask = this.masksBefore + drawn;
+    const missing = this.leastMasks - withMask;
     byId("enough").textContent =
       withMask >= this.leastMasks || !this.items.length
         ? ""
-        : `From ${this.leastMasks} masks on, a checkup trains with them; ${this.leastMasks - withMask} more are needed.`;
+        : `From ${this.leastMasks} masks on, a checkup trains with them; ${missing} more ${missing === 1 ? "is" : "are"} needed.`;
     const categories = new Map();
     for (const item of this.items) {
       const [done, all] = categories.get(item.category) ?? [0, 0];
@@ -194,8 +202,9 @@ export class Masks {
       const { runs } = await get(`proposal/${item.id}`);
       if (this.draft !== draft) return;
       const pixels = pixelsOf(runs, draft.mask.width, draft.mask.height);
-      if (pixels.includes(1)) this.replace(pixels, true);
-      else byId("mask-state").textContent = "The network looks nowhere here: there is no proposal.";
+      const place = pixels.includes(1) ? "everywhere" : "nowhere";
+      if (pixels.includes(1) && pixels.includes(0)) this.replace(pixels, true);
+      else byId("mask-state").textContent = `The network looks ${place} here: there is no proposal.`;
     } catch (error) {
       show(error.message, true);
     }
@@ -244,6 +253,7 @@ export class Masks {
       const kept = await keep(`answer/mask/${item.id}`, body);
       Object.assign(item, { kind: kept.kind, content: kept.content });
       sent.mask.forget();
+      if (this.draft === sent) this.board.corners = [];
       this.drafts.delete(item.id);
       if (body.remove) {
         sent.mask.pixels.fill(0);
@@ -272,6 +282,10 @@ export class Masks {
     if (!draft) return;
     const { mask } = draft;
     if (action === "save") {
+      if (board.corners.length === 1 || board.corners.length === 2) {
+        show("A polygon needs three corners: click on the others, or take these back with Undo.", true);
+        return;
+      }
       if (board.corners.length) board.closePolygon();
       if (!mask.marked) {
         show("Nothing is marked: mark the object, or answer that there is none.", true);
@@ -280,7 +294,10 @@ export class Masks {
       this.last = mask;
       this.save({ runs: mask.runs(), proposed: mask.proposed });
     } else if (action === "none") this.save({ noObject: true });
-    else if (action === "remove") this.save({ remove: true });
+    else if (action === "remove") {
+      if (this.item.kind) this.save({ remove: true });
+      else show("This image has no saved answer. Clear takes away what you have drawn.", true);
+    }
     else if (action === "whole") this.replace(new Uint8Array(mask.pixels.length).fill(1));
     else if (action === "clear") this.replace(new Uint8Array(mask.pixels.length));
     else if (action === "last") this.sameAsLast();
@@ -299,22 +316,10 @@ export class Masks {
     }
   }
 
-  // The last mask that was saved, stretched where the images differ in size.
   sameAsLast() {
-    const { last } = this;
-    const { mask } = this.draft;
-    if (!last) {
-      show("No mask has been saved since the page was opened.", true);
-      return;
-    }
-    const pixels = new Uint8Array(mask.pixels.length);
-    for (let y = 0; y < mask.height; y += 1) {
-      const row = Math.floor(((y + 0.5) * last.height) / mask.height) * last.width;
-      for (let x = 0; x < mask.width; x += 1) {
-        pixels[y * mask.width + x] = last.pixels[row + Math.floor(((x + 0.5) * last.width) / mask.width)];
-      }
-    }
-    this.replace(pixels);
+    const { width, height } = this.draft.mask;
+    if (this.last) this.replace(stretched(this.last, width, height));
+    else show("No mask has been saved since the page was opened.", true);
   }
 
   key(key) {

@@ -8,6 +8,10 @@ export function show(text, bad = false) {
   say.classList.toggle("bad", bad);
 }
 
+export function counted(number, what) {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
+}
+
 async function explained(response) {
   if (response.ok) return response.json();
   const text = (await response.text()).trim();
@@ -23,6 +27,15 @@ async function reached(address, options) {
   } catch {
     throw new Error("The server cannot be reached: start torchdoctor review again.");
   }
+}
+
+export function loaded(address) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => resolve(image);
+    image.onerror = () => reject(new Error("The image cannot be loaded: it is gone, or has changed."));
+    image.src = address;
+  });
 }
 
 export async function get(address) {
