@@ -38,7 +38,7 @@ def diagnosed(command, trained, photos, tmp_path):
         "all", "--draws", 0, "--json", "--confidence", 0.6,
     )  # fmt: skip
     assert code == 0, err
-    assert "12 layer(s), no noise: about 2.0 forward passes" in err or "forward passes" in err
+    assert "12 layers, no noise: about 2.0 forward passes" in err or "forward passes" in err
     return json.loads(out)
 
 

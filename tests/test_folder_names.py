@@ -245,8 +245,8 @@ def test_loose_images_archives_and_twins_are_said(tmp_path):
     (tmp_path / "more.tar.gz").write_bytes(b"-")
     (tmp_path / "labels.csv").write_text("a")
     said = (
-        "1 images beside the folders, which tell the categories: 1.png ...",
-        "1 archives, which are not unpacked: more.tar.gz ...",
+        "1 image beside the folders, which tell the categories: 1.png",
+        "1 archive, not unpacked: more.tar.gz",
     )
     notes = load_tables(f"folder:{tmp_path}").notes
     assert notes == ("names that look alike are categories of their own: 'Cat', 'cat'", *said)
@@ -265,9 +265,9 @@ def test_files_of_other_endings_are_read_or_named(tmp_path):
     (tmp_path / "dog" / "d").write_bytes(b"-")
     assert images_of(tmp_path) == (10, 0)
     assert load_tables(f"folder:{tmp_path}").notes == (
-        "1 files of .heic: not read as images",
-        "1 files of no ending: not read as images",
-        "1 files of .gif: the first picture of each is used, the others are left out",
+        "1 file of .heic: not read as an image",
+        "1 file of no ending: not read as an image",
+        "1 file of .gif: the first picture of each is used, the others are left out",
     )
 
 
@@ -275,7 +275,7 @@ def test_a_category_without_training_images_stops(tmp_path):
     write_split(tmp_path, {"cat": 4, "dog": 4})
     (tmp_path / "cow").mkdir()
     (tmp_path / "cow" / "0.heic").write_bytes(b"-")
-    with pytest.raises(InputError, match=r"no training image of 'cow' .1 files of \.heic"):
+    with pytest.raises(InputError, match=r"no training image of 'cow' .1 file of \.heic"):
         load_data(f"folder:{tmp_path}")
 
 

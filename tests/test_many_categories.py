@@ -83,7 +83,7 @@ def test_a_sentence_for_each_of_many_categories_is_not_written():
 
     assert len(flags(MOST_FLAGGED)) == MOST_FLAGGED
     assert flags(MANY) == (
-        "1 categories: no evidence at all, none correlated",
+        "1 category: no evidence at all, none correlated",
         f"{MANY - 1} categories: all kernels alike, none correlated",
     )
     diagnosis = fake_diagnosis(NAMES, empty=tuple(range(500)), layers=(("conv", 8),))

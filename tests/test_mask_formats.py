@@ -141,8 +141,8 @@ def test_labelme_shapes_are_a_union_and_background_is_cut_out(tmp_path):
     image, area = only_area(tmp_path, "labelme")
     assert area.sum() == BLOCK.sum() - 20 and image.labels == ("cat",)
     assert read_annotations(tmp_path)[1].notes == (
-        "1 shapes labelled _background_: cut out of the shapes before them",
-        "1 shapes labelled __ignore__: left out",
+        "1 shape labelled _background_: cut out of the shapes before them",
+        "1 shape labelled __ignore__: left out",
     )
 
 
@@ -206,7 +206,7 @@ def test_coco_run_lengths(compressed, tmp_path):
     written(tmp_path / "a.json", coco(on_seven(segmentation=segmentation, iscrowd=1)))
     image, area = only_area(tmp_path, "coco")
     assert np.array_equal(area, BLOCK) and image.labels == ("cat",)
-    assert "1 annotations of crowds (iscrowd): counted as objects" in read_annotations(tmp_path)[1].notes
+    assert "1 annotation of crowds (iscrowd): read as objects" in read_annotations(tmp_path)[1].notes
 
 
 @pytest.mark.parametrize("empty", [[], None])
@@ -216,7 +216,7 @@ def test_coco_boxes_where_there_is_no_segmentation(empty, tmp_path):
     image, area = only_area(tmp_path, "coco")
     assert np.array_equal(area, BLOCK) and image.labels == ()
     notes = read_annotations(tmp_path)[1].notes
-    assert "1 annotations without segmentation: their boxes are taken" in notes
+    assert "1 annotation without segmentation: the boxes are taken" in notes
     assert any("category_id that the file does not explain" in note for note in notes)
 
 
@@ -278,7 +278,7 @@ def test_voc_class_masks_go_before_boxes(tmp_path):
     assert np.array_equal(draw_shapes(masked, WIDTH, HEIGHT), BLOCK)
     assert masked.labels == ("cat",) and masked.file is not None
     assert np.array_equal(draw_shapes(boxed, WIDTH, HEIGHT), BLOCK)
-    assert read.notes == ("1 images with boxes and without a class mask: their boxes are taken",)
+    assert read.notes == ("1 image with boxes and without a class mask: the boxes are taken",)
 
 
 # YOLO
@@ -406,7 +406,7 @@ def test_cvat_labelme_leaves_out_what_was_deleted(tmp_path):
     written(tmp_path / "1.xml", labelme_xml(xml_polygon(), xml_polygon(everything, deleted=1)))
     image, area = only_area(tmp_path, "cvat")
     assert np.array_equal(area, BLOCK) and image.size == (WIDTH, HEIGHT)
-    assert read_annotations(tmp_path)[1].notes == ("1 shapes marked as deleted: left out",)
+    assert read_annotations(tmp_path)[1].notes == ("1 shape marked as deleted: left out",)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -565,7 +565,7 @@ def test_formats_that_are_mixed_or_unknown_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         read_annotations(tmp_path / "nowhere")
     written(tmp_path / "notes.md", "nothing")
-    with pytest.raises(InputError, match=r"found 1 files \.md; no format .* labelme \(LabelMe"):
+    with pytest.raises(InputError, match=r"found 1 file \.md; no format .* labelme \(LabelMe"):
         read_annotations(tmp_path)
     written(tmp_path / "1.json", labelme(shape("polygon", CORNERS)))
     written(tmp_path / "2.json", coco())

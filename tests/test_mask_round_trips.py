@@ -171,4 +171,4 @@ def test_labelme_embeds_an_image_that_has_no_file(tmp_path):
     assert content["imageData"] and content["imagePath"] == "1.jpg"
     drawn_masks = draw_annotations(read_annotations(tmp_path)[1])
     assert [mask.place for mask in drawn_masks.masks] == ["cats/1"]
-    assert drawn_masks.masks[0].share == 1 and "1 masks that cover their whole image" in drawn_masks.notes
+    assert drawn_masks.masks[0].share == 1 and "1 mask of a whole image" in drawn_masks.notes

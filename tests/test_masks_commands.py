@@ -113,7 +113,7 @@ def test_what_exists_is_not_overwritten_without_being_asked(command, animals, tm
     mine = written(tmp_path / "masks" / "train" / "cat" / "0.png", b"mine")
     words = ("masks", "import", animals, "--out", "masks")
     code, _, err = command(*words)
-    assert code == 2 and "1 of 2 masks exist already, such as" in err and "nothing was written" in err
+    assert code == 2 and "1 of 2 masks exists already, such as" in err and "nothing was written" in err
     assert mine.read_bytes() == b"mine" and [file.name for file in mine.parent.iterdir()] == ["0.png"]
     code, out, _ = command(*words, "--overwrite")
     assert code == 0 and "1 of them replaced others" in out and mine.read_bytes() != b"mine"
@@ -140,7 +140,7 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(command, animals, t
         and not (tmp_path / "masks").exists()
     )
     code, out, _ = command(*words, "--on-error", "skip")
-    assert code == 0 and "1 annotations could not be used" in out and "1.json: shape 1" in out
+    assert code == 0 and "1 annotation could not be used" in out and "1.json: shape 1" in out
     assert [file.name for file in (tmp_path / "masks").rglob("*.png")] == ["0.png"]
 
 
@@ -158,7 +158,7 @@ def test_names_are_matched_to_the_data_and_what_is_left_is_listed(command, anima
     words = ("masks", "import", "a.json", "--data", f"folder:{animals}", "--out", "masks")
     code, out, err = command(*words)
     assert code == 0, err
-    assert "1 annotated images are not in the data set" in out and "elsewhere/99.jpg" in out
+    assert "1 annotated image is not in the data set" in out and "elsewhere/99.jpg" in out
     assert shares(load_tables(f"folder:{animals}", settings=DataSettings(masks=str(tmp_path / "masks")))) == {
         "train/cat/0.jpg": SHARE, "test/dog/3.jpg": SHARE,
     }  # fmt: skip
@@ -203,7 +203,7 @@ def test_shapes_of_other_categories_are_not_drawn(animals, tmp_path):
     written(file, labelme(shape("polygon", SQUARE, "Cat"), other, thing, imagePath="0.jpg"))
     result = import_masks(animals, tmp_path / "masks", settings=Settings(data=f"folder:{animals}"))
     assert result.drawn.masks[0].share == 164 / 1200 and result.drawn.masks[0].labels == ("Cat", "ear")
-    assert "1 shapes labelled as another category than their image: not drawn" in result.drawn.notes
+    assert "1 shape labelled as another category than their image: not drawn" in result.drawn.notes
 
 
 def test_only_shapes_of_the_named_labels_are_drawn(command, animals, tmp_path):
@@ -238,6 +238,71 @@ def test_uploads_of_label_studio_are_known_without_their_prefix(animals, tmp_pat
     assert found.drawn.masks[0].share == SHARE
 
 
+def test_masks_of_uploads_are_named_as_the_images_were(tmp_path):
+    result = studio_result("rectanglelabels", {"x": 10, "y": 100 / 7.5, "width": 40, "height": 100 / 3})
+
+    def names(*addresses):
+        folder = tmp_path / f"masks of {len(list(tmp_path.iterdir()))}"
+        tasks = [task for address in addresses for task in studio(result, address=f"/data/upload/{address}")]
+        import_masks(written(tmp_path / "export" / "t.json", tasks), folder)
+        return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
+
+    assert names("1/0a1b2c3d-one%20cat.jpg", "12/four-dogs.jpg") == ["four-dogs.png", "one cat.png"]
+    # Two uploads of one name keep what tells them apart.
+    both = names("1/0a1b2c3d-cat.jpg", "1/1a1b2c3d-cat.jpg")
+    assert both == ["data/upload/1/0a1b2c3d-cat.png", "data/upload/1/1a1b2c3d-cat.png"]
+    # An image beside the export has the name that it has there.
+    photograph(tmp_path / "export" / "images" / "one cat.JPG", SIZE)
+    photograph(tmp_path / "export" / "0a1b2c3d-dog.jpg", SIZE)
+    assert names("1/0a1b2c3d-one%20cat.jpg", "1/0a1b2c3d-dog.jpg") == [
+        "0a1b2c3d-dog.png",
+        "images/one cat.png",
+    ]
+
+
+def test_data_too_small_to_be_divided_have_masks_all_the_same(tmp_path, command):
+    for number in range(2):
+        photograph(tmp_path / "data" / "cat" / f"{number}.jpg", SIZE)
+        photograph(tmp_path / "data" / "dog" / f"{number}.jpg", SIZE)
+    mask = np.zeros(SIZE[::-1], dtype=np.uint8)
+    mask[3:9, 4:8] = 255
+    (tmp_path / "masks" / "cat").mkdir(parents=True)
+    Image.fromarray(mask).save(tmp_path / "masks" / "cat" / "1.png")
+    data = ("--data", f"folder:{tmp_path / 'data'}", "--masks", tmp_path / "masks")
+    code, out, _ = command("masks", "check", *data)
+    assert code == 0 and "3 images have no mask" in out
+    code, out, _ = command("masks", "export", "--format", "coco", "--out", tmp_path / "out", *data)
+    assert code == 0 and "1 mask as coco: 1 file in" in out and "3 images have no mask and are" in out
+    code, out, _ = command(
+        "masks", "import", tmp_path / "out", "--data", data[1], "--out", tmp_path / "again"
+    )
+    assert code == 0 and ": 1 mask in " in out
+    code, _, err = command("data", "check", "--data", data[1])
+    assert code == 2 and "split is empty" in err
+    code, _, err = command("train", "--data", data[1], "--model", "small_resnet", "--out", tmp_path / "run")
+    assert code == 2 and "split is empty" in err
+
+
+def test_what_is_one_is_said_in_the_singular(tmp_path, command):
+    for number in range(10):
+        photograph(tmp_path / "data" / "cat" / f"{number}.jpg", SIZE)
+        photograph(tmp_path / "data" / "dog" / f"{number}.jpg", SIZE)
+    for name in [f"cat/{number}" for number in range(10)] + [f"dog/{number}" for number in range(1, 10)]:
+        file = tmp_path / "masks" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.tri(*SIZE[::-1], dtype=np.uint8) * 255).save(file)
+    Image.fromarray(np.full(SIZE[::-1], 255, dtype=np.uint8)).save(tmp_path / "masks" / "cat" / "0.png")
+    (tmp_path / "masks" / "dog" / "9.png").rename(tmp_path / "masks" / "dog" / "10.png")
+    photograph(tmp_path / "data" / "dog" / "9.jpg", SIZE)
+    data = ("--data", f"folder:{tmp_path / 'data'}", "--masks", tmp_path / "masks")
+    out = command("masks", "check", *data)[1]
+    assert "2 images have no mask" in out
+    assert "1 mask covers its whole image, and leaves no background" in out
+    assert "1 mask belongs to no image" in out
+    Image.fromarray(np.full(SIZE[::-1], 255, dtype=np.uint8)).save(tmp_path / "masks" / "dog" / "0.png")
+    assert "1 image has no mask" in command("masks", "check", *data)[1]
+
+
 def test_images_that_differ_in_their_ending_keep_it(tmp_path):
     for name in ("1.jpg", "1.png", "2.jpg"):
         photograph(tmp_path / "data" / "cat" / name, SIZE)
@@ -270,7 +335,7 @@ def test_missing_flags_and_sources_are_named(command, animals):
     annotate(animals, "train/cat/0.jpg")
     (animals / "train" / "cat" / "0.jpg").unlink()
     code, _, err = command("masks", "import", animals, "--data", f"folder:{animals}", "--out", "masks")
-    assert code == 2 and "none of the 1 images that are named: train/cat/0.jpg" in err
+    assert code == 2 and "none of the images that are named (1): train/cat/0.jpg" in err
 
 
 def test_a_missing_library_is_named(command, animals, monkeypatch):
@@ -381,7 +446,7 @@ def test_every_kind_of_fault_is_found(command, animals, tmp_path):
     for said in (
         "12.5 %",
         "12 images have no mask",
-        "1 masks cover their whole image",
+        "1 mask covers its whole image",
         "stray.png",
         "1 of kind 'empty'",
     ):
@@ -402,7 +467,7 @@ def test_annotations_are_checked_without_being_imported(command, animals, tmp_pa
     annotate(animals, "train/dog/1.jpg", points=[[100, 100], [120, 100], [100, 120]])
     before = sorted(tmp_path.rglob("*"))
     code, out, err = command("masks", "check", animals, "--json")
-    assert code == 2 and "1 masks of" in err and sorted(tmp_path.rglob("*")) == before
+    assert code == 2 and "1 mask of" in err and sorted(tmp_path.rglob("*")) == before
     record = json.loads(out)
     assert record["categories"]["cat"] == {
         "images": 1, "masks": 1, "share_with_mask": 1.0, "mean_object_share": round(SHARE, 6),
@@ -449,7 +514,7 @@ def test_a_folder_of_masks_is_refused_where_it_does_not_fit(animals, tmp_path):
     with pytest.raises(InputError, match=r"holds no mask files; expected PATH/NAME\.png"):
         load(tmp_path / "masks")
     written(tmp_path / "masks" / "stray.png", encoded(square()))
-    with pytest.raises(InputError, match=r"none of 1 files belongs to an image .*stray\.png"):
+    with pytest.raises(InputError, match=r"holds 1 mask file, and none belongs to an image .*stray\.png"):
         load(tmp_path / "masks")
     written(tmp_path / "masks" / "0.png", encoded(square()))
     with pytest.raises(InputError, match="may belong to 4 images"):
@@ -460,9 +525,7 @@ def test_a_folder_of_masks_is_refused_where_it_does_not_fit(animals, tmp_path):
     with pytest.raises(InputError, match=r"a second mask of test/cat/0\.jpg"):
         load(tmp_path / "masks")
     (tmp_path / "masks" / "test" / "cat" / "0.png").unlink()
-    assert load(tmp_path / "masks").notes == (
-        f"1 masks that belong to no image: {tmp_path}/masks/stray.png ...",
-    )
+    assert load(tmp_path / "masks").notes == (f"1 mask that belongs to no image: {tmp_path}/masks/stray.png",)
 
 
 def test_other_masks_go_before_those_of_the_data_and_change_the_fingerprint(animals, tmp_path):

@@ -199,7 +199,7 @@ def test_rows_without_evidence_divide_nothing_by_nothing():
     assert not found.correlated[0].any() and found.correlated[1].tolist() == [True, False, True]
     assert found.flags == (
         "category 0: no evidence at all, none correlated",
-        "1 of 3 kernels carry no evidence for any category",
+        "1 of 3 kernels carries no evidence for any category",
     )
     assert not correlated_kernels(np.zeros((2, 0)), 0.2).any()
 

@@ -354,7 +354,7 @@ ZOO = {
     "not a number": (broken, "forward", "error", "not finite"),
     "one pixel": (one_pixel, "layers", "warning", "1 x 1"),
     "labels": (lambda: tiny(wrap=lambda x: x.argmax(1)), "forward", "error", "return the scores"),
-    "one number": (lambda: tiny(wrap=lambda x: x.sum()), "forward", "error", "2 images gave 1 rows"),
+    "one number": (lambda: tiny(wrap=lambda x: x.sum()), "forward", "error", "2 images gave 1 row of logits"),
     "squeezed": (lambda: tiny(wrap=torch.squeeze), "repeatable", "error", "1 image gave 2 rows.*squeeze(1)"),
     "frozen": (lambda: tiny().requires_grad_(False), "trainable", "error", "frozen"),
     "traced": (lambda: torch.jit.trace(tiny(), torch.zeros(2, 3, 8, 8)), "kind", "error", "traced"),

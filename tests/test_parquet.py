@@ -155,7 +155,7 @@ def test_parquet_files_that_may_be_the_test_split_are_not_passed_over(tmp_path):
         load_tables(f"parquet:{tmp_path}")
     write_parquet(tmp_path / "test.parquet", [0, 1])
     assert (
-        "1 .parquet files whose names tell no split: unseen.parquet"
+        "1 .parquet file whose name tells no split: unseen.parquet"
         in load_tables(f"parquet:{tmp_path}").notes
     )
     (tmp_path / "test.parquet").rename(tmp_path / "more.parquet")

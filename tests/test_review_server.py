@@ -500,6 +500,17 @@ def test_runs_that_cannot_be_reviewed(run, own, command):
         one.write_bytes(before)
 
 
+def test_a_run_that_names_files_from_another_folder_says_where_to_start(run, own, command, monkeypatch):
+    config = own / "config.yaml"
+    config.write_text(config.read_text().replace(f"{run.parent}/", ""))
+    seal(own)
+    code, _, said = command("review", own, "--propose")
+    assert code == 2 and "no such file" in said and "start this one there as well" in said
+    monkeypatch.chdir(run.parent)
+    code, _, said = command("review", own, "--propose")
+    assert code == 0
+
+
 def test_without_the_extra_the_error_says_how_to_get_it(own, command, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdoctor.review.serve", None)
     code, _, said = command("review", own, "--no-browser")

@@ -164,7 +164,7 @@ def test_damaged_archives_are_named(tmp_path):
 def test_what_is_missing_beside_the_archives_is_said(tmp_path):
     write_tar(tmp_path / "train-0.tar", samples(range(20)))
     (tmp_path / "classes.txt").write_text("zero\n")
-    with pytest.raises(InputError, match=r"classes\.txt: names 1 categories, .* have the label '1'"):
+    with pytest.raises(InputError, match=r"classes\.txt: names 1 category, .* have the label '1'"):
         load_tables(f"webdataset:{tmp_path}")
     with pytest.raises(InputError, match=r"no such file: .*train-1\.tar; expected a folder of \.tar files"):
         load_tables(f"webdataset:{tmp_path}/train-{{0..1}}.tar")

@@ -69,8 +69,10 @@ def read_answers(file: str, data: Splits) -> Answers:
             f"{UNUSABLE!r} into the column `answer` of the lines that you looked at"
         )
     if not answers.changes:
+        number = len(answers.kept)
+        all_say = "the only answer says" if number == 1 else f"all {number} answers say"
         raise InputError(
-            f"{place}: all {len(answers.kept)} answers say that the label is right, so there is "
+            f"{place}: {all_say} that the label is right, so there is "
             f"nothing to train anew; {LIST} of a run lists labels that look wrong"
         )
     return answers

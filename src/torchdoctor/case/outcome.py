@@ -11,6 +11,7 @@ from torchdoctor.case.preparation import Case
 from torchdoctor.case.surroundings import in_memory, loading_code
 from torchdoctor.diagnosis.diagnose import state_sha256
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.display.counts import count_of
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.verdict import gain_is_enough
 from torchdoctor.treatment.result import Treatment
@@ -150,7 +151,10 @@ def notes_of(diagnosis: Diagnosis) -> list[str]:
     missing = diagnosis.not_diagnosed
     notes = [f"{name}: not diagnosed: 0 of {most}" for name in missing[:MOST_NOTED]]
     if len(missing) > MOST_NOTED:
-        notes.append(f"{len(missing) - MOST_NOTED} more categories: not diagnosed: 0 of {most}")
+        notes.append(
+            f"{count_of(len(missing) - MOST_NOTED, 'more category', 'more categories')}: not "
+            f"diagnosed: 0 of {most}"
+        )
     for layer in diagnosis.layers:
         notes += [f"{layer.name}: {flag}" for flag in layer.flags]
     return notes

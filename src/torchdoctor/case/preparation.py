@@ -28,6 +28,7 @@ from torchdoctor.data.arrangement import loaded_to
 from torchdoctor.data.load import EXPECTED, Splits, load_data
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
+from torchdoctor.display.counts import count_of
 from torchdoctor.images.masks import default_expansion
 from torchdoctor.models.backbones import load_backbone
 from torchdoctor.models.catalogue import MODELS
@@ -104,8 +105,10 @@ class Case:
         """What is said before a run begins: what cannot be known, is read in some way, or is left out."""
         skipped = self.data.skipped
         left = [f"left out: {reason}" for reason in skipped[:MOST_LEFT_OUT]]
-        if len(skipped) > MOST_LEFT_OUT:
-            left.append(f"left out: {len(skipped) - MOST_LEFT_OUT} more images that do not decode")
+        more = len(skipped) - MOST_LEFT_OUT
+        if more > 0:
+            said = count_of(more, "more image that does not decode", "more images that do not decode")
+            left.append(f"left out: {said}")
         return (
             *(f"note: {note}" for note in self.notes),
             *(f"data: {note}" for note in self.data.notes),

@@ -14,9 +14,10 @@ from torchdoctor.data.given_masks import image_hash, with_masks
 from torchdoctor.data.load import Splits
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.diagnosis.suspects_result import LIST, read_labels
+from torchdoctor.display.counts import count_of
 from torchdoctor.models.settings import ModelSettings
 from torchdoctor.runs.folder import open_run
-from torchdoctor.runs.review_files import MaskRecord, check_mask_file, read_masks
+from torchdoctor.runs.review_files import MaskRecord, check_mask_file, read_masks, said_of_kinds
 from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.types import InputError
@@ -52,9 +53,10 @@ class Reviewed:
     def note(self) -> str:
         """The same in a sentence."""
         by_hand = self.answers.given - self.accepted
-        labels = f"{self.answers.given} labels ({by_hand} by hand, {self.accepted} proposals accepted)"
-        kinds = ", ".join(f"{number} {kind}" for kind, number in self.kinds.items()) or "none"
-        drawn = f"{len(self.masks)} images ({kinds})"
+        accepted = count_of(self.accepted, "proposal")
+        labels = f"{count_of(self.answers.given, 'label')} ({by_hand} by hand, {accepted} accepted)"
+        kinds = said_of_kinds(self.kinds)
+        drawn = f"{count_of(len(self.masks), 'image')} ({kinds})"
         return f"a person answered in a review about {labels} and drew masks of {drawn}"
 
 

@@ -14,6 +14,7 @@ from torchdoctor.data.arrangement import prepared_loader
 from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
 from torchdoctor.display.cards import listed
+from torchdoctor.display.counts import count_of
 from torchdoctor.models.class_names import same_names
 from torchdoctor.models.pretrained import PRETRAINED
 from torchdoctor.models.weights import weights_card
@@ -87,7 +88,8 @@ def second_opinion(settings: Settings, data: Splits, processes: Processes) -> Se
         )
     if preprocessing.channels != data.preprocessing.channels:
         raise InputError(
-            f"--second-opinion {weights!r} takes images of {preprocessing.channels} channel(s), the data is "
+            f"--second-opinion {weights!r} takes images of "
+            f"{count_of(preprocessing.channels, 'channel')}, the data is "
             f"read with {data.preprocessing.channels}: give --channels, or another network"
         )
     if tuple(ordered) != tuple(data.classes):

@@ -13,6 +13,7 @@ from jaxtyping import UInt64
 from torchdoctor.data.fingerprints import image_hashes
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 Hashes = UInt64[np.ndarray, " image"]
@@ -66,8 +67,9 @@ def refuse_seen_tests(card: Mapping[str, object] | None, data: Splits) -> None:
         seen, told = _seen(loader, before, own)
         if seen:
             raise InputError(
-                f"{seen} of the {len(loader)} images of the test split {name!r} were training images of "
-                f"these weights, as their card says ({told}): a test on them proves nothing. Use the "
+                f"{seen} of the {count_of(len(loader), 'image')} of the test split {name!r} "
+                f"{'was a training image' if seen == 1 else 'were training images'} of these weights, "
+                f"as their card says ({told}): a test on them proves nothing. Use the "
                 "division that the weights were trained with (--split-seed, --validation-share), or other "
                 "test images"
             )
@@ -88,8 +90,10 @@ def refuse_seen_validation(card: Mapping[str, object] | None, data: Splits, weig
     seen, told = (0, "") if before is None else _seen(data.validation, before, data.training_hashes)
     if seen:
         raise InputError(
-            f"--second-opinion {weights!r}: {seen} of the {len(data.validation)} validation images were its "
-            f"training images, as its card says ({told}): it would repeat their labels. Train it with the "
+            f"--second-opinion {weights!r}: {seen} of the "
+            f"{count_of(len(data.validation), 'validation image')} "
+            f"{'was its training image' if seen == 1 else 'were its training images'}, as its card "
+            f"says ({told}): it would repeat their labels. Train it with the "
             "same division (--split-seed, --validation-share)"
         )
 

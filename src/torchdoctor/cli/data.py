@@ -12,6 +12,8 @@ from rich.table import Table
 from torchdoctor.cli.options import AS_JSON, Groups, add_command, option, parameters_of
 from torchdoctor.cli.terminal import ProgressBar, show
 from torchdoctor.data.settings import SOURCE
+from torchdoctor.data.table import refuse_empty
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 NAMED = 5  # of a list of problems, how many are printed
@@ -84,13 +86,15 @@ def check(*, workers: int, as_json: bool, **values: Any) -> None:
         raise InputError("--data is missing: give the data set to check, such as folder:PATH")
     if workers < 0:
         raise InputError(f"--workers {workers}: expected 0 or more")
-    tables = load_tables(settings.data, seed=settings.split_seed, settings=settings.part(DataSettings))
+    part = settings.part(DataSettings)
+    tables = refuse_empty(load_tables(settings.data, seed=settings.split_seed, settings=part))
     with ProgressBar(as_json, unit="images") as progress:
         result = check_data(tables, workers, progress)
     show(result.to_json(), as_json, _print_check)
     if result.broken and settings.on_error == "fail":
         raise InputError(
-            f"{result.broken} images of {settings.data!r} do not decode: repair or remove them, or use "
+            f"{count_of(result.broken, 'image')} of {settings.data!r} "
+            f"{'does' if result.broken == 1 else 'do'} not decode: repair or remove what does not, or use "
             "--on-error skip"
         )
 
@@ -149,7 +153,7 @@ def _print_problems(console: Console, name: str, split: dict[str, Any], repeated
         more = f" and {len(empty) - NAMED} more (--json lists them)" if len(empty) > NAMED else ""
         console.print(f"no image in {name}: {', '.join(empty[:NAMED])}{more}", markup=False)
     if repeated:
-        console.print(f"repeated within {name}: {repeated} images")
+        console.print(f"repeated within {name}: {count_of(repeated, 'image')}")
 
 
 def _print_categories(console: Console, splits: dict[str, Any]) -> None:
@@ -175,7 +179,10 @@ def _print_duplicates(console: Console, record: dict[str, Any]) -> None:
     if not number:
         console.print("no image lies in two splits or in two categories")
         return
-    console.print(f"{number} images lie in two splits or in two categories; tests on them prove less:")
+    console.print(
+        f"{count_of(number, 'image lies', 'images lie')} in two splits or in two categories; "
+        f"tests on {'it' if number == 1 else 'them'} prove less:"
+    )
     for group in record["duplicates"][:NAMED]:
         places = (f"{place['split']}/{place['image']} ({place['category']})" for place in group[:4])
         console.print("  " + " = ".join(places), markup=False)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from torchdoctor.cli.options import AS_JSON, Groups, add_command, option, parameters_of
 from torchdoctor.cli.terminal import duration, show
+from torchdoctor.display.counts import count_of
 
 SETTINGS = (
     "model", "image_size", "channels", "layers", "draws", "images_per_category", "batch_size", "epochs",
@@ -83,8 +84,10 @@ def estimate(
 def _print(console: Console, result: Mapping[str, Any]) -> None:
     """Print the plan."""
     console.print(
-        f"{result['model']}, {result['images']:,} images of {result['categories']:,} categories, "
-        f"{result['image_size']} px, {result['layers']} layer(s) with {result['kernels']:,} kernels, draws: "
+        f"{result['model']}, {count_of(result['images'], 'image')} of "
+        f"{count_of(result['categories'], 'category', 'categories')}, "
+        f"{result['image_size']} px, {count_of(result['layers'], 'layer')} with "
+        f"{count_of(result['kernels'], 'kernel')}, draws: "
         f"{result['draws']}, batches of {result['batch_size']}",
         highlight=False, markup=False,
     )  # fmt: skip
@@ -121,7 +124,8 @@ def _print_sizes(console: Console, result: Mapping[str, Any]) -> None:
                            "the list of images"),
         ("most on disk", f"{size(sizes['on_disk'])}; the report has at most {size(sizes['report_at_most'])}"),
         ("memory of a training step", f"control {size(step['control'])}{treated} on each of "
-                                      f"{result['devices']} device(s), with {step['images']} image(s) each"),
+                                      f"{count_of(result['devices'], 'device')}, with "
+                                      f"{count_of(step['images'], 'image')} each"),
         ("sent by each device", f"{size(traffic['gradients_of_a_step'])} in each training step, "
                                 f"{size(traffic['rows_and_survey_of_the_diagnosis'])} in the diagnosis"),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from torchdoctor.cli.options import AS_JSON, Groups, add_command, argument, opti
 from torchdoctor.cli.terminal import ProgressBar, show
 from torchdoctor.data.mask_formats.registry import AUTO, FORMATS
 from torchdoctor.data.settings import SOURCE
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 NAMED = 5  # of a list of images or problems, how many are printed
@@ -171,8 +172,9 @@ def check(*, source: str | None, format: str, ids: bool, as_json: bool, **values
     show(result.to_json(), as_json, _print_check)
     if result.problems and settings.on_error == "fail":
         raise InputError(
-            f"{len(result.problems)} masks of {result.origin} do not fit: repair or remove them, or use "
-            "--on-error skip"
+            f"{count_of(len(result.problems), 'mask')} of {result.origin} "
+            f"{'does' if len(result.problems) == 1 else 'do'} not fit: repair or remove what does "
+            "not, or use --on-error skip"
         )
 
 
@@ -181,10 +183,10 @@ def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _list(console: Console, what: str, items: list[str]) -> None:
+def _list(console: Console, one: str, many: str, items: list[str]) -> None:
     """Print how many items there are and the first of them."""
     if items:
-        _line(console, f"{len(items)} {what}:")
+        _line(console, f"{count_of(len(items), one, many)}:")
         for item in items[:NAMED]:
             _line(console, f"  {item}")
         if len(items) > NAMED:
@@ -194,13 +196,22 @@ def _list(console: Console, what: str, items: list[str]) -> None:
 def _print_import(console: Console, record: dict[str, Any]) -> None:
     """Print what was written and what was not."""
     shares = [mask["share"] for mask in record["masks"]]
-    _line(console, f"{record['source']} ({record['format']}): {record['written']} masks in {record['out']}")
+    written = count_of(record["written"], "mask")
+    _line(console, f"{record['source']} ({record['format']}): {written} in {record['out']}")
     if record["overwritten"]:
-        _line(console, f"{record['overwritten']} of them replaced others")
+        _line(console, f"{count_of(record['overwritten'], 'replaced another', 'of them replaced others')}")
     _line(console, f"objects cover {_percent(sum(shares) / len(shares))} of an image on average")
-    _list(console, "annotations could not be used", [entry["text"] for entry in record["problems"]])
-    _list(console, "annotated images are not in the data set", record["unmatched"])
-    _list(console, "images have no shapes", record["without_shapes"])
+    _list(
+        console,
+        "annotation could not be used",
+        "annotations could not be used",
+        [entry["text"] for entry in record["problems"]],
+    )
+    _list(
+        console, "annotated image is not in the data set", "annotated images are not in the data set",
+        record["unmatched"],
+    )  # fmt: skip
+    _list(console, "image has no shapes", "images have no shapes", record["without_shapes"])
     for note in record["notes"]:
         _line(console, f"note: {note}")
 
@@ -208,10 +219,17 @@ def _print_import(console: Console, record: dict[str, Any]) -> None:
 def _print_export(console: Console, record: dict[str, Any]) -> None:
     """Print what was written and what was not."""
     files = record["files"]
-    _line(console, f"{record['images']} masks as {record['format']}: {len(files)} files in {record['out']}")
+    masks = f"{count_of(record['images'], 'mask')} as {record['format']}"
+    _line(console, f"{masks}: {count_of(len(files), 'file')} in {record['out']}")
     if record["without_mask"]:
-        _line(console, f"{record['without_mask']} images have no mask and are not in it")
-    _list(console, "masks could not be read", [entry["text"] for entry in record["problems"]])
+        one, many = "image has no mask and is not in it", "images have no mask and are not in it"
+        _line(console, count_of(record["without_mask"], one, many))
+    _list(
+        console,
+        "mask could not be read",
+        "masks could not be read",
+        [entry["text"] for entry in record["problems"]],
+    )
     for note in record["notes"]:
         _line(console, f"note: {note}")
 
@@ -237,11 +255,14 @@ def _print_check(console: Console, record: dict[str, Any]) -> None:
     if len(rows) > LISTED:
         _line(console, f"the {LISTED} categories with the fewest masks, of {len(rows)} (--json lists all)")
     if record["missing"]:
-        _line(console, f"{record['missing']} images have no mask")
-    _list(console, "masks cover their whole image, and leave no background", record["full"])
-    _list(console, "masks belong to no image", record["unmatched"])
+        _line(console, count_of(record["missing"], "image has no mask", "images have no mask"))
+    _list(
+        console, "mask covers its whole image, and leaves no background",
+        "masks cover their whole image, and leave no background", record["full"],
+    )  # fmt: skip
+    _list(console, "mask belongs to no image", "masks belong to no image", record["unmatched"])
     for kind, number in record["problem_counts"].items():
         texts = [entry["text"] for entry in record["problems"] if entry["kind"] == kind]
-        _list(console, f"of kind {kind!r}", texts[:number])
+        _list(console, f"of kind {kind!r}", f"of kind {kind!r}", texts[:number])
     for note in record["notes"]:
         _line(console, f"note: {note}")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from torchdoctor.cli.options import AS_JSON, Groups, add_command, argument, option, parameters_of, tell
 from torchdoctor.cli.terminal import ProgressBar, show
+from torchdoctor.runs.review_files import said_of_kinds
 from torchdoctor.types import InputError
 
 REVIEW = ("device", "workers")
@@ -83,7 +84,7 @@ def _print_review(console: Console, record: dict[str, Any]) -> None:
     asked = masks.pop("asked")
     lines = [f"labels: {labels['answered']} of {labels['asked']} answered, {labels['wrong']} of them wrong"]
     lines += [f"  {sentence}" for sentence in record["sentences"]]
-    kinds = ", ".join(f"{number} {kind}" for kind, number in masks.items()) or "none"
+    kinds = said_of_kinds(masks)
     lines.append(f"masks: {kinds}; asked for {asked}")
     if record["proposals"]:
         lines.append(f"proposals that nobody has looked at: {record['proposals']} in {record['out']}/review")

@@ -13,6 +13,7 @@ from rich.table import Table
 from torchdoctor.case.outcome import Outcome
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.sparsity import sparsity
+from torchdoctor.display.counts import count_of
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import Gain
 from torchdoctor.treatment.next_steps import NextStep, sentences
@@ -228,7 +229,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         comparison: The comparison.
     """
     many = any(len(split.arms) > 1 for split in comparison.splits.values())
-    title = f"Comparison: accuracy in percent, mean of {len(comparison.seeds)} seed(s)"
+    title = f"Comparison: accuracy in percent, mean of {count_of(len(comparison.seeds), 'seed')}"
     table = Table(title=title, title_justify="left")
     p_value = "p (Holm)" if many else "p"
     columns = ("split", "arm", "accuracy", "gain", "95 % interval", p_value, "worst category", "ECE")
@@ -254,7 +255,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             text = ", ".join(f"{arm} {100 * value:.0f} %" for arm, value in shares.items())
             console.print(f"evidence on the background, {name}: {text}", highlight=False, markup=False)
         fixed, lost = len(split.first.repaired), len(split.first.broken)
-        text = f"{name}, {comparison.arm}: {fixed} images repaired, {lost} newly broken"
+        text = f"{name}, {comparison.arm}: {count_of(fixed, 'image')} repaired, {lost} newly broken"
         if not math.isnan(split.between_controls):
             text += f" (two controls that differ in their seed: {split.between_controls:.0f} each way)"
         console.print(text, highlight=False, markup=False)

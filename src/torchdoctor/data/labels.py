@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -221,7 +222,7 @@ def _refuse_minus_one(
 
 def _have(rows: int) -> str:
     """Begin a sentence about a number of rows."""
-    return "1 row has" if rows == 1 else f"{rows} rows have"
+    return count_of(rows, "row has", "rows have")
 
 
 def _listed(names: list[str]) -> str:

@@ -28,7 +28,7 @@ from torchdoctor.data.readers.torchvision_sets import read_torchvision
 from torchdoctor.data.readers.webdataset import read_webdataset
 from torchdoctor.data.scenes.scenes import read_scenes
 from torchdoctor.data.settings import DataSettings
-from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category
+from torchdoctor.data.table import ImageTable, Tables, choose_classes, limit_per_category, refuse_empty
 from torchdoctor.images.normalisation import IMAGENET_MEAN, IMAGENET_STD, per_channel
 from torchdoctor.settings import flag_of
 from torchdoctor.types import InputError
@@ -117,7 +117,7 @@ def load_tables(spec: str, *, seed: int = 0, settings: DataSettings = DEFAULTS) 
         settings: Categories, limits and splits; `batch_size`, `image_size` and so on are not used.
 
     Returns:
-        The tables of the training, validation and test splits.
+        The tables of the training, validation and test splits; those divided off very few images are empty.
 
     Raises:
         InputError: There is nothing at that place, or a split or number does not fit.
@@ -191,7 +191,7 @@ def load_data(
         image_size=image_size, channels=channels, batch_size=batch_size, limit=limit, classes=classes,
         primary=primary, mean=mean, std=std,
     )  # fmt: skip
-    return _loaded(load_tables(spec, seed=seed, settings=settings), settings, augment)
+    return _loaded(refuse_empty(load_tables(spec, seed=seed, settings=settings)), settings, augment)
 
 
 def _loaded(tables: Tables, settings: DataSettings, augment: Augment) -> Splits:

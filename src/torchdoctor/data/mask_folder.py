@@ -19,6 +19,7 @@ from torchdoctor.data.mask_formats.annotation import Problem
 from torchdoctor.data.readers.folder import check_links
 from torchdoctor.data.readers.naming import MASK_NAME, files_below, is_readable
 from torchdoctor.data.table import ImageTable, ReadImage, Tables
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 PROPOSED = "torchdoctor", "proposal that nobody has looked at"  # a text in the PNG file of a proposed mask
@@ -208,8 +209,9 @@ def with_masks(tables: Tables, folder: Path, matches: MaskMatches | None = None)
         raise InputError(found.problems[0].text + (f"; and {more} more" if more else ""))
     if matches is None and not found.files:
         raise InputError(
-            f"--masks {str(folder)!r}: none of {len(found.unmatched)} files belongs to an image of "
-            f"{tables.origin}, such as {found.unmatched[0]}; expected the path of an image, ending in .png"
+            f"--masks {str(folder)!r}: holds {count_of(len(found.unmatched), 'mask file')}, and none belongs "
+            f"to an image of {tables.origin}, such as {found.unmatched[0]}; expected the path of an image, "
+            "ending in .png"
         )
 
     def masked(split: str, table: ImageTable) -> ImageTable:
@@ -222,9 +224,15 @@ def with_masks(tables: Tables, folder: Path, matches: MaskMatches | None = None)
     splits = {split: masked(split, table) for split, table in splits_of(tables).items()}
     notes = tables.notes
     if found.unmatched:
-        notes += (f"{len(found.unmatched)} masks that belong to no image: {found.unmatched[0]} ...",)
+        notes += (
+            f"{count_of(len(found.unmatched), 'mask that belongs', 'masks that belong')} to no image: "
+            f"{found.unmatched[0]}{' ...' if len(found.unmatched) > 1 else ''}",
+        )
     proposed = sum(map(is_proposal, found.files.values()))
     if proposed:
-        notes += (f"{proposed} of {len(found.files)} masks are proposals that nobody has looked at",)
+        notes += (
+            f"{proposed} of {count_of(len(found.files), 'mask')} "
+            f"{'is a proposal' if proposed == 1 else 'are proposals'} that nobody has looked at",
+        )
     train, validation = splits.pop("train"), splits.pop("validation")
     return replace(tables, train=train, validation=validation, tests=splits, notes=notes)

@@ -164,7 +164,7 @@ def draw_annotations(
         except InputError as error:
             kind = error.kind if isinstance(error, MaskError) else "unreadable"
             problems.append(Problem(kind, target.name, str(error)))
-    notes.add("masks that cover their whole image", sum(mask.share == 1 for mask in masks))
+    notes.add("masks of a whole image", sum(mask.share == 1 for mask in masks))
     return DrawnMasks(
         tuple(masks),
         (*annotations.problems, *problems),
@@ -179,13 +179,15 @@ def _targets(
 ) -> tuple[list[_Target], list[str], list[Problem]]:
     """Put the annotations of each image together; return also names without an image, and doubtful ones."""
     found: dict[Any, _Target] = {}
+    plain = _plain_names(annotations)
     unmatched, problems = [], []
     for image in annotations.images:
         if not PurePosixPath(image.name).name:
             problems.append(Problem("image", image.source, f"{image.source}: names no image"))
             continue
         if data is None:
-            found.setdefault(image.name, _Target(image.name, [])).parts.append(image)
+            name = plain[image.name]
+            found.setdefault(name, _Target(name, [])).parts.append(image)
             continue
         names = (image.name, *image.other_names)
         matches = data.find(names)
@@ -205,6 +207,13 @@ def _targets(
         else:
             found.setdefault(own.name, _Target(own.name, [], own)).parts.append(image)
     return list(found.values()), unmatched, problems
+
+
+def _plain_names(annotations: Annotations) -> dict[str, str]:
+    """Return what images are called where no data set names them: a short name, unless two share it."""
+    plain = {image.name: image.plain_name or image.name for image in annotations.images}
+    shared = Counter(plain.values())
+    return {name: short if shared[short] == 1 else name for name, short in plain.items()}
 
 
 def _places(targets: Sequence[_Target]) -> list[str]:

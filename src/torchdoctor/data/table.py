@@ -205,6 +205,26 @@ def places_of(
     return np.where(ids[places] == wanted, places, -1)
 
 
+def refuse_empty(tables: Tables) -> Tables:
+    """Refuse a data set with an empty split, as very few images give when they are divided.
+
+    Args:
+        tables: The data set.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: A split has no image.
+    """
+    for name, table in {"train": tables.train, "validation": tables.validation, **tables.tests}.items():
+        if not len(table):
+            raise InputError(
+                f"{tables.origin}: the {name} split is empty; expected at least one image, better hundreds"
+            )
+    return tables
+
+
 def choose_classes(tables: Tables, number: int, seed: int) -> Tables:
     """Reduce a data set to some categories, chosen at random.
 

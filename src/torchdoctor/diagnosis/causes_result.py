@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from torchdoctor.display.cards import Card
+from torchdoctor.display.counts import count_of
 from torchdoctor.display.curves import cause_bars
 from torchdoctor.files.reading import Number, Record, read_record
 from torchdoctor.files.writing import write_json
@@ -119,9 +120,9 @@ class Causes:
 
     def _card(self) -> Card:
         """Summarise the causes."""
-        errors = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        errors = count_of(len(self.errors), "error")
         return Card(
-            f"Causes of {errors} in {self.images} images (accuracy {self.accuracy:.1f} %)",
+            f"Causes of {errors} in {count_of(self.images, 'image')} (accuracy {self.accuracy:.1f} %)",
             columns=("cause", "errors", "meaning"),
             rows=tuple((cause, str(number), MEANINGS[cause]) for cause, number in self.counts.items()),
         )
@@ -132,7 +133,7 @@ class Causes:
         Returns:
             A matplotlib figure with a bar for each cause, the most frequent first.
         """
-        title = f"{len(self.errors)} errors in {self.images} images, by cause"
+        title = f"{count_of(len(self.errors), 'error')} in {count_of(self.images, 'image')}, by cause"
         return cause_bars({str(cause): number for cause, number in self.counts.items()}, title=title)
 
     def save(

@@ -15,6 +15,7 @@ from torchdoctor.diagnosis.record import AXES, DiagnosisRecord, array_of, layer_
 from torchdoctor.diagnosis.sifting import Sifting
 from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.display.cards import Card, listed
+from torchdoctor.display.counts import count_of
 from torchdoctor.display.curves import sparsity_by_layer
 from torchdoctor.display.matrices import confusion_matrix, correlation_heat_map
 from torchdoctor.files.reading import read_record, read_tensors
@@ -76,8 +77,9 @@ class LayerDiagnosis:
         categories, kernels = self.correlation.shape
         flags = f", flags: {listed(self.flags)}" if self.flags else ""
         return (
-            f"LayerDiagnosis({self.name!r}: {kernels} kernels, {categories} categories, "
-            f"{self.correlated_kernels} kernels correlated with a category{flags})"
+            f"LayerDiagnosis({self.name!r}: {count_of(kernels, 'kernel')}, "
+            f"{count_of(categories, 'category', 'categories')}, "
+            f"{count_of(self.correlated_kernels, 'kernel')} correlated with a category{flags})"
         )
 
     @property
@@ -166,7 +168,9 @@ class Diagnosis:
         overall = 100.0 * np.trace(self.confusion) / max(images, 1)
         order = np.argsort(np.nan_to_num(self.accuracy, nan=101.0), kind="stable")[:3]
         lowest = [f"{self.classes[category]} {self.accuracy[category]:.1f} %" for category in order]
-        lines = [f"accuracy {overall:.1f} % on {images} training images; lowest: {listed(lowest)}"]
+        lines = [
+            f"accuracy {overall:.1f} % on {count_of(images, 'training image')}; lowest: {listed(lowest)}"
+        ]
         if self.not_diagnosed:
             lines.append(f"not diagnosed: {listed(self.not_diagnosed)}")
         rows = tuple(
@@ -174,7 +178,7 @@ class Diagnosis:
              listed(layer.flags, 2) or "-")
             for layer in self.layers
         )  # fmt: skip
-        layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
+        layers = count_of(len(self.layers), "layer")
         return Card(
             f"Diagnosis of {len(self.classes)} categories at {layers} ({self.evidence}, draws: {self.draws}, "
             f"theta {self.theta:g}, seed {self.seed})",

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from torchdoctor.display.cards import Card
+from torchdoctor.display.counts import count_of
 from torchdoctor.display.curves import CURVES, noise_curves
 from torchdoctor.display.style import literal
 from torchdoctor.files.reading import Number, Record, read_record
@@ -68,7 +69,8 @@ class Robustness:
         """Summarise the curves."""
         rows = zip(self.ranges, self.normal, self.restored, self.fooled, strict=True)
         return Card(
-            f"Robustness of {self.images} images ({len(self.layers)} repeats; FGSM with epsilon = "
+            f"Robustness of {count_of(self.images, 'image')} ({count_of(len(self.layers), 'repeat')}; "
+            "FGSM with epsilon = "
             f"{255 * self.epsilon:.3g}/255 fooled {self.attack_success:.0f} %)",
             columns=("noise range", "normal, right", "adversarial, restored", "adversarial, fooled"),
             rows=tuple((f"{at:g}", *(f"{values.mean():.1f} %" for values in lines)) for at, *lines in rows),

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from torchdoctor.diagnosis.result import QUANTILES, LayerDiagnosis
+from torchdoctor.display.counts import count_of
 from torchdoctor.evidence.rows import ImageRows
 
 LEVEL = 0.95  # the confidence level of the interval around every mean
@@ -214,7 +215,7 @@ def _flags(
     alike = [category for category in without if mean[category].any()]
     if len(without) > MOST_FLAGGED:  # of many categories a sentence for each would bury everything else
         flags = [
-            f"{len(members)} categories: {why}, none correlated"
+            f"{count_of(len(members), 'category', 'categories')}: {why}, none correlated"
             for members, why in ((silent, NO_EVIDENCE), (alike, ALIKE))
             if members
         ]
@@ -225,7 +226,10 @@ def _flags(
         ]
     dead = int((mean[diagnosed] == 0).all(0).sum()) if diagnosed.any() else 0
     if dead:
-        flags.append(f"{dead} of {mean.shape[1]} kernels carry no evidence for any category")
+        flags.append(
+            f"{dead} of {mean.shape[1]} kernels {'carries' if dead == 1 else 'carry'} no evidence for "
+            "any category"
+        )
     if changed:
         names = ", ".join(map(str, changed[:MOST_FLAGGED])) + (", ..." if len(changed) > MOST_FLAGGED else "")
         flags.append(f"out of step with the batch-norm behind them: kernels {names}")

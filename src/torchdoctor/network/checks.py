@@ -239,7 +239,11 @@ def _trainable(model: nn.Module, _example: Tensor, _layers: Sequence[str] | None
     if frozen == len(parameters):
         yield "error", "no parameter is trainable (all are frozen): nothing could change"
     elif frozen:
-        yield "warning", f"{frozen} of {len(parameters)} parameters are frozen and stay as they are"
+        yield (
+            "warning",
+            f"{frozen} of {len(parameters)} parameters {'is' if frozen == 1 else 'are'} frozen and "
+            f"{'stays as it is' if frozen == 1 else 'stay as they are'}",
+        )
 
 
 def _training(model: nn.Module, example: Tensor, _layers: Sequence[str] | None) -> Messages:

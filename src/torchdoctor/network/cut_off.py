@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from torchdoctor.display.counts import count_of
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import hooked
 from torchdoctor.network.outputs import unwrap
@@ -39,7 +40,7 @@ def why_no_layer(model: nn.Module, images: Num[Tensor, "batch channel height wid
     with hooked((each, look) for each in convolutions), frozen_eval(model) as frozen, torch.enable_grad():
         given = images[:1].clone()
         frozen.logits(given.requires_grad_(True) if given.is_floating_point() else given)
-    many = f"{name} has {len(convolutions)} two-dimensional convolution(s), of which none "
+    many = f"{name} has {count_of(len(convolutions), 'two-dimensional convolution')}, of which none "
     if without:
         return (
             f"{many}has derivatives: its forward pass runs them under {without[0]}, so that they could be "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from torchdoctor.display.counts import count_of
 from torchdoctor.network.candidates import Sighting, sightings
 from torchdoctor.network.cut_off import why_no_layer
 from torchdoctor.network.flops import compute_before
@@ -159,7 +160,7 @@ def _fill_up(
     """Add layers until there are enough: blocks at even distances, or the convolutions nearest the end."""
     if len(chosen) >= number:
         return
-    few = f"the network has {len(chosen)} stage(s)"
+    few = f"the network has {count_of(len(chosen), 'stage')}"
     if blocks:
         places = [round((place + 1) * len(blocks) / number) - 1 for place in range(number)]
         even = [blocks[max(place, 0)] for place in places]

@@ -11,6 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 LOGIT_NAMES = ("logits", "output", "out", "scores", "predictions", "pred")
@@ -180,7 +181,7 @@ def one_row_each(logits: Float[Tensor, "row category"], images: int) -> None:
         else "does forward join images, or return something else than logits?"
     )
     raise InputError(
-        f"{images} image{'s' if images > 1 else ''} gave {len(logits)} rows of logits; expected one row per "
+        f"{count_of(images, 'image')} gave {count_of(len(logits), 'row')} of logits; expected one row per "
         f"image: {remedy}"
     )
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchdoctor.display.counts import count_of
 from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import Hook, find_layer, hooked
@@ -82,7 +83,8 @@ class Pooled:
         for name, parts in self.kept.items():
             if sum(map(len, parts)) != images:
                 raise InputError(
-                    f"layer {name!r} gave {sum(map(len, parts))} rows for {images} images; expected one for "
+                    f"layer {name!r} gave {count_of(sum(map(len, parts)), 'row')} for "
+                    f"{count_of(images, 'image')}; expected one for "
                     "each: choose a layer that is called once in a forward pass"
                 )
         return torch.cat([torch.cat(parts) for parts in self.kept.values()], dim=1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torchdoctor.display.cards import Card
+from torchdoctor.display.counts import count_of
 from torchdoctor.display.gains import accuracy_summary, category_gains
 from torchdoctor.files.reading import read_record
 from torchdoctor.files.writing import write_json
@@ -82,7 +83,7 @@ class Comparison:
             )
             for name, split in self.splits.items()
         )
-        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        seeds = count_of(len(self.seeds), "seed")
         return Card(
             f"Comparison: {self.verdict} ({self.arm} against control, {seeds})",
             (self.reason,),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchdoctor.display.cards import listed
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import Verdict
 
 
@@ -62,7 +63,8 @@ class ArmComparison:
     def __repr__(self) -> str:
         """Return a single line: the verdict, the gain, and how many images changed."""
         return (
-            f"ArmComparison({self.verdict}: {self.gain} points, {len(self.repaired)} images repaired, "
+            f"ArmComparison({self.verdict}: {self.gain} points, "
+            f"{count_of(len(self.repaired), 'image')} repaired, "
             f"{len(self.broken)} broken)"
         )
 
@@ -96,7 +98,7 @@ class SplitComparison:
     def __repr__(self) -> str:
         """Return a single line: the mean accuracy of every arm."""
         means = [f"{arm} {mean_of(values):.1f} %" for arm, values in self.accuracy.items()]
-        return f"SplitComparison({self.images} images: {listed(means)})"
+        return f"SplitComparison({count_of(self.images, 'image')}: {listed(means)})"
 
     @property
     def first(self) -> ArmComparison:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.display.counts import count_of
 from torchdoctor.proof.result import Comparison
 from torchdoctor.proof.split_result import SplitComparison
 from torchdoctor.report.number_text import number, signed
@@ -92,7 +93,7 @@ def explanation(diagnosis: Diagnosis, comparison: Comparison | None, *, treated:
         return sentences or [
             "This page shows what the network relies on and where it errs. Nothing was trained."
         ]
-    seeds = "one seed" if len(comparison.seeds) == 1 else f"{len(comparison.seeds)} seeds"
+    seeds = count_of(len(comparison.seeds), "seed")
     sentences.append(
         f"All arms began from the same weights and got the same further training of {comparison.steps:,} "
         f"steps on the same images, with {seeds}: the control with the loss alone, {comparison.arm} with its "

@@ -10,6 +10,7 @@ from threading import Lock
 
 from torchdoctor.case.answers import KEEP, UNUSABLE, category_of
 from torchdoctor.diagnosis.suspects_result import LIST, read_labels
+from torchdoctor.display.counts import count_of
 from torchdoctor.files.writing import write_bytes
 from torchdoctor.review.queue import LabelQuestion
 from torchdoctor.types import InputError
@@ -46,7 +47,8 @@ class LabelStore:
             missing = [one for one in questions if one.id not in known]
             if missing:
                 raise InputError(
-                    f"{str(self.file)!r} has {len(rows)} lines and none for {missing[0].name!r}, which the "
+                    f"{str(self.file)!r} has {count_of(len(rows), 'line')} and none for "
+                    f"{missing[0].name!r}, which the "
                     "run lists: restore the line, or diagnose anew"
                 )
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from torchdoctor.data.readers.naming import ENDINGS
+from torchdoctor.display.counts import count_of
 from torchdoctor.files.reading import Record, read_record, sha256_of
 from torchdoctor.files.writing import write_json
 from torchdoctor.types import InputError
@@ -94,6 +95,22 @@ def write_masks(run: Path, records: Iterable[MaskRecord], listing: str = MASKS) 
     """
     ordered = sorted(records, key=lambda record: record.id)
     write_json(run / REVIEW / f"{listing}.json", {"masks": [record.model_dump() for record in ordered]})
+
+
+def said_of_kinds(kinds: Mapping[str, int]) -> str:
+    """Say how many masks there are of each kind.
+
+    Args:
+        kinds: The number of masks by kind, as `MaskStore.counts` has them.
+
+    Returns:
+        A text such as `1 accepted proposal, 4 by hand`; `none` without masks.
+    """
+    said = (
+        count_of(number, kind, f"{kind}s" if kind.endswith("proposal") else kind)
+        for kind, number in kinds.items()
+    )
+    return ", ".join(said) or "none"
 
 
 def mask_file(category: str, image: str, number: int, taken: Mapping[str, int]) -> str:

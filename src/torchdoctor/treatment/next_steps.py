@@ -13,6 +13,7 @@ from torchdoctor.diagnosis.causes_result import Cause, Causes, ErrorCause
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.suspects_result import LIST, Suspects
 from torchdoctor.display.cards import listed
+from torchdoctor.display.counts import count_of
 from torchdoctor.treatment.effects import effect_of
 
 LEAST_ERRORS = 0.5  # expected errors of a cause, below which nothing is proposed for it
@@ -123,12 +124,17 @@ Step = tuple[str, str, str]  # action, effect, command
 CHECKED = "The cures for it have been tried in this run; see its comparison."
 
 
+def _come_right(number: int) -> str:
+    """Begin a sentence about errors that come right."""
+    return count_of(number, "of these errors comes right", "of these errors come right")
+
+
 def _preparation(known: Known) -> Step:
     number = len(known.of("preparation"))
     return (
         "Prepare the images as in the training of these weights: in another usual way (mean and standard "
         "deviation, order of colours, range of values) they come right.",
-        f"{number} of these errors come right when only the preparation is changed.",
+        f"{_come_right(number)} when only the preparation is changed.",
         "",
     )
 
@@ -139,23 +145,26 @@ def _order(known: Known) -> Step:
     return (
         f"Compare the order of the categories with that of the weights ({named}): the categories of the data "
         "have to come in the order of the training.",
-        f"All {sum(pairs.values())} of these errors come right in the right order.",
+        f"{_come_right(sum(pairs.values()))} in the right order.",
         "",
     )
 
 
 def _detail(known: Known) -> Step:
+    number = len(known.of("too little detail"))
     return (
         "Give the network larger images, and train it further on them (--image-size, half as much again).",
-        f"{len(known.of('too little detail'))} of these errors come right with 1.5 times the pixels.",
+        f"{_come_right(number)} with 1.5 times the pixels.",
         "",
     )
 
 
 def _unlike(known: Known) -> Step:
+    number = len(known.of("unlike the training images"))
     return (
-        f"Look at these {len(known.of('unlike the training images'))} images (causes.json names "
-        "them): remove broken ones, and collect training images like the others.",
+        f"Look at {'this image' if number == 1 else f'these {number} images'} (causes.json names "
+        f"{'it' if number == 1 else 'them'}): remove what is broken, and collect training images like the "
+        "rest.",
         "",
         "",
     )
@@ -166,7 +175,7 @@ def _rare(known: Known) -> Step:
         name for name, _ in Counter(error.label for error in known.of("rare category")).most_common(NAMED)
     ]
     usual = int(np.median(known.diagnosis.confusion.sum(1)))
-    counts = listed([f"{name} has {known.count(name)} training images" for name in rare])
+    counts = listed([f"{name} has {count_of(known.count(name), 'training image')}" for name in rare])
     collect = f"Collect images of {listed(rare)} ({counts}; the median category has {usual})"
     if known.treated:
         return f"{collect}.", CHECKED, ""
@@ -199,11 +208,12 @@ def _labels(known: Known) -> Step:
         )
     assert known.suspects is not None
     expected = 100 * known.suspects.expected()
+    number = len(suspects)
+    which = "this training image" if number == 1 else f"these {number:,} training images"
     page = f" {known.review} asks about them in a browser, one key each." if known.review else ""
     return (
-        f"Write the right category into the column answer of {LIST} for these {len(suspects)} training "
-        f"images ({expected:.0f} % of them are expected to be wrong), and let a checkup train with "
-        f"them.{page}",
+        f"Write the right category into the column answer of {LIST} for {which} ({expected:.0f} % of the "
+        f"labels are expected to be wrong), and let a checkup train with the answers.{page}",
         effect_of("label looks wrong"),
         f"{known.command} --labels {LIST}" if known.command else "",
     )
@@ -225,7 +235,8 @@ def _close(known: Known) -> Step:
     return (
         f"Merge {named}, or say in the labelling rules what tells them apart and look at their labels again: "
         "the network takes them for each other in training too.",
-        f"Merged, {sum(pairs.values())} of the {len(known.causes.errors)} errors are none.",
+        f"Merged, {sum(pairs.values())} of the {count_of(len(known.causes.errors), 'error')} "
+        f"{'is' if sum(pairs.values()) == 1 else 'are'} none.",
         "",
     )
 
@@ -251,7 +262,8 @@ def _background(known: Known) -> Step | None:
         )
     wanted = min(FOR_MASKS, max((len(low) for low in known.diagnosis.sifting.low), default=0))
     return (
-        f"Draw masks, or boxes, around the objects of {wanted or FOR_MASKS} images of each category (the "
+        f"Draw masks, or boxes, around the objects of {count_of(wanted or FOR_MASKS, 'image')} of "
+        "each category (the "
         "diagnosis lists the most useful), and run a checkup on them: the network goes by the background.",
         effect_of("background"),
         known.review,

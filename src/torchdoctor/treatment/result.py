@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from torchdoctor.display.cards import Card, listed
+from torchdoctor.display.counts import count_of
 from torchdoctor.display.curves import history_curves
 from torchdoctor.files.reading import Number, Record, read_record, read_tensors, sha256_of
 from torchdoctor.files.writing import weights_bytes, write_bytes, write_json
@@ -55,7 +56,8 @@ class Arm:
     def __repr__(self) -> str:
         """Return a single line without the weights."""
         return (
-            f"Arm({self.name!r}, seed {self.seed}: {len(self.history)} epochs, {self.steps} steps, "
+            f"Arm({self.name!r}, seed {self.seed}: {count_of(len(self.history), 'epoch')}, "
+            f"{count_of(self.steps, 'step')}, "
             f"{self.seconds:.1f} s, {len(self.state)} tensors)"
         )
 
@@ -177,9 +179,9 @@ class Treatment:
             numbers = [f"{last[term]:.4g}" if term in last else "-" for term in terms]
             rows.append((arm.name, str(arm.seed), str(arm.steps), f"{arm.seconds:.1f}", *numbers))
         names, seeds = self.names(), self.seeds()
-        counted = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        counted = count_of(len(seeds), "seed")
         return Card(
-            f"Treatment with {len(names)} arms ({listed(names)}) and {counted}",
+            f"Treatment with {count_of(len(names), 'arm')} ({listed(names)}) and {counted}",
             tuple(lines),
             ("arm", "seed", "steps", "seconds", *(f"last {term.replace('_', ' ')}" for term in terms)),
             tuple(rows),

@@ -17,6 +17,7 @@ from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.diagnosis.sparsity import sparsity
 from torchdoctor.diagnosis.suspects_result import FILE as SUSPECTS
 from torchdoctor.diagnosis.suspects_result import Suspects
+from torchdoctor.display.counts import count_of
 from torchdoctor.evidence.per_image import diagnosis_cost
 from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.processes import launched
@@ -109,7 +110,8 @@ def cost_of(case: Case, passes: float | None = None) -> str:
     sifted = min(len(case.data.train), case.plan.images_per_category * len(case.classes))
     noise = "no noise" if draws == 0 else f"draws: {draws}"
     return (
-        f"{len(case.layers)} layer(s), {noise}: about {passes:.1f} forward passes for each of at most "
+        f"{count_of(len(case.layers), 'layer')}, {noise}: about {passes:.1f} forward passes for each "
+        "of at most "
         f"{sifted:,} sifted images, after 1 for each of {len(case.data.train):,}"
     )
 

@@ -23,6 +23,7 @@ from torchdoctor.case.scaling import (
 )
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.footprint import INDEX, DiagnosisBytes, diagnosis_bytes
+from torchdoctor.display.counts import count_of
 from torchdoctor.network.prediction import device_of
 from torchdoctor.report.pictures import LARGEST_PAGE
 from torchdoctor.treatment.learning_rate import TIMES, affordable_steps
@@ -288,11 +289,12 @@ def _assumptions(
     return [
         f"device: {device_of(case.model)}{faster}; measured with random weights and random images, about "
         f"{SECONDS:g} s for each number: real times lie within a factor of {RUN_WITHIN:g}",
-        f"evidence: measured on {measured.evidence_images} image(s) at {where}{counted}",
+        f"evidence: measured on {count_of(measured.evidence_images, 'image')} at {where}{counted}",
         f"diagnosis: every image is predicted, {work.sifted:,} are sifted (as many as can be); every k-th "
         "batch is of one process; survey and rows are gathered, so that each process holds all of them, and "
         f"one process chooses and summarises{looked}",
-        f"treatment: control and treated, {case.plan.recipe.epochs} epochs, {case.plan.seeds} seeds, and the "
+        f"treatment: control and treated, {count_of(case.plan.recipe.epochs, 'epoch')}, "
+        f"{count_of(case.plan.seeds, 'seed')}, and the "
         "short trainings that choose the learning rate; validation is left out; a step under the "
         f"constraints costs {measured.price:.2f} plain steps",
         f"training step: each device computes its part of a batch of {work.batch}; then the gradients are "

@@ -29,6 +29,7 @@ from torchdoctor.data.mask_formats.registry import (
 from torchdoctor.data.mask_import import DrawnMasks, draw_annotations, only_labels
 from torchdoctor.data.settings import DataSettings, OnError
 from torchdoctor.data.table import Tables
+from torchdoctor.display.counts import count_of
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_bytes, write_json
 from torchdoctor.types import InputError, Progress, silent
@@ -153,7 +154,8 @@ def import_masks(
     there = [target for target in targets if target.exists()]
     if there and not overwrite:
         raise InputError(
-            f"{len(there)} of {len(targets)} masks exist already, such as {there[0]}; nothing was written. "
+            f"{len(there)} of {count_of(len(targets), 'mask')} "
+            f"{'exists' if len(there) == 1 else 'exist'} already, such as {there[0]}; nothing was written. "
             "Give another --out, or --overwrite to replace them"
         )
     for target, mask in targets.items():
@@ -176,10 +178,9 @@ def _refuse(problems: tuple[Problem, ...], start: str) -> None:
     if problems:
         listed = "\n  ".join(problem.text for problem in problems[:NAMED])
         more = f"\n  and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        number = "1 annotation cannot" if len(problems) == 1 else f"{len(problems)} annotations cannot"
         raise InputError(
-            f"{start}{number} be used; repair them, or leave these images out with --on-error skip\n"
-            f"  {listed}{more}"
+            f"{start}{count_of(len(problems), 'annotation')} cannot be used; repair them, or leave "
+            f"these images out with --on-error skip\n  {listed}{more}"
         )
 
 
@@ -187,12 +188,14 @@ def _why_none(drawn: DrawnMasks) -> str:
     """Say why no mask was drawn."""
     reasons = []
     if drawn.problems:
-        reasons.append(f"{len(drawn.problems)} annotations cannot be used, first {drawn.problems[0].text}")
+        number = count_of(len(drawn.problems), "annotation")
+        reasons.append(f"{number} cannot be used, first {drawn.problems[0].text}")
     if drawn.unmatched:
         names = ", ".join(drawn.unmatched[:NAMED])
-        reasons.append(f"the data set has none of the {len(drawn.unmatched)} images that are named: {names}")
+        number = f"({len(drawn.unmatched)})"
+        reasons.append(f"the data set has none of the images that are named {number}: {names}")
     if drawn.without_shapes:
-        reasons.append(f"{len(drawn.without_shapes)} images have no shapes")
+        reasons.append(count_of(len(drawn.without_shapes), "image has no shapes", "images have no shapes"))
     return "; ".join(reasons) or "there are no annotations in it"
 
 
@@ -248,7 +251,7 @@ def export_masks(
     if not masked:
         raise InputError(f"{tables.origin}: no image has a mask; give a folder of masks with --masks")
     turned = sum(image.file is not None and orientation_of(image.file) != 1 for image in masked)
-    notes.add("images are turned upright by EXIF: their areas belong to the upright image", turned)
+    notes.add("images turned upright by EXIF: areas belong to the upright image", turned)
     problems: list[Problem] = []
     images = _each(masked, tables, None if on_error == "fail" else problems, progress)
     written = []

@@ -16,6 +16,7 @@ from torchdoctor.case.reviewed import answered_arms
 from torchdoctor.case.settings import BUDGET_TIMES, Settings
 from torchdoctor.diagnosis.causes_result import Cause, Causes
 from torchdoctor.diagnosis.result import Diagnosis
+from torchdoctor.display.counts import count_of
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
 from torchdoctor.treatment.arms import LEAST_MASKS
@@ -118,7 +119,7 @@ def search_forecast(
     steps = sum((1 + count * sum(prices) / len(prices)) * epochs for count, epochs in rungs)
     return {
         "candidates": [one.name for one in pool],
-        "rungs": [f"{count} of them and the control, {epochs} epoch(s)" for count, epochs in rungs],
+        "rungs": [f"{count} of them and the control, {count_of(epochs, 'epoch')}" for count, epochs in rungs],
         "scored by": SCORED_BY[judge.select],
         "seconds": control_seconds * case.data.train.steps_per_epoch * steps,
     }

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from torchdoctor.data.annotations import MaskError, MaskProblem
 from torchdoctor.data.decoding import LARGEST_PIXELS
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 Area = Bool[np.ndarray, "height width"]
@@ -50,6 +51,7 @@ class AnnotatedImage:
         file: The image's file, where it lies beside the annotation.
         upright: Whether the program that wrote the file turns images upright by their EXIF orientation.
         other_names: Further names that the image may have, such as one without a prefix.
+        plain_name: The name for its mask where no data set names the image; empty: `name`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class AnnotatedImage:
     file: Path | None = None
     upright: bool = False
     other_names: tuple[str, ...] = ()
+    plain_name: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -157,7 +160,7 @@ class Notes:
         """Count something.
 
         Args:
-            sentence: What it is, for instance `shapes marked as deleted: left out`.
+            sentence: What it is, for instance `shapes marked as deleted: left out`. It begins with the noun.
             number: How often it occurred.
         """
         if number:
@@ -165,8 +168,12 @@ class Notes:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The notes, each with its count in front."""
-        return tuple(f"{number} {sentence}" for sentence, number in self.counts.items())
+        """The notes, each with its count in front; a noun in the plural loses its s where the count is 1."""
+        nouns = ((sentence.partition(" "), number) for sentence, number in self.counts.items())
+        return tuple(
+            count_of(number, f"{noun.removesuffix('s')}{space}{rest}", f"{noun}{space}{rest}")
+            for (noun, space, rest), number in nouns
+        )
 
 
 def draw_shapes(annotated: AnnotatedImage, width: int, height: int, leave_out: Sequence[str] = ()) -> Area:

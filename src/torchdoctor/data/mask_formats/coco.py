@@ -119,7 +119,7 @@ def _shape(
     if label is None:
         notes.add("annotations with a category_id that the file does not explain: read without a label")
     if record.get("iscrowd"):
-        notes.add("annotations of crowds (iscrowd): counted as objects")
+        notes.add("annotations of crowds (iscrowd): read as objects")
     try:
         return Shape(place, label, _drawing(record, size, notes))
     except MaskError as error:
@@ -140,7 +140,7 @@ def _drawing(record: dict[str, Any], size: Size | None, notes: Notes) -> Draw:
     edges = record.get("bbox")
     if not isinstance(edges, list) or len(edges) != 4:
         raise MaskError("neither a segmentation nor a bbox of four numbers", "shape")
-    notes.add("annotations without segmentation: their boxes are taken")
+    notes.add("annotations without segmentation: the boxes are taken")
     left, top, wide, high = (number_of(edge, "bbox") for edge in edges)
     return box(left, top, left + wide, top + high)
 

@@ -37,6 +37,7 @@ from torchdoctor.data.mask_formats.shapes import (
     without_holes,
 )
 
+UPLOADS = re.compile(r"^(data/)?upload/\d+/")  # the folder of a project's uploaded files
 UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
 KINDS = ("polygon", "rectangle", "ellipse", "brush", "keypoint")
 PERCENT = 100.0
@@ -126,10 +127,21 @@ def _task(task: Any, place: str, file: Path, notes: Notes) -> AnnotatedImage:
         raise MaskError(f"{where}: shapes for images of the sizes {sorted(sizes)}", "wrong size")
     name = _name_in(address)
     path = PurePosixPath(name)
-    other = (path.with_name(UPLOADED.sub("", path.name)).as_posix(),) if UPLOADED.match(path.name) else ()
-    linked = image_beside(file.parent, name) or image_beside(file.parent / "images", path.name)
+    own_name = UPLOADED.sub("", path.name)
+    other = (path.with_name(own_name).as_posix(),) if own_name != path.name else ()
+    beside = (
+        image_beside(folder, one)
+        for one in dict.fromkeys((name, path.name, own_name))
+        for folder in (file.parent, file.parent / "images")
+    )
+    linked = next((found for found in beside if found is not None), None)
+    plain = (PurePosixPath(UPLOADS.sub("", name)).parent / own_name).as_posix() if UPLOADS.match(name) else ""
+    if linked is not None and linked.is_relative_to(file.parent):
+        plain = linked.relative_to(file.parent).as_posix()
     size = next(iter(sizes), None)
-    return AnnotatedImage(name, where, tuple(shapes), size, linked, upright=True, other_names=other)
+    return AnnotatedImage(
+        name, where, tuple(shapes), size, linked, upright=True, other_names=other, plain_name=plain
+    )
 
 
 def _address(data: dict[str, Any], where: str) -> str:
@@ -169,7 +181,7 @@ def _results(task: dict[str, Any], where: str, notes: Notes) -> list[dict[str, A
     if truth:
         kept = truth
     if len(kept) > 1:
-        notes.add("images with several annotations: their areas are put together")
+        notes.add("images with several annotations: the areas are put together")
     if not kept and field(task, "predictions", list, where, []):
         notes.add("images with predictions alone: left without an area")
     results = [result for one in kept for result in field(one, "result", list, where, [])]

@@ -26,6 +26,7 @@ from torchdoctor.data.mask_formats.yolo import is_yolo, label_files, read_yolo, 
 from torchdoctor.data.readers.flatness import is_flat
 from torchdoctor.data.readers.folder import check_links
 from torchdoctor.data.readers.naming import is_readable, photographs
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError, check_choice
 
 FormatName = Literal["png", "labelme", "coco", "voc", "yolo", "cvat", "label-studio"]
@@ -184,4 +185,7 @@ def _are_mask_files(source: Path) -> bool:
 def _found(source: Path) -> str:
     """Say which files a source holds, by their endings."""
     endings = Counter(file.suffix.lower() or "without an ending" for file in files_of(source))
-    return ", ".join(f"{number} files {ending}" for ending, number in endings.most_common(6)) or "no files"
+    return (
+        ", ".join(f"{count_of(number, 'file')} {ending}" for ending, number in endings.most_common(6))
+        or "no files"
+    )

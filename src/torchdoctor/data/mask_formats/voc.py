@@ -77,7 +77,7 @@ def read_voc(source: Path) -> Annotations:
     told = set(masks)
     alone = [image for image in boxed if _stem(image.name) not in told]
     with_objects = sum(bool(image.shapes) for image in alone)
-    notes.add("images with boxes and without a class mask: their boxes are taken", with_objects)
+    notes.add("images with boxes and without a class mask: the boxes are taken", with_objects)
     return Annotations((*masked, *alone), (*problems, *more), notes.sentences)
 
 

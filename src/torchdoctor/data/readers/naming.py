@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 FURTHER_ENDINGS = (".jfif", ".jpe", ".gif", ".avif", ".jp2", ".dib", ".tga")
@@ -118,11 +119,14 @@ def loose_files(folder: Path) -> tuple[str, ...]:
         Sentences for the notes; none where there are no such files.
     """
     loose = [entry for entry in sorted(folder.iterdir()) if entry.is_file() and not is_litter(entry.name)]
-    kinds = {
-        "images beside the folders, which tell the categories": [file for file in loose if is_readable(file)],
-        "archives, which are not unpacked": [file for file in loose if file.name.lower().endswith(ARCHIVES)],
-    }
-    return tuple(f"{len(files)} {kind}: {files[0].name} ..." for kind, files in kinds.items() if files)
+    kinds = (
+        ("image", " beside the folders, which tell the categories", list(filter(is_readable, loose))),
+        ("archive", ", not unpacked", [one for one in loose if one.name.lower().endswith(ARCHIVES)]),
+    )  # fmt: skip
+    return tuple(
+        f"{count_of(len(files), noun)}{said}: {files[0].name}{' ...' if len(files) > 1 else ''}"
+        for noun, said, files in kinds if files
+    )  # fmt: skip
 
 
 def photographs(files: Iterable[Path], root: Path, hidden: Collection[Path] = ()) -> list[Path]:
@@ -271,12 +275,17 @@ def left_out(
     others = [file for file in files if file not in used]
     masks_alone = [file for file in others if is_readable(file)]
     endings = Counter(file.suffix.lower() or "no ending" for file in others if not is_readable(file))
-    notes = [f"{count} files of {end}: not read as images" for end, count in sorted(endings.items())]
+    notes = [
+        f"{count_of(count, 'file')} of {end}: not read as {'an image' if count == 1 else 'images'}"
+        for end, count in sorted(endings.items())
+    ]
     if masks_alone:
-        notes.append(
-            f"{len(masks_alone)} files named like masks that belong to no image: {masks_alone[0]} ..."
-        )
+        one, many = "file named like a mask that belongs", "files named like masks that belong"
+        more = " ..." if len(masks_alone) > 1 else ""
+        notes.append(f"{count_of(len(masks_alone), one, many)} to no image: {masks_alone[0]}{more}")
     moving = sum(file.suffix.lower() == ".gif" for file in used)
     if moving:
-        notes.append(f"{moving} files of .gif: the first picture of each is used, the others are left out")
+        notes.append(
+            f"{count_of(moving, 'file')} of .gif: the first picture of each is used, the others are left out"
+        )
     return tuple(notes)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from torchdoctor.data.splitting import is_split_name, split_names
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 PARQUET = ".parquet"
@@ -57,7 +58,8 @@ def split_files(
             f"{origin}: found {names} beside the training images, and its name tells no split; call it "
             f"test-0{ending}, or move it elsewhere"
         )
-    notes = (f"{len(others)} {ending} files whose names tell no split: {names}",) if others else ()
+    one, many = f"{ending} file whose name tells no split", f"{ending} files whose names tell no split"
+    notes = (f"{count_of(len(others), one, many)}: {names}",) if others else ()
     return files, notes + tuple(note for name, paths in files.items() for note in _missing(name, paths))
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from torchdoctor.data.boxes import Box
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 
@@ -73,6 +74,7 @@ def one_row_each(rows: Sequence[TableRow], place: str) -> tuple[list[TableRow], 
         return joined, ()
     repeated = sum(len(group) > 1 for group in of_image.values())
     return joined, (
-        f"{len(rows) - len(joined)} further rows of {repeated} images that stand in several: each is one "
+        f"{count_of(len(rows) - len(joined), 'further row')} of "
+        f"{count_of(repeated, 'image that stands', 'images that stand')} in several: each is one "
         "image, with all boxes of its rows",
     )

@@ -30,6 +30,7 @@ from torchdoctor.data.readers.tar_members import (
 from torchdoctor.data.settings import DataSettings
 from torchdoctor.data.splitting import divide
 from torchdoctor.data.table import ImageTable, Tables
+from torchdoctor.display.counts import count_of
 from torchdoctor.types import InputError
 
 ENDING = ".tar"
@@ -289,7 +290,8 @@ def _numbers(written: Mapping[str, Counter[str]], file: Path, names: tuple[str, 
         number = known.get(label, int(label) if re.fullmatch(r"\d{1,9}", label) else len(names))
         if number >= len(names):
             raise InputError(
-                f"{file}: names {len(names)} categories, and the archives have the label {label!r}; expected "
+                f"{file}: names {count_of(len(names), 'category', 'categories')}, and the archives "
+                f"have the label {label!r}; expected "
                 f"one of these names, or a number from 0 to {len(names) - 1}"
             )
         numbers[label] = number
