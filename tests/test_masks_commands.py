@@ -116,7 +116,7 @@ def test_what_exists_is_not_overwritten_without_being_asked(command, animals, tm
     assert code == 2 and "1 of 2 masks exists already, such as" in err and "nothing was written" in err
     assert mine.read_bytes() == b"mine" and [file.name for file in mine.parent.iterdir()] == ["0.png"]
     code, out, _ = command(*words, "--overwrite")
-    assert code == 0 and "1 of them replaced others" in out and mine.read_bytes() != b"mine"
+    assert code == 0 and "1 of them replaced another" in out and mine.read_bytes() != b"mine"
 
 
 def test_a_second_import_adds_to_the_first(animals, tmp_path):

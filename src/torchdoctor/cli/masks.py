@@ -199,7 +199,10 @@ def _print_import(console: Console, record: dict[str, Any]) -> None:
     written = count_of(record["written"], "mask")
     _line(console, f"{record['source']} ({record['format']}): {written} in {record['out']}")
     if record["overwritten"]:
-        _line(console, f"{count_of(record['overwritten'], 'replaced another', 'of them replaced others')}")
+        _line(
+            console,
+            f"{count_of(record['overwritten'], 'of them replaced another', 'of them replaced others')}",
+        )
     _line(console, f"objects cover {_percent(sum(shares) / len(shares))} of an image on average")
     _list(
         console,
