@@ -413,7 +413,7 @@ def test_the_parts_of_results_are_one_line():
         "ArmComparison(helped: +12.4 (+10.0 to +14.8) points, 83 images repaired, 19 broken)"
     )
     assert repr(comparison.splits["shifted"]).startswith(
-        "SplitComparison(1600 images: base 71.0 %, control 74."
+        "SplitComparison(1,600 images: base 71.0 %, control 74."
     )
     layer = fake_diagnosis().layers[0]
     assert repr(layer) == (

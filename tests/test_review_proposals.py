@@ -85,6 +85,7 @@ def test_proposals_that_are_given_as_masks_are_called_so(run, own, command, tmp_
     assert code in (0, 3, 4), err
     note = f"{number - 1} of {number} masks are proposals that nobody has looked at"
     assert note in err and note in (tmp_path / "trained/report.html").read_text()
+    assert note in command("masks", "check", *data)[1]
 
 
 @pytest.mark.parametrize("limit", [HALF, 14])

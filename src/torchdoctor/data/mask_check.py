@@ -160,7 +160,10 @@ def check_data_masks(
                 coverage.shares.append(outcome)
                 full += [image.name] if outcome == 1 else []
     unmatched = () if matches is None else tuple(map(str, matches.unmatched))
-    return MaskCheck(tables.origin, categories, tuple(problems), tuple(missing), tuple(full), unmatched, ())
+    remarks = () if matches is None else matches.remarks
+    return MaskCheck(
+        tables.origin, categories, tuple(problems), tuple(missing), tuple(full), unmatched, remarks
+    )
 
 
 def _contradicting_labels(

@@ -41,6 +41,15 @@ class MaskMatches:
     unmatched: tuple[Path, ...]
     problems: tuple[Problem, ...]
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """How many of the masks are proposals that nobody has looked at, in a sentence; none without any."""
+        proposed = sum(map(is_proposal, self.files.values()))
+        if not proposed:
+            return ()
+        are = "is a proposal" if proposed == 1 else "are proposals"
+        return (f"{proposed} of {count_of(len(self.files), 'mask')} {are} that nobody has looked at",)
+
 
 def match_masks(data: DataImages, folder: Path) -> MaskMatches:
     """Match the mask files in a folder to images, by their paths.
@@ -228,11 +237,6 @@ def with_masks(tables: Tables, folder: Path, matches: MaskMatches | None = None)
             f"{count_of(len(found.unmatched), 'mask that belongs', 'masks that belong')} to no image: "
             f"{found.unmatched[0]}{' ...' if len(found.unmatched) > 1 else ''}",
         )
-    proposed = sum(map(is_proposal, found.files.values()))
-    if proposed:
-        notes += (
-            f"{proposed} of {count_of(len(found.files), 'mask')} "
-            f"{'is a proposal' if proposed == 1 else 'are proposals'} that nobody has looked at",
-        )
+    notes += found.remarks
     train, validation = splits.pop("train"), splits.pop("validation")
     return replace(tables, train=train, validation=validation, tests=splits, notes=notes)
