@@ -126,9 +126,8 @@ def check_data_masks(
         problems += _contradicting_labels(data, folder, matches, labels or {})
         tables = with_masks(tables, folder, matches)
     wrong = {problem.image for problem in problems if problem.kind == "other category"}
-    splits = splits_of(tables)
+    splits, missing, full = splits_of(tables), [], []
     categories = {name: Coverage() for name in tables.classes}
-    missing, full = [], []
 
     def measure(place: int) -> float | Problem | None:
         image = data.images[place]
@@ -160,10 +159,8 @@ def check_data_masks(
                 coverage.shares.append(outcome)
                 full += [image.name] if outcome == 1 else []
     unmatched = () if matches is None else tuple(map(str, matches.unmatched))
-    remarks = () if matches is None else matches.remarks
-    return MaskCheck(
-        tables.origin, categories, tuple(problems), tuple(missing), tuple(full), unmatched, remarks
-    )
+    told = () if matches is None else matches.remarks
+    return MaskCheck(tables.origin, categories, tuple(problems), tuple(missing), tuple(full), unmatched, told)
 
 
 def _contradicting_labels(
