@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from torchdoctor.display import overlays
 from torchdoctor.proof.result import Comparison
 
 if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 SIDE = 160  # the smallest longer side of a photograph in pixels; the largest is twice that
@@ -105,9 +108,9 @@ def draw(figure: Figure, alt: str) -> Picture:
     """
     from PIL import Image
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200)
-    picture = Image.open(buffer).convert("RGB")
+    with _canvas(figure, dpi=200) as canvas:
+        canvas.draw()
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     small = picture.quantize(256, dither=Image.Dither.NONE)
     return Picture(_uri(small, "png", optimize=True), picture.width // 2, picture.height // 2, alt)
 
@@ -168,13 +171,28 @@ def figure_files(figure: Figure) -> dict[str, bytes]:
     """
     from matplotlib import rc_context
 
-    contents = {}
+    png, svg = io.BytesIO(), io.BytesIO()
+    with _canvas(figure, dpi=150) as canvas:
+        canvas.print_png(png, metadata={"Software": None})
     with rc_context({"svg.hashsalt": "torchdoctor"}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-            contents[kind] = buffer.getvalue()
-    return contents
+        figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
+
+
+@contextmanager
+def _canvas(figure: Figure, dpi: int) -> Iterator[FigureCanvasAgg]:
+    """Give a figure a resolution and a canvas for the time being.
+
+    The same pixels as those of `Figure.savefig`, which draws a figure twice: once to lay it out.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    before = figure.dpi
+    figure.dpi = dpi
+    try:
+        yield FigureCanvasAgg(figure)
+    finally:
+        figure.dpi = before
 
 
 def _grown(area: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
