@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared_folders import leave_blank, unchanged
+
 torch.set_num_threads(1)
 
 
@@ -41,9 +43,23 @@ def command(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Draw no figures, which takes longer than all else on small networks; for tests of other things."""
+    leave_blank(monkeypatch)
+
+
 @pytest.fixture(scope="module")
+def blank_figures_throughout():
+    """Draw no figures in any test of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_blank(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """An ImageFolder of two colours, 24 px: train/ and test/, and trained weights for it."""
+    """An ImageFolder of two colours, 24 px: train/ and test/. All tests share it, and none changes it."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("photos")
@@ -55,19 +71,31 @@ def photos(tmp_path_factory):
                 pixels = torch.randint(0, 120, (24, 24, 3), generator=generator, dtype=torch.uint8)
                 pixels[6:18, 6:18, colour] += 120
                 Image.fromarray(pixels.numpy()).save(root / split / name / f"{position}.png")
-    return root
+    with unchanged(root):
+        yield root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(photos, tmp_path_factory):
-    """A finished train run."""
+    """A finished train run on the photographs. All tests share it, and none changes it."""
     out = tmp_path_factory.mktemp("runs") / "base"
     from torchdoctor.case.settings import Settings
     from torchdoctor.verbs.train import run_train
 
     settings = Settings(model="small_resnet", data=f"folder:{photos}", out=str(out), epochs=6, batch_size=16)
     assert run_train(settings).exit_code == 0
-    return out
+    with unchanged(out):
+        yield out
+
+
+@pytest.fixture(scope="session")
+def reviewed(tmp_path_factory):
+    """A finished run to review, beside its photographs and its base; tests work in copies of its folder."""
+    from review_runs import make_run
+
+    run = make_run(tmp_path_factory.mktemp("reviewed"))
+    with unchanged(run), unchanged(run.parent / "base"), unchanged(run.parent / "photographs"):
+        yield run
 
 
 @pytest.fixture(scope="session", autouse=True)

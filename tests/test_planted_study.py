@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -135,8 +136,30 @@ def test_a_line_has_what_its_readers_look_for(tmp_path):
     assert "long tail" in planted.table(json_lines.read(tmp_path / "lines.jsonl"))
 
 
-def test_the_program_runs_as_a_file_and_as_a_module():
-    for words in (["benchmarks/study/planted.py"], ["-m", "benchmarks.study.planted"]):
+PROGRAM = "benchmarks/study/planted.py"
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_the_program_runs_as_a_file_and_as_a_module(monkeypatch, capsys, module):
+    """Run it in this process, which spares its imports; its packages are imported anew."""
+    places = [place for place in sys.path if Path(place or ".").resolve() != ROOT]
+    first = ROOT if module else (ROOT / PROGRAM).parent  # as Python does it
+    monkeypatch.setattr(sys, "path", [str(first), *places])
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "--help"])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as ended:
+        if module:
+            runpy.run_module("benchmarks.study.planted", run_name="__main__")
+        else:
+            runpy.run_path(str(ROOT / PROGRAM), run_name="__main__")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "--quick" in said and "--seeds" in said
+
+
+@pytest.mark.slow
+def test_the_program_runs_in_a_process_of_its_own():
+    for words in ([PROGRAM], ["-m", "benchmarks.study.planted"]):
         ended = subprocess.run(
             [sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         )

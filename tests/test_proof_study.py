@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks.study.proof import Cell, study
+from benchmarks.study.proof import Cell, main, study
 
 RUNS = 600
 
@@ -62,9 +62,18 @@ def test_the_best_of_four_arms_is_not_found_by_chance():
     assert line["helped"] <= 8.0 and line["harmed"] <= 8.0
 
 
-def test_the_study_prints_a_line_for_each_cell():
+CELLS = {(seeds, sd, gain) for seeds in (3, 5, 8) for sd in (0.3, 0.7) for gain in (0.0, 2.0)}
+
+
+def test_the_study_prints_a_line_for_each_cell(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["proof.py", "--quick", "--json", "--runs", "2"])
+    main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(CELLS) and {(one["seeds"], one["sd"], one["gain"]) for one in lines} == CELLS
+
+
+@pytest.mark.slow
+def test_the_study_runs_in_a_process_of_its_own():
     command = [sys.executable, "benchmarks/study/proof.py", "--quick", "--json", "--runs", "2"]
     lines = [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
-    assert {(line["seeds"], line["sd"], line["gain"]) for line in lines} == {
-        (seeds, sd, gain) for seeds in (3, 5, 8) for sd in (0.3, 0.7) for gain in (0.0, 2.0)
-    }
+    assert {(line["seeds"], line["sd"], line["gain"]) for line in lines} == CELLS

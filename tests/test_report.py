@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -77,8 +78,24 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_before():
+    """Draw the figures of equal results once; most tests are about what stands between them."""
+    drawn = {}
+
+    def remembered(*given):
+        key = pickle.dumps(given)
+        if key not in drawn:
+            drawn[key] = drawn_figures(*given)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "drawn_figures", remembered)
+        yield
+
+
 @pytest.fixture(scope="module")
-def page() -> Page:
+def page(drawn_before) -> Page:
     return Page(page_of())
 
 
@@ -182,14 +199,7 @@ def test_names_are_text_and_never_act():
     assert "49" not in page.text.replace("{{ 7 * 7 }}", "").split("Notes")[-1]
 
 
-@pytest.fixture(scope="module")
-def drawn_once():
-    """The figures of a report, for tests of what stands between them."""
-    return drawn_figures(fake_diagnosis(layers=(("conv", 4),)), None, 1)
-
-
-def test_labels_to_look_at_are_shown_beside_similar_images(monkeypatch, drawn_once):
-    monkeypatch.setattr(page_module, "drawn_figures", lambda *given: drawn_once)
+def test_labels_to_look_at_are_shown_beside_similar_images():
     given = {"diagnosis": fake_diagnosis(layers=(("conv", 4),)), "comparison": None, "examples": ()}
     suspects = fake_suspects()
     page = Page(page_of(**given, suspects=suspects, shown_suspects=fake_shown(suspects)[:3]))
