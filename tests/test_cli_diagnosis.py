@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 
 from test_cli import weights
 from torchdoctor.case.settings import Settings
+from torchdoctor.cli import app as cli
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects, read_labels
 from torchdoctor.evidence import measurement as measurement_module
@@ -30,16 +35,30 @@ def sums(folder):
     }
 
 
-@pytest.fixture
-def diagnosed(command, trained, photos, tmp_path):
-    """A finished diagnosis of all layers in the folder `d`."""
-    code, out, err = command(
+@pytest.fixture(scope="module")
+def finished(trained, photos, tmp_path_factory):
+    """The folder of a finished diagnosis `d` of all layers, and what it printed."""
+    home, out, err = tmp_path_factory.mktemp("finished"), io.StringIO(), io.StringIO()
+    words = (
         "diagnose", "--weights", weights(trained), "--data", f"folder:{photos}", "--out", "d", "--layers",
         "all", "--draws", 0, "--json", "--confidence", 0.6,
     )  # fmt: skip
-    assert code == 0, err
-    assert "12 layers, no noise: about 2.0 forward passes" in err or "forward passes" in err
-    return json.loads(out)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(home)
+        patch.setattr(sys, "argv", ["torchdoctor", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code, err.getvalue()
+    assert "12 layers, no noise: about 2.0 forward passes" in err.getvalue()
+    return home / "d", json.loads(out.getvalue())
+
+
+@pytest.fixture
+def diagnosed(finished, tmp_path):
+    """What the diagnosis printed, and a copy of its run in the folder `d`."""
+    run, printed = finished
+    shutil.copytree(run, tmp_path / "d")
+    return copy.deepcopy(printed)
 
 
 def test_all_layers_in_one_run_with_pictures_and_causes(diagnosed, tmp_path):
@@ -57,7 +76,7 @@ def test_all_layers_in_one_run_with_pictures_and_causes(diagnosed, tmp_path):
 
 
 @pytest.fixture
-def suspecting(trained, photos, monkeypatch):
+def suspecting(trained, photos, monkeypatch, blank_figures):
     """Let every search find two suspects; return the arguments of a quick diagnosis."""
 
     def find(model, images, *, seed, classes, progress, processes):
@@ -99,7 +118,7 @@ def test_right_training_labels_are_not_listed(diagnosed, tmp_path):
     assert read_labels(tmp_path / "d" / "labels.csv") == ()
 
 
-def test_too_few_images_to_look_at_labels_end_no_run(command, trained, photos, tmp_path):
+def test_too_few_images_to_look_at_labels_end_no_run(command, trained, photos, tmp_path, blank_figures):
     root = tmp_path / "few"
     shutil.copytree(photos, root)
     for position in range(3, 24):
@@ -113,7 +132,7 @@ def test_too_few_images_to_look_at_labels_end_no_run(command, trained, photos, t
     assert remark.startswith("Labels were not looked at: 1 of 2 categories have 5 images or more")
 
 
-def test_the_layers_of_a_pattern_and_exact_draws(command, trained, photos, tmp_path):
+def test_the_layers_of_a_pattern_and_exact_draws(command, trained, photos, tmp_path, blank_figures):
     common = ("--weights", weights(trained), "--data", f"folder:{photos}", "--confidence", 0.6, "--json")
     code, out, err = command("diagnose", *common, "--layers", "layer[34].conv2", "--out", "a", "--draws", 2)
     assert code == 0, err
@@ -161,7 +180,7 @@ def test_an_interrupted_diagnosis_goes_on_to_the_same_files(trained, photos, tmp
     assert again.exit_code == 0 and {one: one.stat().st_mtime_ns for one in cut.rglob("*")} == before
 
 
-def test_resume_refuses_what_has_changed(command, trained, photos, tmp_path):
+def test_resume_refuses_what_has_changed(command, trained, photos, tmp_path, blank_figures):
     common = ("diagnose", "--weights", weights(trained), "--data", f"folder:{photos}", "--confidence", 0.6)
     assert command(*common, "--out", "d", "--draws", 1)[0] == 0
     (tmp_path / "d" / "manifest.json").unlink()
