@@ -93,7 +93,9 @@ def reviewed(tmp_path_factory):
     """A finished run to review, beside its photographs and its base; tests work in copies of its folder."""
     from review_runs import make_run
 
-    run = make_run(tmp_path_factory.mktemp("reviewed"))
+    with pytest.MonkeyPatch.context() as patch:
+        leave_blank(patch)
+        run = make_run(tmp_path_factory.mktemp("reviewed"))
     with unchanged(run), unchanged(run.parent / "base"), unchanged(run.parent / "photographs"):
         yield run
 

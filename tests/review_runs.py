@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from processes import Command
 from torchdoctor import Suspects
 from torchdoctor.case.config import read_config, settings_from
 from torchdoctor.case.preparation import Case, prepare
@@ -144,20 +145,17 @@ def case_of_run(run: Path) -> Case:
 
 @dataclass
 class Server:
-    """A server of a review in a process of its own."""
+    """A server of a review in a process of its own: a new one, or one that is forked in less time."""
 
     run: Path
     words: tuple[str, ...] = ("--no-browser",)
+    forked: bool = False
     said: list[str] = field(default_factory=list)
     printed: str = ""  # when it has ended
 
     def __enter__(self) -> Server:
         """Start it and wait for the address of the page."""
-        surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-        command = [sys.executable, "-m", "torchdoctor", "review", str(self.run), *self.words]
-        self.process = subprocess.Popen(
-            command, env=surroundings, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = self._started("review", str(self.run), *self.words)
         for line in self.process.stderr:
             self.said.append(line)
             found = re.search(r"http://\S+", line)
@@ -171,6 +169,16 @@ class Server:
         parts = urlsplit(self.address)
         self.host, self.port, self.token = parts.hostname, parts.port, parts.path.strip("/")
         return self
+
+    def _started(self, *words: str) -> Command | subprocess.Popen[str]:
+        """Start a command in a process of its own."""
+        if self.forked:
+            return Command(*words)
+        surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+        return subprocess.Popen(
+            [sys.executable, "-m", "torchdoctor", *words], env=surroundings, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def __exit__(self, *_error: object) -> None:
         """End it, where it still runs."""

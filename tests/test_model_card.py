@@ -34,6 +34,7 @@ from torchdoctor.verbs.model_card import data_name, escaped, loading_lines, mode
 from torchdoctor.verbs.model_folder import model_stage
 from torchdoctor.verbs.treat import run_treat
 
+pytestmark = pytest.mark.usefixtures("blank_figures_throughout")
 KILLED = -signal.SIGKILL
 QUICK = {"epochs": 1, "batch_size": 8, "draws": 1, "confidence": 0.3}
 PRESCRIPTION = [
@@ -75,7 +76,7 @@ def files_of(folder):
 
 
 @pytest.fixture(scope="module")
-def checked(trained, photos, tmp_path_factory):
+def checked(blank_figures_throughout, trained, photos, tmp_path_factory):
     """A finished checkup with three arms and two seeds, and its outcome."""
     out = tmp_path_factory.mktemp("checked") / "run"
     outcome = run_checkup(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from review_runs import CLASSES, HEIGHT, HOSTILE, WIDTH, Server, make_run
+from review_runs import CLASSES, HEIGHT, HOSTILE, WIDTH, Server
 from test_report_browser import FLAGS
 from torchdoctor.data.annotations import mask_from_png
 from torchdoctor.runs.review_files import read_masks
@@ -42,8 +42,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("reviewed"))
+def run(reviewed):
+    return shutil.copytree(reviewed, reviewed.with_name("seen"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from review_runs import CLASSES, HEIGHT, WIDTH, make_run
+from review_runs import CLASSES, HEIGHT, WIDTH
 from torchdoctor import InputError
 from torchdoctor.case.config import read_config, settings_from
 from torchdoctor.case.defaults import masked_count
@@ -32,9 +32,9 @@ DRAWN = 24  # masks; from 20 on an arm trains with them
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(reviewed):
     """A finished run whose questions a person has answered: 24 masks, 4 labels."""
-    run = make_run(tmp_path_factory.mktemp("answered"))
+    run = shutil.copytree(reviewed, reviewed.with_name("answered"))
     table = prepare(settings_from(read_config(run / "config.yaml")), "diagnose").data.train.table
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[10:30, 20:40] = True
@@ -144,7 +144,7 @@ def test_a_word_that_is_no_answer_is_refused_with_the_option_that_was_given(own,
     assert code == 2 and "labels.csv': 'bleu' of image" in err and "--labels" not in err
 
 
-def test_masks_of_the_run_and_masks_of_the_person_are_both_trained_with(run, tmp_path):
+def test_masks_of_the_run_and_masks_of_the_person_are_both_trained_with(run, tmp_path, blank_figures):
     before = settings_from(read_config(run / "config.yaml"))
     names = [str(name) for name in prepare(before, "diagnose").data.train.table.names]
     corner = np.zeros((HEIGHT, WIDTH), np.uint8)

@@ -9,17 +9,18 @@ import shutil
 import pytest
 from PIL import Image
 
-from review_runs import CLASSES, make_run
+from review_runs import CLASSES
 from torchdoctor.data.mask_folder import is_proposal
 from torchdoctor.runs.review_files import read_masks
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 HALF = 7  # of the 14 training images of each category
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run."""
-    return make_run(tmp_path_factory.mktemp("proposed"))
+def run(reviewed):
+    """A finished run of these tests' own."""
+    return shutil.copytree(reviewed, reviewed.with_name("proposed"))
 
 
 @pytest.fixture
