@@ -19,8 +19,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/torchdoctor demo
 
+# Each file's tests run in one worker, which makes what they share once. Compiled modules are kept, whatever
+# the environment says: else every worker and every program that a test starts compiles them all again.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
+
 test: install
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not browser"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not browser"
 
 test-all: install
 	$(BIN)/python -m pytest -n $(JOBS)

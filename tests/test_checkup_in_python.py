@@ -67,7 +67,7 @@ def test_the_report_says_how_to_go_on_in_python(named, tmp_path):
         named.report(tmp_path / "none" / "report.html")
 
 
-def test_validation_images_choose_and_the_run_folder_stays(model, images, tmp_path):
+def test_validation_images_choose_and_the_run_folder_stays(model, images, tmp_path, blank_figures):
     said, before = [], copy.deepcopy(model.state_dict())
     pairs = list(zip(*images[:2], strict=True))
     found = td.checkup(model, pairs, None, pairs, out=tmp_path / "run", say=said.append, **QUICK)

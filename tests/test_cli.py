@@ -324,7 +324,7 @@ def test_version_and_help(command):
     assert command("chekup")[0] == 2
 
 
-def test_a_diagnosis_of_something_else_is_refused(command, trained, photos, tmp_path):
+def test_a_diagnosis_of_something_else_is_refused(command, trained, photos, tmp_path, blank_figures):
     common = ("--weights", weights(trained), "--data", f"folder:{photos}")
     assert command("diagnose", *common, "--out", "d", "--draws", 1)[0] == 0
     state = load_file(weights(trained))

@@ -485,7 +485,7 @@ def test_data_check_and_datasets_on_the_command_line(command, tmp_path):
     assert [one["name"] for one in listed] == list(DATASETS)
 
 
-def test_training_skips_draws_and_reads_grey_on_the_command_line(command, tmp_path):
+def test_training_skips_draws_and_reads_grey_on_the_command_line(command, tmp_path, blank_figures):
     root = broken_set(tmp_path / "data")
     words = ("train", "--model", "small_resnet", "--data", f"folder:{root}", "--epochs", 1, "--batch-size", 4)
     code, _, err = command(*words, "--out", tmp_path / "one")

@@ -192,7 +192,7 @@ def test_a_second_opinion_that_cannot_be_used_is_refused_before_anything_runs(ph
     refused("--second-opinion .*card that torchdoctor train", bare)
 
 
-def test_diagnose_hears_a_second_run_from_the_command_line(photos, trained, command):
+def test_diagnose_hears_a_second_run_from_the_command_line(photos, trained, command, blank_figures):
     code, _, told = command(
         "diagnose", "--weights", trained / "model.safetensors", "--data", f"folder:{photos}", "--draws", "0",
         "--second-opinion", trained, "--out", "run",

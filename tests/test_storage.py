@@ -185,7 +185,7 @@ def test_a_run_that_was_finished_meanwhile_is_not_gone_on_with(tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_a_typing_error_does_not_cost_a_finished_run(trained, photos, tmp_path):
+def test_a_typing_error_does_not_cost_a_finished_run(trained, photos, tmp_path, blank_figures):
     out = tmp_path / "d"
     settings = Settings(weights=str(weights(trained)), data=f"folder:{photos}", draws=0, confidence=0.6)
     run_diagnose(Settings(**{**vars(settings), "out": str(out)}))
@@ -195,7 +195,9 @@ def test_a_typing_error_does_not_cost_a_finished_run(trained, photos, tmp_path):
     assert tree(out) == before and open_run(out)
 
 
-def test_changed_data_masks_and_weights_are_refused_with_the_difference(trained, photos, tmp_path):
+def test_changed_data_masks_and_weights_are_refused_with_the_difference(
+    trained, photos, tmp_path, blank_figures
+):
     root, home = tmp_path / "photos", tmp_path / "base"
     shutil.copytree(photos, root)
     shutil.copytree(trained, home)

@@ -1,8 +1,8 @@
 """Progress without a terminal: lines at an interval, nothing for short work, and a clean stdout."""
 
 import io
-import subprocess
 import sys
+import time
 
 import pytest
 
@@ -151,14 +151,18 @@ def test_a_terminal_has_a_bar_and_no_lines(monkeypatch):
     assert "2/2" in screen.getvalue() and "torchdoctor:" not in screen.getvalue()
 
 
-def test_the_waiting_thread_writes_while_the_work_is_silent():
-    program = (
-        "import time; from torchdoctor.cli import terminal; terminal.SECONDS_BETWEEN_LINES = 0.5\n"
-        "with terminal.ProgressBar(True) as progress:\n"
-        "    progress('train', 1, 9); time.sleep(2.5)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout == "" and "torchdoctor: train: 1 of 9 steps, " in ran.stderr
+def test_the_waiting_thread_writes_while_the_work_is_silent(monkeypatch, capsys):
+    monkeypatch.setattr("torchdoctor.cli.terminal.SECONDS_BETWEEN_LINES", 0.2)
+    out, err = "", ""
+    with ProgressBar(True) as progress:
+        progress("train", 1, 9)
+        moved, line = capsys.readouterr().err, "torchdoctor: train: 1 of 9 steps, "
+        deadline = time.monotonic() + 30
+        while line not in err and time.monotonic() < deadline:
+            time.sleep(0.05)
+            printed = capsys.readouterr()
+            out, err = out + printed.out, err + printed.err
+    assert out == moved == "" and line in err
 
 
 def test_a_stream_without_a_minus_sign_gets_a_hyphen():
