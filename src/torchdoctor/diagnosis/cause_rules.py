@@ -85,10 +85,9 @@ def decide(numbers: Mapping[str, float]) -> tuple[Cause, dict[Cause, float]]:
     - `close categories`: the categories are confused with each other on training images too, far more than
       others are; or 35 % of the examined images of each are classified as the other, ten times the usual.
     - `under-fitted`: few training images are classified correctly.
-    - `background`: backgrounds decide (the prediction for an error's object before another background is
-      often the one for that background alone, or a correctly classified object is often given the category
-      that the other background belongs to), and yet a quarter of all errors vanish before other backgrounds;
-      this error vanishes there, or its background alone gives the same prediction.
+    - `background`: before another background, an error's object is often predicted as that background alone,
+      or a correctly classified object as the category that the other background belongs to; yet a quarter of
+      all errors vanish there; this one vanishes too, or its background alone gives the same prediction.
     - `over-fitted`: training images are classified much better than validation images.
 
     `label looks wrong` and `ambiguous` have probabilities of their own (see `label_doubts`). That of a wrong
