@@ -421,7 +421,7 @@ def test_steps_name_categories_counts_lists_and_commands():
     rare, labels, close = next_steps(known(*errors, suspects=suspects, command="torchdoctor checkup"))
     count = int(fake_diagnosis().confusion[3].sum())
     assert f"cat has {count} training images" in rare.action and rare.command == "torchdoctor checkup"
-    assert "these 3 training images (80 % of them" in labels.action
+    assert "these 3 training images (80 % of the labels" in labels.action
     assert labels.command == "torchdoctor checkup --labels labels.csv"
     assert "Merge cat and dog" in close.action
     again = next_steps(known(*errors, suspects=suspects, command="torchdoctor checkup", treated=True))

@@ -85,7 +85,7 @@ def test_the_case_holds_answers_masks_and_where_they_came_from(run):
         "labels": {"accepted proposal": 1, "by hand": 3},
         "masks": {"accepted proposal": 8, "by hand": 16, "no object": 1},
     }
-    assert "4 labels (3 by hand, 1 proposals accepted)" in case.notes[0] and "24 images" in case.notes[0]
+    assert "4 labels (3 by hand, 1 proposal accepted)" in case.notes[0] and "24 images" in case.notes[0]
     assert case.data.fingerprints["train"]["masks"] == DRAWN
     assert (
         case.data.fingerprints["train"]["images_sha256"] == before.data.fingerprints["train"]["images_sha256"]

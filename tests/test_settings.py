@@ -264,6 +264,7 @@ def test_a_plan_has_nothing_left_to_decide():
         "labels",
         "review",
         "workers",
+        "annotated_per_batch",  # a checkup decides by the causes it finds
     }
 
 
