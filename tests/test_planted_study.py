@@ -14,6 +14,7 @@ import pytest
 from benchmarks.study import (
     json_lines,
     people,
+    person,
     photo_causes,
     planted,
     suspects,
@@ -69,9 +70,10 @@ def test_the_table_of_causes_on_photographs_is_that_of_the_results_without_what_
         assert f"| {PRECISION[cause]:.2f} |" in page.split(f"| {cause} |")[1].splitlines()[0]
 
 
-def test_the_tables_of_label_doubts_and_of_transformers_are_those_of_the_results():
+def test_tables_of_other_studies_are_those_of_the_results():
     for study, page in (
         (people, "concepts.md"), (suspects, "concepts.md"), (token_networks, "when-it-helps.md"),
+        (person, "how-to/review.md"),
     ):  # fmt: skip
         name = study.__name__.rpartition(".")[2]
         rows = study.table(json_lines.read(RESULTS.with_name(f"{name}.jsonl"))).splitlines()

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from benchmarks.study import json_lines
 from benchmarks.study.photo_causes import CHECKED, IMAGES, SIZES, TINT, TINTED
 from benchmarks.study.photo_causes import EPOCHS as BASE_EPOCHS
 from benchmarks.study.photo_networks import KINDS
+from benchmarks.study.planted import interval
 from benchmarks.study.planted_photos import CATEGORIES, planted
 from benchmarks.study.planted_stages import accuracies, simulated_answers
 from torchdoctor import diagnose, find_suspects, load_data
@@ -55,7 +57,7 @@ from torchdoctor.treatment.treat import DEFAULTS, trial_of
 LABELS, MASKS = (15, 30, 60, 120, 240), (2, 5, 10, 20)  # answers; masks of each category
 EPOCHS, REPETITIONS, WRONG = 4, 2, 0.1
 
-Line = dict[str, object]
+Line = dict[str, Any]
 
 
 def correct(model: torch.nn.Module, images: Images) -> float:
@@ -182,15 +184,39 @@ def masks(seed: int) -> Line:
 
 
 KIND = {"labels": labels, "masks": masks}
+COUNTED = {"labels": ("answers", LABELS), "masks": ("boxes of each category", MASKS)}
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Return Markdown tables: gains over the control by the number of answers that every seed has."""
+    tables = []
+    for kind, (what, counts) in COUNTED.items():
+        own = [line for line in lines if line["kind"] == kind]
+        known = [count for count in counts if own and all(str(count) in line for line in own)]
+        cells = []
+        for count in known:
+            gains = [
+                float(line[str(count)]) - float(line.get(f"control {count}", line.get("control")))
+                for line in own
+            ]
+            mean, low, high = interval(gains)
+            cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
+        head = f"| {what} | {' | '.join(map(str, known))} |"
+        tables.append("\n".join([head, "|---" * (len(known) + 1) + "|", f"| gain | {' | '.join(cells)} |"]))
+    return "\n\n".join(tables)
 
 
 def main() -> None:
     """Measure what is missing, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--table", type=Path, help="only print the tables of this file")
     parser.add_argument("--kinds", nargs="+", default=list(KIND), choices=list(KIND))
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
     parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
     given = parser.parse_args()
+    if given.table:
+        print(table(json_lines.read(given.table)))
+        return
     done = {(line["kind"], line["seed"]) for line in json_lines.read_finished(given.out)}
     for kind, seed in product(given.kinds, given.seeds):
         if (kind, seed) in done:
