@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from torchdoctor.case.preparation import Case
 from torchdoctor.data.arrangement import larger_images
@@ -20,6 +23,7 @@ from torchdoctor.network.prediction import device_of, dtype_of
 from torchdoctor.network.taps import token_grids
 from torchdoctor.report.error_cards import ExplainedError
 from torchdoctor.report.pictures import MOST_CATEGORIES, MOST_LAYERS
+from torchdoctor.treatment.annotated_share import USUAL, share_against_backgrounds
 from torchdoctor.types import Progress
 from torchdoctor.verbs.pictures import displayed_pixels, mask_of, write_figure
 
@@ -53,6 +57,33 @@ def _names(case: Case) -> dict[int, str]:
     """Return the names of the validation images by id."""
     table = case.data.validation.table
     return dict(zip(table.ids.tolist(), table.names, strict=True))
+
+
+def with_more_annotated(case: Case, causes: Causes) -> Case:
+    """Draw more images with masks into each batch where backgrounds mislead and few images have masks.
+
+    Args:
+        case: The prepared case.
+        causes: The causes of the errors.
+
+    Returns:
+        The case with a share of its own and a note that says so; as it was, unless `background` is the cause
+        that is given most often (`unknown` aside), and no share was asked for.
+    """
+    main = next((cause for cause in causes.counts if cause != "unknown"), None)
+    if case.plan.annotated_per_batch != "auto" or main != "background":
+        return case
+    table = case.data.train.table
+    most = case.plan.most_masks or len(table.labels)
+    used = int(np.bincount(table.labels[table.has_mask]).clip(max=most).sum())
+    share = share_against_backgrounds(used, len(table.labels))
+    if not used or share <= USUAL:
+        return case
+    note = (
+        f"backgrounds mislead the network, and {used:,} of {len(table.labels):,} training images have masks: "
+        f"in all arms {100 * share:.0f} % of each batch are drawn from these"
+    )
+    return replace(case, plan=case.plan.but(annotated_per_batch=share), notes=(*case.notes, note))
 
 
 def figures_stage(case: Case, folder: Path, diagnosis: Diagnosis) -> None:

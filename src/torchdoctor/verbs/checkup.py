@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from torchdoctor.case.defaults import masked_count
 from torchdoctor.case.outcome import Outcome, arm_of
 from torchdoctor.case.preparation import Case, prepare
@@ -18,7 +16,6 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.processes import launched
 from torchdoctor.runs.folder import open_run
 from torchdoctor.runs.history import check_trackers
-from torchdoctor.treatment.annotated_share import USUAL, share_against_backgrounds
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import Progress, silent
 from torchdoctor.verbs.begin import (
@@ -30,7 +27,7 @@ from torchdoctor.verbs.begin import (
     silent_text,
     with_facts,
 )
-from torchdoctor.verbs.causes import causes_stage
+from torchdoctor.verbs.causes import causes_stage, with_more_annotated
 from torchdoctor.verbs.compare import compare_stage, read_checkup, with_weights_to_use
 from torchdoctor.verbs.judge import Judge, better_arm, choose_weights, judge_of
 from torchdoctor.verbs.learning_rate import with_rate
@@ -60,7 +57,10 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     found = (folder / CAUSES).is_file()
     causes = Causes.load(folder) if found else causes_stage(case, folder, diagnosis, watch.progress)
     suspects = suspects_stage(case, folder, watch.progress)
-    case = with_more_annotated(case, causes, watch.say)
+    told = with_more_annotated(case, causes)
+    if told is not case:
+        watch.say(told.notes[-1])
+        case = told
     if judge is not None:
         case = with_rate(case, folder, watch)
         choice = choose_stage(case, folder, (diagnosis, causes), judge, watch)
@@ -82,34 +82,6 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     if case.processes.main:
         report_stage(case, folder, report, diagnosis, treatment, comparison, watch.progress, "checkup")
     return replace(outcome, record={**outcome.record, "report": str(report)})
-
-
-def with_more_annotated(case: Case, causes: Causes, say: Say) -> Case:
-    """Draw more images with masks into each batch where backgrounds mislead and few images have masks.
-
-    Args:
-        case: The prepared case.
-        causes: The causes of the errors.
-        say: Receives a sentence about what is drawn.
-
-    Returns:
-        The case as it was, unless `background` is the cause that is given most often (`unknown` aside), and
-        no share was asked for.
-    """
-    main = next((cause for cause in causes.counts if cause != "unknown"), None)
-    if case.plan.annotated_per_batch != "auto" or main != "background":
-        return case
-    table = case.data.train.table
-    most = case.plan.most_masks or len(table.labels)
-    used = int(np.bincount(table.labels[table.has_mask]).clip(max=most).sum())
-    share = share_against_backgrounds(used, len(table.labels))
-    if not used or share <= USUAL:
-        return case
-    say(
-        f"backgrounds mislead the network, and {used:,} of {len(table.labels):,} training images have masks: "
-        f"in all arms {100 * share:.0f} % of each batch are drawn from these"
-    )
-    return replace(case, plan=case.plan.but(annotated_per_batch=share))
 
 
 def with_better_arm(

@@ -10,6 +10,7 @@ from torchdoctor.case.config import settings_record, verb_of
 from torchdoctor.case.outcome import DONE, Outcome, arm_loading_code, arm_of, command_of, notes_of
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.surroundings import environment
+from torchdoctor.diagnosis.causes_result import FILE as CAUSES
 from torchdoctor.diagnosis.causes_result import Causes
 from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.robustness_result import Robustness
@@ -23,7 +24,7 @@ from torchdoctor.runs.folder import RunFolder
 from torchdoctor.treatment.result import Treatment
 from torchdoctor.types import InputError, Progress, silent
 from torchdoctor.verbs.begin import reopen_run
-from torchdoctor.verbs.causes import explained_errors
+from torchdoctor.verbs.causes import explained_errors, with_more_annotated
 from torchdoctor.verbs.examples import collect_examples
 from torchdoctor.verbs.judge import TRIALS
 from torchdoctor.verbs.next_steps import read_steps
@@ -104,6 +105,8 @@ def run_report(
     target = Path(file) if file else folder / "report.html"
     if target.exists():
         raise InputError(f"{str(target)!r} exists already: give --out another file")
+    if verb_of(folder) == "checkup" and (folder / CAUSES).is_file():
+        case = with_more_annotated(case, Causes.load(folder))
     treatment = Treatment.load(folder / "treatment") if (folder / "treatment").is_dir() else None
     comparison = Comparison.load(folder) if (folder / "compare.json").is_file() else None
     with nullcontext() if file else RunFolder(folder):
