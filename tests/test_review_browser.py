@@ -42,8 +42,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def run(reviewed):
-    return shutil.copytree(reviewed, reviewed.with_name("seen"))
+def run(reviewed, request):
+    name = request.module.__name__.removeprefix("test_")  # other modules take this fixture too
+    return shutil.copytree(reviewed, reviewed.with_name(f"seen_{name}"))
 
 
 @pytest.fixture(scope="module")

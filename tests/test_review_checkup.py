@@ -209,6 +209,6 @@ def test_a_checkup_with_a_review(run, command, tmp_path):
     history = json.loads((tmp_path / "checked/treatment/relabelled/seed0/history.json").read_text())
     assert history["facts"] == [{"relabelled": 2, "left_out": 1}]
     page = (tmp_path / "checked" / "report.html").read_text()
-    assert "a person answered in a review about 4 labels (3 by hand, 1 proposals accepted)" in page
+    assert "a person answered in a review about 4 labels (3 by hand, 1 proposal accepted)" in page
     compared = json.loads((tmp_path / "checked" / "compare.json").read_text())
     assert {"relabelled", "swap"} <= set(json.dumps(compared).split('"'))

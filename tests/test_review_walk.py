@@ -104,6 +104,8 @@ def draw_masks(browser, server: Server, run: Path, side: int) -> list[tuple[str,
     size = (side, side)
     waiting = "return /Nothing is marked/.test(document.querySelector('#mask-state').textContent)"
     marked = "return /Not saved yet/.test(document.querySelector('#mask-state').textContent)"
+    without = "return /there is no proposal/.test(document.querySelector('#mask-state').textContent)"
+    asked = "return /Not saved|no proposal/.test(document.querySelector('#mask-state').textContent)"
     corners = [(0.24, 0.24), (0.74, 0.29), (0.79, 0.71), (0.48, 0.83), (0.21, 0.69)]
     box = [(0.19, 0.17), (0.81, 0.86)]
     for number in range(MASKS):
@@ -119,6 +121,10 @@ def draw_masks(browser, server: Server, run: Path, side: int) -> list[tuple[str,
         elif number % 8 == 4:
             kind = "proposal"
             press(browser, "a")
+            until(browser, asked)
+            if browser.execute_script(without):
+                kind = "box"
+                pull(browser, [(x * side, y * side) for x, y in box], size=size)
         else:
             kind = "box"
             if number % 8 in (1, 5):
