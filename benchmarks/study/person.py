@@ -195,10 +195,7 @@ def table(lines: Sequence[Line]) -> str:
         known = [count for count in counts if own and all(str(count) in line for line in own)]
         cells = []
         for count in known:
-            gains = [
-                float(line[str(count)]) - float(line.get(f"control {count}", line.get("control")))
-                for line in own
-            ]
+            gains = [line[str(count)] - line.get(f"control {count}", line.get("control")) for line in own]
             mean, low, high = interval(gains)
             cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
         head = f"| {what} | {' | '.join(map(str, known))} |"

@@ -127,13 +127,9 @@ def try_backgrounds(
         A trial for each image; None where there are no donors, or its mask is not usable.
     """
     trials: list[Trial | None] = [None] * len(batch.ids)
-    usable = usable_masks(batch)
-    if donors is None or not bool(usable.any()):
+    if donors is None:
         return trials
-    assert batch.masks is not None
-    for row in usable.nonzero()[:, 0].tolist():
-        image, mask = batch.images[row : row + 1], batch.masks[row : row + 1]
-        others = before_other_backgrounds(image, mask, donors.images, donors.masks)[0]
+    for row, image, mask, others in _before_donors(batch, donors):
         logits = _logits(model, torch.cat([others, background_alone(image, mask)]))
         mean, elsewhere = logits[:-1].log_softmax(1).mean(0), logits[:-1].argmax(1)
         numbers = {
@@ -193,7 +189,10 @@ def over_right(
         return {}
     generator = torch.Generator().manual_seed(key("right", seed))
     chosen = right[torch.randperm(len(right), generator=generator)[:RIGHT]].tolist()
-    shares = (list(_elsewhere(model, batch, donors)) for batch in only(images, chosen, processes))
+    shares = (
+        [_logits(model, others).argmax(1) for *_, others in _before_donors(batch, donors)]
+        for batch in only(images, chosen, processes)
+    )
     called = [each for share in processes.in_order(shares) for each in share]
     if not called:
         return {}
@@ -201,13 +200,12 @@ def over_right(
     return {"background_gives_category": gives}
 
 
-def _elsewhere(model: nn.Module, batch: Batch, donors: Donors) -> Iterator[Int[Tensor, " donor"]]:
-    """Yield the predictions for each object of a batch before every other background."""
+def _before_donors(batch: Batch, donors: Donors) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yield the row, image and mask of each usable image, and its object before every other background."""
     for row in usable_masks(batch).nonzero()[:, 0].tolist():
         assert batch.masks is not None
         image, mask = batch.images[row : row + 1], batch.masks[row : row + 1]
-        others = before_other_backgrounds(image, mask, donors.images, donors.masks)[0]
-        yield _logits(model, others).argmax(1)
+        yield row, image, mask, before_other_backgrounds(image, mask, donors.images, donors.masks)[0]
 
 
 def _beyond_chance(

@@ -58,7 +58,7 @@ class TreatmentSettings(EvidenceSettings):
         "auto",
         "Share of each batch that is drawn from the images with masks, where the arms use masks.",
         left_out="0.125; more in a checkup that finds misleading backgrounds and few masks, so that half of "
-        "each batch has a mask",
+        "the images of each batch have one",
     )
     expand_pixels: Whole | Literal["auto"] = setting(
         "auto",

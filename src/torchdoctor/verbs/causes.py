@@ -81,8 +81,8 @@ def with_more_annotated(case: Case, causes: Causes) -> Case:
         return case
     note = (
         f"backgrounds mislead the network, and {used:,} of {len(table.labels):,} training images have masks: "
-        f"in all arms {100 * share:.0f} % of each batch are drawn from these; where backgrounds fit the "
-        "category the control may lose by that, so compare with the base as well"
+        f"if an arm uses masks, {100 * share:.0f} % of each batch are drawn from these in all arms; where "
+        "backgrounds fit the category the control may lose by that, so compare with the base as well"
     )
     return replace(case, plan=case.plan.but(annotated_per_batch=share), notes=(*case.notes, note))
 

@@ -57,10 +57,9 @@ def checkup_stages(case: Case, folder: Path, reused: Diagnosis | None, watch: Wa
     found = (folder / CAUSES).is_file()
     causes = Causes.load(folder) if found else causes_stage(case, folder, diagnosis, watch.progress)
     suspects = suspects_stage(case, folder, watch.progress)
-    told = with_more_annotated(case, causes)
-    if told is not case:
-        watch.say(told.notes[-1])
-        case = told
+    before, case = case, with_more_annotated(case, causes)
+    if case is not before:
+        watch.say(case.notes[-1])
     if judge is not None:
         case = with_rate(case, folder, watch)
         choice = choose_stage(case, folder, (diagnosis, causes), judge, watch)
