@@ -1,14 +1,12 @@
 """`--dry-run`: it refuses what the run refuses, times one step, says how sure it is, and costs little."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from torchdoctor import InputError, load_model
 from torchdoctor.case.network_trial import try_out_network
@@ -23,10 +21,13 @@ from torchdoctor.case.timing import (
     time_one_step,
 )
 from torchdoctor.files.writing import write_weights
+from torchdoctor.images.backgrounds import across_categories
+from torchdoctor.models.architectures.small_resnet import SmallResNet
 from torchdoctor.network.checks import gives_live_maps
 from torchdoctor.network.flops import compute_before
 from torchdoctor.verbs.diagnose import cost_of, passes_of
 from torchdoctor.verbs.forecast import RUN_WITHIN, QuickTrial, plan
+from torchdoctor.verbs.judge import SCORED_BY
 
 
 def settings_for(trained, photos, **more):
@@ -222,27 +223,44 @@ def test_constraints_on_layers_that_are_not_diagnosed_are_refused(command, train
     assert message in planned[2] and message in ran[2]
 
 
-def processor_seconds(command, folder):
-    """Run a command and return the processor seconds of its process over all threads, and what it printed."""
-    with (folder / "stdout").open("w+") as out:
-        child = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=out)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        assert child.returncode == 0
-        return usage.ru_utime + usage.ru_stime, out.read()
+@pytest.fixture
+def masks(photos, tmp_path):
+    """A folder with the object's mask for every photograph."""
+    mask = Image.new("L", (24, 24))
+    mask.paste(255, (6, 6, 18, 18))
+    for photo in photos.rglob("*.png"):
+        file = tmp_path / "masks" / photo.relative_to(photos)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(file)
+    return tmp_path / "masks"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["small_resnet", "vgg16", "wideresnet28_10"])
-def test_a_dry_run_takes_ten_seconds_of_processor_time(tmp_path, name):
-    weights = tmp_path / "weights.safetensors"
-    write_weights(weights, load_model(name, 8, image_size=64).state_dict())
-    flags = ["--model", name, "--weights", weights, "--data", "scenes", "--image-size", 64]
-    # Half of it is importing torch and torchvision, which also tells how slow or busy this machine is.
-    imports = "import torchvision, torchdoctor.cli.app, torchdoctor.verbs.forecast"
-    slow, _ = processor_seconds([sys.executable, "-c", imports], tmp_path)
-    command = [sys.executable, "-m", "torchdoctor", "checkup", *flags, "--dry-run", "--json"]
-    seconds, printed = processor_seconds(command, tmp_path)
-    assert json.loads(printed)["seconds"] > 0
-    assert seconds < 10 * max(1.0, slow / 4.5)
+def test_a_dry_run_computes_one_step_and_shows_three_images(trained, photos, masks, monkeypatch):
+    """That is its processor time beside the imports: benchmarks/speed/dry_run.py measures it."""
+    shown, composed = [], []
+
+    def count(module, given):
+        if isinstance(module, SmallResNet) and given[0].device.type != "meta":
+            shown.append((len(given[0]), torch.is_grad_enabled()))
+
+    def compose(*call):
+        composed.append(call)
+        return across_categories(*call)
+
+    monkeypatch.setattr("torchdoctor.case.splits.across_categories", compose)
+    hook = register_module_forward_pre_hook(count)
+    try:
+        result = plan(settings_for(trained, photos).but(masks=str(masks)), "checkup")
+    finally:
+        hook.remove()
+    assert result["masks"] and not composed
+    assert [images for images, gradients in shown if not gradients] == [1, 2]
+    (images,) = [images for images, gradients in shown if gradients]
+    assert 1 <= images <= 16
+
+
+def test_a_dry_run_refuses_a_score_by_masks_that_are_not_there(trained, photos, masks):
+    settings = settings_for(trained, photos).but(select="swapped")
+    with pytest.raises(InputError, match="swaps the backgrounds of validation images by their masks"):
+        plan(settings, "checkup")
+    assert plan(settings.but(masks=str(masks)), "checkup")["search"]["scored by"] == SCORED_BY["swapped"]

@@ -62,7 +62,19 @@ def swapped_count(case: Case) -> int:
         The number of images; 0 where the split is not made.
     """
     data, decides = case.data, case.plan.primary == SWAPPED
-    table = data.tests[data.primary].table
-    masked = int(table.has_mask.sum()) if len(np.unique(table.labels[table.has_mask])) > 1 else 0
+    masked = swappable(data.tests[data.primary])
     wanted = decides or (len(data.tests) == 1 and masked >= LEAST_SWAPPED)
     return min(masked, MOST_SWAPPED) if wanted and SWAPPED not in data.tests else 0
+
+
+def swappable(images: Loader) -> int:
+    """Count the images of a split whose backgrounds can be replaced, without decoding any.
+
+    Args:
+        images: The images of a split.
+
+    Returns:
+        The number of images that have masks; 0 where they are all of one category.
+    """
+    table = images.table
+    return int(table.has_mask.sum()) if len(np.unique(table.labels[table.has_mask])) > 1 else 0

@@ -17,6 +17,7 @@ from torchdoctor.treatment.heads import balanced_accuracy
 from torchdoctor.treatment.training import accuracy
 
 Select = Literal["iid", "balanced", "swapped", "mean"]
+NEED_SWAPPED = ("swapped", "mean")  # scores that images with swapped backgrounds decide
 
 
 def score_of(
@@ -113,7 +114,7 @@ def answers_of(model: nn.Module, validation: Images, swapped: Collection[Batch],
         counts = np.bincount(labels.numpy())
         each = np.where(select == "balanced", (counts > 0).sum() * counts[labels.numpy()], len(labels))
         parts.append(Answered(right, 1.0 / each))
-    if select in ("swapped", "mean"):
+    if select in NEED_SWAPPED:
         _, labels, logits = predict_logits(model, list(swapped))
         right = (logits.argmax(1) == labels).double().numpy()
         parts.append(Answered(right, np.full(len(right), 1.0 / len(right))))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torchdoctor.case.preparation import Case
-from torchdoctor.case.splits import swapped_images
+from torchdoctor.case.splits import swappable, swapped_images
 from torchdoctor.data.loader import Loader
 from torchdoctor.files.reading import read_json
 from torchdoctor.files.writing import write_json
@@ -23,7 +23,7 @@ from torchdoctor.treatment.cure import JOINED_BY
 from torchdoctor.treatment.labels_by_hand import ANSWERED
 from torchdoctor.treatment.remedies import REMEDIES
 from torchdoctor.treatment.result import Treatment
-from torchdoctor.treatment.scoring import Answered, Select, answers_of, mean_answers, score_of
+from torchdoctor.treatment.scoring import NEED_SWAPPED, Answered, Select, answers_of, mean_answers, score_of
 from torchdoctor.treatment.soup import averaged_seeds
 from torchdoctor.types import InputError
 from torchdoctor.verbs.cures import validation_images
@@ -133,16 +133,26 @@ def judge_of(case: Case) -> Judge:
     Raises:
         InputError: The budget cannot be read, or masks are needed and missing.
     """
-    budget_steps(case.plan.budget, lambda: 1.0)  # refuses a wrong budget now, not after the diagnosis
+    check_choice(case)
     images = case.data.validation
-    swapped = swapped_images(images, case.plan.seed)
-    select = case.plan.select
-    if select in ("swapped", "mean") and not swapped:
+    return Judge(case, images, images, swapped_images(images, case.plan.seed), case.plan.select)
+
+
+def check_choice(case: Case) -> None:
+    """Refuse a choice between candidates that cannot be made, before anything is computed.
+
+    Args:
+        case: The prepared case.
+
+    Raises:
+        InputError: The budget cannot be read, or masks are needed and missing.
+    """
+    budget_steps(case.plan.budget, lambda: 1.0)  # refuses a wrong budget now, not after the diagnosis
+    if case.plan.select in NEED_SWAPPED and not swappable(case.data.validation):
         raise InputError(
-            f"--select {select!r} swaps the backgrounds of validation images by their masks, and there are "
-            "none: use --select iid, or data whose validation images have masks"
+            f"--select {case.plan.select!r} swaps the backgrounds of validation images by their masks, and "
+            "there are none: use --select iid, or data whose validation images have masks"
         )
-    return Judge(case, images, images, swapped, select)
 
 
 def better_arm(folder: Path, judge: Judge, treatment: Treatment, arms: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.treat import trial_of
 from torchdoctor.verbs.begin import Watch
 from torchdoctor.verbs.cures import available_cures, cures_of, remedies_for
-from torchdoctor.verbs.judge import SCORED_BY, TRIALS, Judge, judge_of
+from torchdoctor.verbs.judge import SCORED_BY, TRIALS, Judge, check_choice
 from torchdoctor.verbs.search_budget import (
     budget_steps,
     fitting_rungs,
@@ -100,14 +100,14 @@ def search_forecast(
     Raises:
         InputError: If the budget cannot be read or is too small, or masks are needed that are not there.
     """
-    judge = judge_of(case)
+    check_choice(case)
     if not case.plan.auto:
         steps = usual_steps(case, 1.0)
         if case.plan.budget is not None:
             steps = budget_steps(case.plan.budget, lambda: control_seconds) or 0.0
         return {
             "candidates": "the cures of the causes that are found",
-            "scored by": SCORED_BY[judge.select],
+            "scored by": SCORED_BY[case.plan.select],
             "seconds": control_seconds * max(steps, 0.0),
         }
     pool = candidates(case.layers, case.data.has_masks, _ends_linear(case))
@@ -120,7 +120,7 @@ def search_forecast(
     return {
         "candidates": [one.name for one in pool],
         "rungs": [f"{count} of them and the control, {count_of(epochs, 'epoch')}" for count, epochs in rungs],
-        "scored by": SCORED_BY[judge.select],
+        "scored by": SCORED_BY[case.plan.select],
         "seconds": control_seconds * case.data.train.steps_per_epoch * steps,
     }
 
