@@ -19,7 +19,6 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.cause_rules import decide
 from torchdoctor.diagnosis.second_opinion import doubts_of, second_logits
 from torchdoctor.files.writing import write_json
-from torchdoctor.processes import ALONE
 
 
 def two_opinions(number=4000, categories=6, seed=0):
@@ -36,7 +35,7 @@ def test_two_networks_find_more_wrong_labels_than_one_and_err_less():
     hit = random.random(len(truth)) < 0.05
     labels = np.where(hit, (truth + random.integers(1, 6, len(truth))) % 6, truth)
     every = np.ones(len(labels), dtype=bool)
-    alone, both = doubts_of(first, None, labels, every), doubts_of(first, second, labels, every)
+    alone, both = doubts_of(first, (), labels, every), doubts_of(first, (second,), labels, every)
     errors = first.argmax(1) != labels
     found = [errors & (doubts.labels.wrong >= 0.5) for doubts in (alone, both)]
     assert both.labels.share == pytest.approx(0.05, abs=0.01)
@@ -50,7 +49,7 @@ def test_two_networks_find_more_wrong_labels_than_one_and_err_less():
 
 def test_without_wrong_labels_two_networks_claim_none():
     (first, second), truth = two_opinions()
-    both = doubts_of(first, second, truth, np.ones(len(truth), dtype=bool))
+    both = doubts_of(first, (second,), truth, np.ones(len(truth), dtype=bool))
     assert both.labels.share == 0.0 and both.labels.wrong.max() == 0.0
 
 
@@ -129,7 +128,7 @@ def test_logits_that_are_not_finite_do_not_spread(examined):
     network = Says(images.labels, 5.0)
     network.get_buffer("logits")[3] = math.nan
     network.get_buffer("logits")[4, 1] = math.inf
-    found = second_logits(SecondOpinion(network, [numbered(images)]), images.ids, images.labels, 3)
+    (found,) = second_logits(SecondOpinion(network, [numbered(images)]), images.ids, images.labels, 3)
     assert np.isfinite(found).all() and found[5].max() == 5.0
 
 
@@ -167,13 +166,12 @@ def copied(trained, place, **changes):
 
 
 def test_weights_of_another_order_of_categories_speak_of_the_same_categories(photos, trained, tmp_path):
-    straight = asked(photos, trained, trained).second
-    other = asked(photos, trained, copied(trained, tmp_path / "other", classes=["red", "blue"])).second
-    assert straight is not None and not isinstance(straight.model, InOtherOrder)
-    assert other is not None and isinstance(other.model, InOtherOrder)
-    table = asked(photos, trained, trained).data.validation.table
-    ids, labels = torch.from_numpy(table.ids), torch.from_numpy(table.labels)
-    said = [second_logits(each, ids, labels, 2, ALONE) for each in (straight, other)]
+    renamed = copied(trained, tmp_path / "other", classes=["red", "blue"])
+    case = asked(photos, trained, f"{trained},{renamed}")
+    straight, other = case.second
+    assert not isinstance(straight.model, InOtherOrder) and isinstance(other.model, InOtherOrder)
+    table = case.data.validation.table
+    said = second_logits(case.second, torch.from_numpy(table.ids), torch.from_numpy(table.labels), 2)
     np.testing.assert_allclose(said[0][:, ::-1], said[1], rtol=1e-6)
 
 
@@ -184,7 +182,6 @@ def test_a_second_opinion_that_cannot_be_used_is_refused_before_anything_runs(ph
 
     refused("knows the categories cat, dog, the data has blue, red",
             copied(trained, tmp_path / "a", classes=["cat", "dog"]))  # fmt: skip
-    refused("published weights know other categories", "pretrained")
     refused("--second-opinion .*no-such.*card that torchdoctor train", tmp_path / "no-such.safetensors")
     refused("validation images were its training images.*same division", trained, split_seed=5)
     bare = tmp_path / "bare.safetensors"

@@ -1,11 +1,13 @@
 """Compare causes with what people say: errors on CIFAR-10's test images, nothing planted.
 
     TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.people --cache FOLDER [--epochs 10] [--weights FILE]
-        [--networks small plain] [--second] [--out FILE]
+        [--networks small plain] [--second pretrained lite0 pretrained+lite0] [--out FILE]
 
 A network is trained on the training images (or given: a state dict of `small_resnet` for 32 px), and the
-causes of its errors on the 10,000 test images are found: by itself and, with --second, together with the
-opinion of a better network (`second_network`). The truth is that of `cifar10_people/test_half.parquet`:
+causes of its errors on the 10,000 test images are found: by itself and together with the opinions of other
+networks: `pretrained` is that of `--second-opinion pretrained`, new heads on the features of a network with
+published weights; `lite0` is one that was fine-tuned on the training images (`second_network`); a plus takes
+both. What they say is computed once. The truth is that of `cifar10_people/test_half.parquet`:
 about 50 people per image, and reviewers of suspected labels. A label is wrong where most people give another,
 or three of five reviewers do not confirm it; it is ambiguous where fewer than nine in ten give the label.
 """
@@ -28,10 +30,13 @@ from benchmarks.study import json_lines
 from benchmarks.study.photo_networks import plain, resnet20
 from benchmarks.study.planted_faults import keep
 from benchmarks.study.second_network import STAGES, Enlarged, cifar, second_network
-from torchdoctor import SecondOpinion, diagnose, load_data
+from torchdoctor import Batch, SecondOpinion, diagnose, load_data
+from torchdoctor.case.second_opinion import published
+from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.causes import find_causes
 from torchdoctor.diagnosis.causes_result import Causes
+from torchdoctor.diagnosis.second_opinion import second_logits
 from torchdoctor.diagnosis.settings import DiagnosisSettings
 from torchdoctor.models.architectures.small_resnet import SmallResNet
 from torchdoctor.models.weights import load_into, load_weights
@@ -42,6 +47,12 @@ NETWORKS = {
     "small": (SmallResNet, ("layer3.conv2", "layer4.conv2")),
     "plain": (plain, ("6", "9")),
     "resnet20": (resnet20, ("6.conv2", "9.conv2")),
+}
+OPINIONS = {
+    "none": (),
+    "pretrained": ("pretrained",),
+    "lite0": ("lite0",),
+    "pretrained+lite0": ("pretrained", "lite0"),
 }
 DRAWS = 1000  # of the bootstrap
 Line = dict[str, Any]
@@ -100,6 +111,38 @@ def network(kind: str, epochs: int, weights: Path | None, cache: Path, data: Spl
     return model.eval()
 
 
+class Said(nn.Module):
+    """A network that repeats what another has said of each image; an image is its number."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.from_numpy(logits))
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return what was said of images, given as [image, 1, 1, 1]."""
+        return self.get_buffer("logits")[numbers.flatten().long()]
+
+
+def said(name: str, cache: Path, root: str, data: Splits) -> SecondOpinion:
+    """Return the opinion of one other network on the test images, computed once and kept in the folder."""
+    tests, file = data.tests["test"], cache / f"said-{name}.npy"
+    ids, labels = torch.from_numpy(tests.table.ids), torch.from_numpy(tests.table.labels)
+    if not file.is_file():
+        if name == "lite0":
+            enlarged = cifar(root)
+            other = second_network(cache, enlarged)
+            opinion = SecondOpinion(other, Enlarged(enlarged.tests["test"], STAGES[-1][0]))
+        else:
+            opinion = published(name, Settings(), tests, data.train)
+        (logits,) = second_logits(opinion, ids, labels, len(data.classes))
+        np.save(file, logits)
+    logits = np.load(file)
+    right = int((logits.argmax(1) == labels.numpy()).sum())
+    print(f"{name}: {right} of {len(labels)} test images are right", flush=True)
+    numbers = torch.arange(len(ids)).float()[:, None, None, None]
+    return SecondOpinion(Said(logits), [Batch(numbers, labels, ids)])
+
+
 def compared(causes: Causes, root: str) -> Line:
     """Return how causes agree with what people say of the errors that people looked at."""
     errors = {error.id: error for error in causes.errors}
@@ -155,7 +198,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["small"], choices=list(NETWORKS))
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--second", action="store_true", help="ask a second network as well")
+    parser.add_argument("--second", nargs="*", default=[], choices=list(OPINIONS), help="other networks")
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
     if given.table:
@@ -165,6 +208,8 @@ def main() -> None:
         parser.error("--cache FOLDER is needed")
     root = os.environ["TORCHDOCTOR_DATA"]
     data = load_data(f"parquet:{root}/cifar10", image_size=32)
+    asked = dict.fromkeys(other for name in given.second for other in OPINIONS[name])
+    opinions = {other: said(other, given.cache, root, data) for other in asked}
     for kind in given.networks:
         model = network(kind, given.epochs, given.weights, given.cache, data)
         diagnosis = diagnose(
@@ -174,12 +219,8 @@ def main() -> None:
             draws=0,
             settings=DiagnosisSettings(images_per_category=60),
         )
-        opinions: dict[str, SecondOpinion | None] = {"none": None}
-        if given.second:
-            enlarged = cifar(root)
-            other = second_network(given.cache, enlarged)
-            opinions["lite0"] = SecondOpinion(other, Enlarged(enlarged.tests["test"], STAGES[-1][0]))
-        for name, second in opinions.items():
+        for name in ("none", *given.second):
+            second = tuple(opinions[other] for other in OPINIONS[name])
             causes = find_causes(model, data.tests["test"], diagnosis, second=second)
             line = {"network": kind, "epochs": given.epochs, "second": name, **compared(causes, root)}
             json_lines.write(line, given.out)

@@ -188,6 +188,8 @@ def _bare(annotation: Any) -> Any:
 
 def _names(value: Any, kinds: tuple[Any, ...]) -> Any:
     """Read a list of names: from a list, or from text in which commas separate them."""
+    if value is None and types.NoneType in kinds:
+        return None
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     parts = [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
     if not isinstance(parts, list | tuple):

@@ -20,7 +20,7 @@ from torchdoctor.case.foreign_weights import suited
 from torchdoctor.case.network_trial import TryOut, layers_of, try_out_network, try_out_training
 from torchdoctor.case.own_weights import check_pretrained_head, in_order_of_weights, model_of_card
 from torchdoctor.case.reviewed import with_review, with_run_of_review
-from torchdoctor.case.second_opinion import second_opinion
+from torchdoctor.case.second_opinion import second_opinions
 from torchdoctor.case.settings import RANDOM, Plan, Settings, Verb, check_verb, decided_by_verb
 from torchdoctor.case.surroundings import card_of, new_folder
 from torchdoctor.case.training_images import note_on_tests, refuse_seen_tests, trained_on
@@ -59,7 +59,7 @@ class Case:
         answers: What a person answered about labels; None without answers.
         review: How many answers of a review are used, by kind; None without a review.
         processes: The processes that work on the run together.
-        second: Another network, by which labels of validation images are judged too; None: none was given.
+        second: Other networks, by which labels of validation images are judged too.
     """
 
     plan: Plan
@@ -70,7 +70,7 @@ class Case:
     answers: Answers | None = None
     review: Mapping[str, object] | None = None
     processes: Processes = ALONE
-    second: SecondOpinion | None = None
+    second: tuple[SecondOpinion, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ def prepare(
         found = replace(found, answers=answers, review=reviewed.facts)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
     notes = notes + head + said + found.notes + ((unknown,) if unknown else ())
-    second = second_opinion(settings, data, processes)
+    second = second_opinions(settings, data, processes)
     data = loaded_to(found.data, device_of(model), processes)
     return replace(found, data=data, notes=notes, processes=processes, second=second)
 

@@ -22,7 +22,7 @@ from torchdoctor.diagnosis.detail import with_more_pixels
 from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
 from torchdoctor.diagnosis.renaming import other_order
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.second_opinion import Doubts, SecondOpinion, doubts_of, second_logits
+from torchdoctor.diagnosis.second_opinion import Doubts, Opinions, doubts_of, second_logits
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.diagnosis.unlike import FAR, distances, logits_and_features, unlike_others
 from torchdoctor.images.batches import Batch, Images, only
@@ -127,7 +127,7 @@ def find_causes(
     diagnosis: Diagnosis,
     *,
     larger: ImageSource | None = None,
-    second: SecondOpinion | None = None,
+    second: Opinions = None,
     seed: int = 0,
     progress: Progress = silent,
     processes: Processes = ALONE,
@@ -143,9 +143,10 @@ def find_causes(
         diagnosis: The diagnosis of this network on its training images.
         larger: The same images with more pixels, to find errors that come from too little detail; a network
             that takes no larger images is not tried on them. None: the cause is not looked for.
-        second: Another network for the same categories, whose predictions for these images are also used to
-            judge labels (`label looks wrong`, `ambiguous`); None: only those of the network itself.
-        seed: The seed of the choice of images whose backgrounds are put behind the objects.
+        second: Another network, or several, whose predictions for these images are also used to judge labels
+            (`label looks wrong`, `ambiguous`); None: only those of the network itself.
+        seed: The seed of the choice of images whose backgrounds are put behind the objects, and of the folds
+            that new heads of other networks are fitted to.
         progress: Called with ("causes", errors done, errors in all).
         processes: The processes that work together: each computes some batches, and gets the whole result.
 
@@ -153,7 +154,7 @@ def find_causes(
         All misclassified images with their causes, and the accuracy.
 
     Raises:
-        InputError: The second network has other categories, or `second` or `larger` holds other images.
+        InputError: Another network has other categories, or `second` or `larger` holds other images.
 
     Example:
         >>> import torch
@@ -171,7 +172,7 @@ def find_causes(
     layers = [layer.name for layer in diagnosis.layers]
     (ids, labels, logits), features = logits_and_features(model, images, layers, processes)
     right = (logits.argmax(1) == labels).numpy()
-    heard = second_logits(second, ids, labels, logits.shape[1], processes)
+    heard = second_logits(second, ids, labels, logits.shape[1], seed, processes)
     more = unlike_others(distances(features, right), right)
     if larger is not None and not right.all():
         more |= with_more_pixels(model, images_of(larger), ids, right, processes) or {}
@@ -195,7 +196,7 @@ def _examined(
     model: nn.Module,
     images: Images,
     diagnosis: Diagnosis,
-    outputs: tuple[Tensor, Tensor, Tensor, np.ndarray | None],
+    outputs: tuple[Tensor, Tensor, Tensor, tuple[np.ndarray, ...]],
     more: Mapping[str, Float[np.ndarray, " image"]],
     seed: int,
     progress: Progress,
@@ -203,8 +204,8 @@ def _examined(
 ) -> list[tuple[int, int, int, dict[str, float]]]:
     """Return the id, label, prediction and numbers of each misclassified image.
 
-    `outputs` are the ids, labels and logits of all images, and the logits of the second network if there is
-    one; `more` are further numbers of each image.
+    `outputs` are the ids, labels and logits of all images, and the logits of the other networks;
+    `more` are further numbers of each image.
     """
     ids, labels, logits, second = outputs
     confidences, predicted = logits.double().softmax(1), logits.argmax(1)
@@ -252,13 +253,13 @@ def _examined(
 def _facts(
     diagnosis: Diagnosis,
     labels: np.ndarray,
-    outputs: tuple[np.ndarray, np.ndarray | None],
+    outputs: tuple[np.ndarray, tuple[np.ndarray, ...]],
     right: np.ndarray,
     known: np.ndarray,
 ) -> _Facts:
     """Gather what is known of the whole network.
 
-    `outputs` are its logits and those of the second network, if there is one. `right` are the images that it
+    `outputs` are its logits and those of the other networks. `right` are the images that it
     can classify correctly, `known` those that are like its training images: predictions for other images
     say nothing about their labels.
     """

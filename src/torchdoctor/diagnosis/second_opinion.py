@@ -1,7 +1,9 @@
-"""Judge labels by the predictions of a second network as well."""
+"""Judge labels by the predictions of other networks as well."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,35 +12,55 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
+from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, standardised
 from torchdoctor.diagnosis.label_doubts import LabelDoubts, label_doubts
+from torchdoctor.evidence.measurement import first_images
+from torchdoctor.images.batches import Batch, Images, sent
 from torchdoctor.images.loaders import ImageSource, images_of
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
-from torchdoctor.network.prediction import predict_logits
+from torchdoctor.network.pooled import Places, places_of, pooling
+from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
+
+TINY = 1e-12  # a probability below it is taken for it
+FOLDS = 5  # heads that are fitted to the features of a network for other categories
 
 
 @dataclass(frozen=True)
 class SecondOpinion:
-    """Another network for the same categories in the same order; a more accurate one judges labels better.
+    """Another network; the more accurate it is, the better it judges labels.
 
     Attributes:
-        model: The network. It was not trained on the images whose errors are examined.
-        images: These images, with the same ids and labels, prepared for this network.
+        model: The network, for the same categories in the same order. It was not trained on the images whose
+            errors are examined. With `new_head` it may know any other categories.
+        images: The examined images, with the same ids and labels, prepared for this network.
+        new_head: Whether new linear layers (heads) are fitted to the network's features by cross-validation:
+            each image is judged by a head that was fitted to the labels of others. For a network that was
+            trained on other images, such as one with published weights.
+        training: More images that the heads are fitted to, prepared for this network, such as training
+            images; None: only `images`. Not used without `new_head`.
     """
 
     model: nn.Module
     images: ImageSource
+    new_head: bool = False
+    training: ImageSource | None = None
+
+
+Opinions = SecondOpinion | Sequence[SecondOpinion] | None
+Logits = Float[np.ndarray, "image category"]
 
 
 @dataclass(frozen=True)
 class Doubts:
-    """What one or two networks say about the labels of images.
+    """What one or more networks say about the labels of images.
 
     Attributes:
-        labels: The estimates: `share` and `wrong` by both networks together, `temperature` and `log_odds` by
+        labels: The estimates: `share` and `wrong` by all networks together, `temperature` and `log_odds` by
             the examined network alone.
-        second: Natural log p(label) of each image by the second network, after scaling; NaN without one.
+        second: Natural log p(label) of each image by the other networks, after scaling; NaN without any.
     """
 
     labels: LabelDoubts
@@ -46,34 +68,49 @@ class Doubts:
 
 
 def second_logits(
-    second: SecondOpinion | None, ids: Int[Tensor, " image"], labels: Int[Tensor, " image"], categories: int,
-    processes: Processes = ALONE,
-) -> Float[np.ndarray, "image category"] | None:  # fmt: skip
-    """Return the logits of the second network for images.
+    second: Opinions, ids: Int[Tensor, " image"], labels: Int[Tensor, " image"], categories: int,
+    seed: int = 0, processes: Processes = ALONE,
+) -> tuple[Logits, ...]:  # fmt: skip
+    """Return the logits of the other networks for images.
 
     Args:
-        second: The network with the images prepared for it; None: there is no second network.
+        second: The networks with the images prepared for them; None: there are none.
         ids: The ids of the images, in the order of the result.
         labels: Their labels.
         categories: The number of categories.
+        seed: What the folds of new heads depend on.
         processes: The processes that work together: each predicts a share of the batches.
 
     Returns:
-        The logits of each image, in float64 and finite; None without a second network.
+        For each network the logits of each image, in float64. They are finite, but for images that a new head
+        cannot judge, because fewer than two images have their label: these are NaN.
 
     Raises:
-        InputError: The second network has other categories or was given other images.
+        InputError: A network has other categories or was given other images.
     """
-    if second is None:
-        return None
-    own_ids, own_labels, logits = predict_logits(
-        unwrap(second.model), images_of(second.images), processes=processes
-    )
-    if logits.shape[1] != categories:
-        raise InputError(
-            f"the second opinion has {logits.shape[1]} logits, the examined network {categories}: give a "
-            "network for the same categories"
-        )
+    opinions = () if second is None else (second,) if isinstance(second, SecondOpinion) else tuple(second)
+    found = []
+    for opinion in opinions:
+        if opinion.new_head:
+            own_ids, own_labels, logits = _by_new_heads(opinion, categories, seed, processes)
+        else:
+            own_ids, own_labels, logits = predict_logits(
+                unwrap(opinion.model), images_of(opinion.images), processes=processes
+            )
+        if logits.shape[1] != categories:
+            raise InputError(
+                f"the second opinion has {logits.shape[1]} logits, the examined network {categories}: give a "
+                "network for the same categories, or new_head=True"
+            )
+        rows = _rows_of(ids, labels, own_ids, own_labels)
+        finite = torch.nan_to_num(logits[rows].double(), nan=0.0, posinf=1e6, neginf=-1e6)
+        unjudged = logits[rows].isnan().all(1) & opinion.new_head
+        found.append(torch.where(unjudged[:, None], torch.nan, finite).numpy())
+    return tuple(found)
+
+
+def _rows_of(ids: Tensor, labels: Tensor, own_ids: Tensor, own_labels: Tensor) -> list[int]:
+    """Return where the examined images are among those of a second opinion; InputError if they are others."""
     place = {image: row for row, image in enumerate(own_ids.tolist())}
     rows = [place.get(image, -1) for image in ids.tolist()]
     if -1 in rows:
@@ -87,24 +124,78 @@ def second_logits(
             f"{differ} of {len(rows)} images have another label among those of the second opinion: give the "
             "same images, and number the categories alike"
         )
-    finite = torch.nan_to_num(logits[rows].double(), nan=0.0, posinf=1e6, neginf=-1e6)
-    return finite.numpy()
+    return rows
+
+
+def _by_new_heads(
+    opinion: SecondOpinion, categories: int, seed: int, processes: Processes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, labels and log-probabilities of the images, each by a head that was fitted without it."""
+    model, images = unwrap(opinion.model), images_of(opinion.images)
+    ids, labels, features = _features(model, images, categories, processes)
+    every, given = features, labels
+    if opinion.training is not None:
+        _, more, others = _features(model, images_of(opinion.training), categories, processes)
+        every, given = torch.cat([features, others]), torch.cat([labels, more])
+    counts = np.bincount(given.numpy(), minlength=categories)
+    enough = np.flatnonzero(counts >= 2)
+    if len(enough) < 2:
+        raise InputError(
+            f"new heads cannot be fitted: {len(enough)} of {categories} categories have two images or more, "
+            "expected at least two categories; give more images"
+        )
+    number = np.full(categories, -1)
+    number[enough] = np.arange(len(enough))
+    used = torch.from_numpy(np.flatnonzero(counts[given.numpy()] >= 2))
+    heads = crossed_log_probabilities(
+        standardised(every[used]), number[given[used].numpy()], len(enough),
+        folds=FOLDS, seed=seed, device=device_of(model),
+    )  # fmt: skip
+    # A category without images for the heads gets the probability 0, an image that they cannot judge NaN.
+    found = torch.full((len(given), categories), torch.nan, dtype=torch.float64)
+    judged = torch.full((len(used), categories), -torch.inf, dtype=torch.float64)
+    judged[:, torch.from_numpy(enough)] = torch.from_numpy(heads)
+    found[used] = judged
+    return ids, labels, found[: len(ids)]
+
+
+def _features(
+    model: nn.Module, images: Images, categories: int, processes: Processes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, labels and features of images: the input of the linear layer that gives the logits.
+
+    A network without such a layer is described by the spatial means of its last maps (see `places_of`).
+    """
+    places = places_of(model, first_images(model, images))
+    if places.linear is not None:
+        places = Places((), places.linear)
+    device, dtype = device_of(model), dtype_of(model)
+    with frozen_eval(model) as frozen, pooling(model, places) as pooled:
+
+        def run(batch: Batch) -> tuple[Tensor, dict[str, list[Tensor]]]:
+            frozen.logits(sent(batch.images, device, dtype))
+            return torch.zeros(len(batch.ids), categories), pooled.take()  # its own logits tell nothing
+
+        ids, labels, _ = predict_logits(model, images, run, pooled.add, processes)
+    features = torch.nan_to_num(pooled.features(len(ids)))
+    return ids, labels, features
 
 
 def doubts_of(
-    logits: Float[np.ndarray, "image category"],
-    second: Float[np.ndarray, "image category"] | None,
+    logits: Logits,
+    second: Sequence[Logits],
     labels: Int[np.ndarray, " image"],
     believed: Bool[np.ndarray, " image"],
 ) -> Doubts:
-    """Estimate which labels are wrong, by one network or by two.
+    """Estimate which labels are wrong, by one network or by several.
 
-    With two networks, the logarithms of their probabilities are added, each after scaling by its own
-    temperature, and the share of wrong labels is estimated from the sums as from the logits of one network.
+    The probabilities of the other networks are averaged, each after scaling by its own temperature. The
+    logarithms of the means and of the examined network's probabilities are added, and the share of wrong
+    labels is estimated from the sums as from the logits of one network.
 
     Args:
         logits: The logits of the examined network.
-        second: Those of the second network; None: there is none.
+        second: Those of each other network; NaN where it says nothing of an image.
         labels: The labels of the images.
         believed: The images to estimate from (see `label_doubts`).
 
@@ -112,11 +203,28 @@ def doubts_of(
         The estimates.
     """
     own = label_doubts(logits, labels, believed)
-    if second is None:
+    if not second:
         return Doubts(own, np.full(len(labels), np.nan))
-    other = label_doubts(second, labels, believed)
-    said = log_softmax(second / other.temperature, axis=1)
-    both = label_doubts(log_softmax(logits / own.temperature, axis=1) + said, labels, believed)
-    return Doubts(
-        replace(own, share=both.share, wrong=both.wrong), np.asarray(said[np.arange(len(labels)), labels])
-    )
+    said = _mean_of([_scaled(each, labels, believed) for each in second])
+    heard = np.isfinite(said).all(axis=1)
+    together = log_softmax(logits / own.temperature, axis=1) + np.where(heard[:, None], said, 0.0)
+    both = label_doubts(together, labels, believed)
+    on_label = np.where(heard, said[np.arange(len(labels)), labels], np.nan)
+    return Doubts(replace(own, share=both.share, wrong=both.wrong), on_label)
+
+
+def _scaled(logits: Logits, labels: np.ndarray, believed: np.ndarray) -> Logits:
+    """Return the probabilities of a network, scaled; NaN where it says nothing."""
+    judged = ~np.isnan(logits).any(axis=1)
+    known = np.where(judged[:, None], logits, 0.0)
+    temperature = label_doubts(known, labels, believed & judged).temperature
+    scaled = np.exp(log_softmax(known / temperature, axis=1))
+    return np.where(judged[:, None], scaled, np.nan)
+
+
+def _mean_of(probabilities: Sequence[Logits]) -> Logits:
+    """Return the logarithms of the mean probabilities of the networks that say something of an image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, which is meant
+        mean = np.nanmean(np.stack(probabilities), axis=0)
+    return np.log(np.maximum(mean, TINY))

@@ -68,9 +68,10 @@ class DiagnosisSettings(EvidenceSettings):
 class CausesSettings(SettingsGroup):
     """How the causes of errors are found."""
 
-    second_opinion: str | None = setting(
+    second_opinion: tuple[str, ...] | None = setting(
         None,
-        "The weights of another network for the same categories, ideally a better one, with the card that "
-        "train writes beside them: its opinion of the validation images is heard where labels are doubted.",
+        "Other networks that judge the labels of validation images too, separated by commas: pretrained "
+        "(EfficientNet-Lite2), another network with published weights such as torchvision:resnet50, or runs "
+        "or weights of networks for the same categories, ideally more accurate ones.",
         left_out="the network judges labels alone",
     )
