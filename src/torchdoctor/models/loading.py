@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchdoctor.models import hugging_face
 from torchdoctor.models.catalogue import MODELS, ModelEntry
+from torchdoctor.models.packaged import from_package
 from torchdoctor.models.pretrained import PRETRAINED, load_pretrained
 from torchdoctor.models.stems import set_input_channels
 from torchdoctor.models.weights import load_into, load_weights
@@ -183,9 +184,14 @@ def _timm(name: str, classes: int, channels: int, *, pretrained: bool) -> nn.Mod
         raise InputError(_unknown(name, rest, timm.list_models()))
     if source == "local-dir" and not (Path(rest) / "config.json").is_file():
         raise InputError(f"model {name!r}: no config.json in {rest!r}; expected a folder that timm saved")
+    packaged = from_package(rest) if source == "timm" and pretrained else {}
     try:
         return timm.create_model(
-            rest if source == "timm" else name, pretrained=pretrained, num_classes=classes, in_chans=channels
+            rest if source == "timm" else name,
+            pretrained=pretrained,
+            num_classes=classes,
+            in_chans=channels,
+            **packaged,
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         failed = "its pretrained weights" if pretrained else "it"

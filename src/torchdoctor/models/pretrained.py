@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchdoctor.models import hugging_face
-from torchdoctor.models.packaged import packaged_weights
+from torchdoctor.models.packaged import from_package
 from torchdoctor.models.stems import grey_kernels
 from torchdoctor.network.state import load_state
 from torchdoctor.types import InputError
@@ -94,10 +94,7 @@ def _timm_state(name: str) -> Mapping[str, Tensor]:
     """Return timm's default weights of a network: those of an installed package, else downloaded ones."""
     import timm
 
-    packaged = packaged_weights(name)
-    if packaged is None:
-        return timm.create_model(name, pretrained=True).state_dict()
-    return dict(zip(timm.create_model(name).state_dict(), packaged, strict=True))
+    return timm.create_model(name, pretrained=True, **from_package(name)).state_dict()
 
 
 def own_preprocessing(name: str, *, pretrained: bool) -> dict[str, Any]:
