@@ -394,9 +394,9 @@ def known(*errors, **given):
     return Known(Causes(tuple(errors), 100, 90.0), fake_diagnosis(), **given)
 
 
-def test_every_cause_but_unknown_has_a_step_with_a_number():
-    assert set(STEPS) == set(MEANINGS) - {"unknown"}
-    for cause in STEPS:
+def test_every_cause_has_a_step_with_a_number():
+    assert set(STEPS) == set(MEANINGS)
+    for cause in set(STEPS) - {"unknown"}:
         (step,) = next_steps(known(an_error(1, cause), command="torchdoctor checkup"))
         assert step.cause == cause and step.errors == pytest.approx(0.9) and step.share == pytest.approx(0.9)
         assert step.action.endswith(".") and len(step.action) > 40
@@ -405,6 +405,14 @@ def test_every_cause_but_unknown_has_a_step_with_a_number():
     assert next_steps(known(an_error(1, "rare category", chance=0.3))) == ()
     many = [an_error(number, "over-fitted") for number in range(2, 40)]
     assert [step.cause for step in next_steps(known(an_error(1, "ambiguous"), *many))] == ["over-fitted"]
+
+
+def test_errors_without_a_cause_are_last_and_lead_to_another_network():
+    errors = [an_error(number, "unknown") for number in range(9)] + [an_error(9, "over-fitted")]
+    last = "torchdoctor diagnose --second-opinion pretrained"
+    found = next_steps(known(*errors, second_opinion=last))
+    assert [step.cause for step in found] == ["over-fitted", "unknown"] and found[1].command == last
+    assert [step.cause for step in next_steps(known(*errors))] == ["over-fitted"]
 
 
 def test_steps_come_in_the_order_of_their_errors_but_ones_own_mistakes_first():

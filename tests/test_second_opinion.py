@@ -22,6 +22,7 @@ from torchdoctor.case.settings import Settings
 from torchdoctor.diagnosis.cause_rules import decide
 from torchdoctor.diagnosis.second_opinion import doubts_of, second_logits
 from torchdoctor.files.writing import write_json
+from torchdoctor.verbs.forecast import plan
 
 
 def two_opinions(number=4000, categories=6, seed=0):
@@ -267,6 +268,13 @@ def test_a_network_with_published_weights_gets_new_heads(photos, trained, backbo
     table = case.data.validation.table
     found = second_logits(case.second, torch.from_numpy(table.ids), torch.from_numpy(table.labels), 2)
     assert [each.shape for each in found] == [(len(table), 2)] * 2
+
+
+def test_a_dry_run_counts_the_images_of_every_opinion(photos, trained, backbone):
+    about = {"weights": str(trained / "model.safetensors"), "data": f"folder:{photos}"}
+    without = plan(settings_from(about), "diagnose")["seconds_by_stage"]
+    asked_for = plan(settings_from({**about, "second_opinion": f"{backbone},{trained}"}), "diagnose")
+    assert set(asked_for["seconds_by_stage"]) - set(without) == {"second opinion"}
 
 
 def test_as_many_training_images_as_examined_ones_are_enough(photos, trained, backbone, monkeypatch):

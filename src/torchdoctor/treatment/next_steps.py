@@ -63,6 +63,8 @@ class Known:
         command: The command that runs a checkup of this network; empty where there is none.
         treated: Whether a checkup has already tried the cures of the causes.
         review: The command that asks a person about labels and masks; empty where there is none.
+        second_opinion: The command that finds causes again, with a network with published weights that judges
+            labels too; empty where there is none, or where other networks have judged them.
     """
 
     causes: Causes
@@ -72,6 +74,7 @@ class Known:
     command: str = ""
     treated: bool = False
     review: str = ""
+    second_opinion: str = ""
 
     def of(self, cause: Cause) -> list[ErrorCause]:
         """Return the errors of a cause.
@@ -105,7 +108,8 @@ def next_steps(known: Known) -> tuple[NextStep, ...]:
         known: What is known of it.
 
     Returns:
-        The steps: mistakes in the preparation of the images first, then those for the most errors.
+        The steps: mistakes in the preparation of the images first, then those for the most errors, and last
+        what tells more about errors without a cause.
     """
     causes = known.causes
     total = len(causes.errors)
@@ -117,7 +121,12 @@ def next_steps(known: Known) -> tuple[NextStep, ...]:
         if proposed is not None:
             action, effect, command = proposed
             steps.append(NextStep(action, cause, errors, errors / max(total, 1), effect, command))
-    return tuple(sorted(steps, key=lambda step: (step.cause not in OWN_MISTAKES, -step.errors)))
+    return tuple(
+        sorted(
+            steps,
+            key=lambda step: (step.cause == "unknown", step.cause not in OWN_MISTAKES, -step.errors),
+        )
+    )
 
 
 Step = tuple[str, str, str]  # action, effect, command
@@ -280,6 +289,17 @@ def _over_fitted(known: Known) -> Step:
     )
 
 
+def _unknown(known: Known) -> Step | None:
+    if not known.second_opinion:
+        return None
+    return (
+        "Let a network with published weights judge the labels too: one network alone can hardly tell "
+        "whether people would reject a label or disagree about an image.",
+        "",
+        known.second_opinion,
+    )
+
+
 STEPS: Mapping[Cause, Callable[[Known], Step | None]] = {
     "preparation": _preparation,
     "category order": _order,
@@ -293,8 +313,9 @@ STEPS: Mapping[Cause, Callable[[Known], Step | None]] = {
     "under-fitted": _under_fitted,
     "background": _background,
     "over-fitted": _over_fitted,
+    "unknown": _unknown,
 }
-"""What is proposed for each cause, None where nothing is left to do; `unknown` has no step."""
+"""What is proposed for each cause; None where nothing is left to do."""
 
 
 def sentences(steps: Sequence[NextStep]) -> list[str]:

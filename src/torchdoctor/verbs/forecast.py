@@ -22,10 +22,14 @@ from torchdoctor.case.timing import (
     one_thread,
     tail_shares,
     time_one_step,
+    timed,
 )
 from torchdoctor.data.load import Splits
+from torchdoctor.data.loader import Loader
+from torchdoctor.diagnosis.second_opinion import SecondOpinion
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.network.checks import gives_live_maps
+from torchdoctor.network.prediction import predict_logits
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_trackers
 from torchdoctor.treatment.annotated_share import share_drawn
@@ -153,6 +157,8 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
         passes = diagnosis_passes(case) or passes_of(case)
         cost = {"diagnosis": cost_of(case, passes)}
         seconds = {"diagnose": _diagnosis_seconds(case, verb, step, passes)}
+        if case.second and verb != "treat":
+            seconds["second opinion"] = sum(_opinion_seconds(opinion) for opinion in case.second)
     if verb in ("treat", "checkup"):
         stages, search = _treatment_seconds(case, verb, step, steps)
         seconds |= stages
@@ -236,6 +242,14 @@ def _treatment_seconds(
         images = sum(len(split) for split in case.data.tests.values()) + swapped_count(case)
         seconds["compare"] = step.forward * images * (1 + len(arms) * case.plan.seeds)
     return seconds, search
+
+
+def _opinion_seconds(opinion: SecondOpinion) -> float:
+    """Estimate how long another network takes for its images, from its second pass for a single one."""
+    splits = [images for images in (opinion.images, opinion.training) if isinstance(images, Loader)]
+    one = list(splits[0].select(splits[0].table.ids[:1]))
+    predict_logits(opinion.model, one)
+    return timed(lambda: predict_logits(opinion.model, one)) * sum(map(len, splits))
 
 
 def _steps_per_epoch(case: Case, verb: Verb) -> int:

@@ -15,6 +15,7 @@ from torchdoctor.diagnosis.result import Diagnosis
 from torchdoctor.diagnosis.suspects_result import LIST, Suspects
 from torchdoctor.files.reading import Number, Record, read_record
 from torchdoctor.files.writing import write_json
+from torchdoctor.models.pretrained import PRETRAINED
 from torchdoctor.proof.result import Comparison
 from torchdoctor.treatment.arms import LEAST_MASKS
 from torchdoctor.treatment.next_steps import Known, NextStep, next_steps
@@ -68,6 +69,7 @@ def steps_stage(
         command=_command(case, folder, treated=outcome is not None),
         treated=outcome is not None,
         review="" if in_memory(case.plan) else f"torchdoctor review {shlex.quote(str(folder))}",
+        second_opinion="" if case.second else _second_opinion(case, folder),
     )
     steps = next_steps(known)
     if outcome is not None and outcome.comparison is not None:
@@ -114,6 +116,14 @@ def _command(case: Case, folder: Path, *, treated: bool) -> str:
     again = shlex.quote(f"{folder}-{'again' if treated else 'checkup'}")
     evidence = "" if treated else " --evidence auto"
     return f"torchdoctor checkup --config {config}{evidence} --out {again}"
+
+
+def _second_opinion(case: Case, folder: Path) -> str:
+    """Return the command that finds causes again with another network; none for a network of Python."""
+    if in_memory(case.plan):
+        return ""
+    config, again = shlex.quote(str(folder / "config.yaml")), shlex.quote(f"{folder}-second-opinion")
+    return f"torchdoctor diagnose --config {config} --second-opinion {PRETRAINED} --out {again}"
 
 
 def _with_list(step: NextStep, folder: Path) -> NextStep:
