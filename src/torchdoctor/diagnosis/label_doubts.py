@@ -26,9 +26,10 @@ DISPUTED = (-0.215, 0.164, 0.314)
 # The same two probabilities where other networks were asked: by their -log p(label), after scaling. Fitted to
 # the errors of one small network on CIFAR-10, with each of three opinions: new heads on the features of a
 # network with published weights, a fine-tuned network, and the mean of both (benchmarks/LOG.md).
-REJECTED_BY_SECOND = (-4.041, 0.566)
-DISPUTED_BY_SECOND = (-1.453, 0.551)
-LEAST_LIKELY = -8.0  # log-probabilities below it are taken for it
+REJECTED_BY_SECOND = (-4.322, 0.774)
+DISPUTED_BY_SECOND = (-1.515, 0.629)
+# From this -log p(label) on, people reject hardly more labels (15 to 20 %): what is above counts a twentieth.
+TELLS_UP_TO, BEYOND = 4.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def probability_wrong(wrong: float, log_odds: float, second: float = math.nan) -
 
 def _by_second(weights: tuple[float, float], second: float) -> float:
     """Return a probability that depends on log p(label) by other networks."""
-    return float(expit(weights[0] - weights[1] * max(second, LEAST_LIKELY)))
+    doubt = min(-second, TELLS_UP_TO) + BEYOND * max(-second - TELLS_UP_TO, 0.0)
+    return float(expit(weights[0] + weights[1] * doubt))
 
 
 def probability_disputed(log_odds: float, confused_back: float, second: float = math.nan) -> float:

@@ -230,9 +230,8 @@ def _labels(known: Known) -> Step:
 
 def _ambiguous(known: Known) -> Step:
     return (
-        "Accept two answers for such images: people would disagree about these "
-        f"{len(known.of('ambiguous'))}. Where one answer is needed, let several people decide the labels, "
-        "and give more pixels.",
+        "Accept two answers for images about which people would disagree. Where one answer is needed, let "
+        "several people decide the labels, and give more pixels.",
         "",
         "",
     )
