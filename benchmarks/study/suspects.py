@@ -33,7 +33,8 @@ from benchmarks.study.planted_faults import keep
 from torchdoctor import load_data
 from torchdoctor.data.loader import Loader
 from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, crossed_mistakes, standardised
-from torchdoctor.diagnosis.suspects import LISTED, Seen, look, margins, rank
+from torchdoctor.diagnosis.seen_labels import Seen, look
+from torchdoctor.diagnosis.suspects import LISTED, margins, rank
 from torchdoctor.models.architectures.small_resnet import SmallResNet
 from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit

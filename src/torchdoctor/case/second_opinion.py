@@ -140,6 +140,20 @@ def published(asked: str, settings: Settings, examined: Loader, training: Loader
     )
 
 
+def opinion_on(opinion: SecondOpinion, images: Loader) -> SecondOpinion:
+    """Return what a network with new heads is to say about other images.
+
+    Args:
+        opinion: The network with the images that it was to judge.
+        images: Other images.
+
+    Returns:
+        The same network with those images, prepared as it wants them; the heads are fitted to them alone.
+    """
+    assert isinstance(opinion.images, Loader)
+    return replace(opinion, images=prepared_loader(images, opinion.images.preprocessing), training=None)
+
+
 def _trained(weights: str, settings: Settings, data: Splits) -> SecondOpinion:
     """Return a network that was trained for the categories of the data."""
     try:

@@ -147,7 +147,8 @@ def find_causes(
             (`label looks wrong`, `ambiguous`); None: only those of the network itself.
         seed: The seed of the choice of images whose backgrounds are put behind the objects, and of the folds
             that new heads of other networks are fitted to.
-        progress: Called with ("causes", errors done, errors in all).
+        progress: Called with ("causes", errors done, errors in all), and by other networks with
+            ("second opinion", images done, images in all).
         processes: The processes that work together: each computes some batches, and gets the whole result.
 
     Returns:
@@ -172,7 +173,7 @@ def find_causes(
     layers = [layer.name for layer in diagnosis.layers]
     (ids, labels, logits), features = logits_and_features(model, images, layers, processes)
     right = (logits.argmax(1) == labels).numpy()
-    heard = second_logits(second, ids, labels, logits.shape[1], seed, processes)
+    heard = second_logits(second, ids, labels, logits.shape[1], seed, progress, processes)
     more = unlike_others(distances(features, right), right)
     if larger is not None and not right.all():
         more |= with_more_pixels(model, images_of(larger), ids, right, processes) or {}

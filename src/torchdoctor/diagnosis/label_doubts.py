@@ -28,8 +28,9 @@ DISPUTED = (-0.215, 0.164, 0.314)
 # network with published weights, a fine-tuned network, and the mean of both (benchmarks/LOG.md).
 REJECTED_BY_SECOND = (-4.322, 0.774)
 DISPUTED_BY_SECOND = (-1.515, 0.629)
-# From this -log p(label) on, people reject hardly more labels (15 to 20 %): what is above counts a twentieth.
-TELLS_UP_TO, BEYOND = 4.0, 0.05
+# From -log p(label) = 4 on, people reject hardly more labels (15 to 20 %): what is above counts a twentieth,
+# and above 12 nothing.
+TELLS_UP_TO, BEYOND, MOST = 4.0, 0.05, 12.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def probability_wrong(wrong: float, log_odds: float, second: float = math.nan) -
 
 def _by_second(weights: tuple[float, float], second: float) -> float:
     """Return a probability that depends on log p(label) by other networks."""
-    doubt = min(-second, TELLS_UP_TO) + BEYOND * max(-second - TELLS_UP_TO, 0.0)
+    doubt = min(-second, TELLS_UP_TO) + BEYOND * max(min(-second, MOST) - TELLS_UP_TO, 0.0)
     return float(expit(weights[0] + weights[1] * doubt))
 
 

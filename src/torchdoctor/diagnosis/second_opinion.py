@@ -22,7 +22,7 @@ from torchdoctor.network.outputs import unwrap
 from torchdoctor.network.pooled import Places, places_of, pooling
 from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.processes import ALONE, Processes
-from torchdoctor.types import InputError
+from torchdoctor.types import InputError, Progress, silent
 
 TINY = 1e-12  # a probability below it is taken for it
 FOLDS = 5  # heads that are fitted to the features of a network for other categories
@@ -69,7 +69,7 @@ class Doubts:
 
 def second_logits(
     second: Opinions, ids: Int[Tensor, " image"], labels: Int[Tensor, " image"], categories: int,
-    seed: int = 0, processes: Processes = ALONE,
+    seed: int = 0, progress: Progress = silent, processes: Processes = ALONE,
 ) -> tuple[Logits, ...]:  # fmt: skip
     """Return the logits of the other networks for images.
 
@@ -79,24 +79,27 @@ def second_logits(
         labels: Their labels.
         categories: The number of categories.
         seed: What the folds of new heads depend on.
+        progress: Called by networks with new heads (see `by_new_heads`).
         processes: The processes that work together: each predicts a share of the batches.
 
     Returns:
-        For each network the logits of each image, in float64. They are finite, but for images that a new head
-        cannot judge, because fewer than two images have their label: these are NaN.
+        For each network the logits of each image, in float64. They are finite, but for those of new heads
+        (see `by_new_heads`).
 
     Raises:
         InputError: A network has other categories or was given other images.
     """
-    opinions = () if second is None else (second,) if isinstance(second, SecondOpinion) else tuple(second)
     found = []
-    for opinion in opinions:
+    for opinion in several(second):
         if opinion.new_head:
-            own_ids, own_labels, logits = _by_new_heads(opinion, categories, seed, processes)
-        else:
-            own_ids, own_labels, logits = predict_logits(
-                unwrap(opinion.model), images_of(opinion.images), processes=processes
+            judged = by_new_heads(
+                opinion, ids, labels, categories, seed=seed, progress=progress, processes=processes
             )
+            found.append(judged)
+            continue
+        own_ids, own_labels, logits = predict_logits(
+            unwrap(opinion.model), images_of(opinion.images), processes=processes
+        )
         if logits.shape[1] != categories:
             raise InputError(
                 f"the second opinion has {logits.shape[1]} logits, the examined network {categories}: give a "
@@ -104,9 +107,20 @@ def second_logits(
             )
         rows = _rows_of(ids, labels, own_ids, own_labels)
         finite = torch.nan_to_num(logits[rows].double(), nan=0.0, posinf=1e6, neginf=-1e6)
-        unjudged = logits[rows].isnan().all(1) & opinion.new_head
-        found.append(torch.where(unjudged[:, None], torch.nan, finite).numpy())
+        found.append(finite.numpy())
     return tuple(found)
+
+
+def several(second: Opinions) -> tuple[SecondOpinion, ...]:
+    """Return opinions as a sequence, however they were given.
+
+    Args:
+        second: One opinion, several, or None.
+
+    Returns:
+        The opinions.
+    """
+    return () if second is None else (second,) if isinstance(second, SecondOpinion) else tuple(second)
 
 
 def _rows_of(ids: Tensor, labels: Tensor, own_ids: Tensor, own_labels: Tensor) -> list[int]:
@@ -127,16 +141,43 @@ def _rows_of(ids: Tensor, labels: Tensor, own_ids: Tensor, own_labels: Tensor) -
     return rows
 
 
-def _by_new_heads(
-    opinion: SecondOpinion, categories: int, seed: int, processes: Processes
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids, labels and log-probabilities of the images, each by a head that was fitted without it."""
+def by_new_heads(
+    opinion: SecondOpinion,
+    ids: Int[Tensor, " image"],
+    labels: Int[Tensor, " image"],
+    categories: int,
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+    progress: Progress = silent,
+    processes: Processes = ALONE,
+) -> Logits:
+    """Judge images by new heads on the features of a network, each by a head that was fitted without it.
+
+    Args:
+        opinion: The network with the images prepared for it.
+        ids: The ids of the images, in the order of the result.
+        labels: Their labels.
+        categories: The number of categories.
+        folds: How many heads are fitted.
+        seed: What the folds depend on.
+        progress: Called with ("second opinion", images done, images in all), without those of `training`.
+        processes: The processes that work together: each predicts a share of the batches.
+
+    Returns:
+        For each image the natural logarithms of the probabilities. A category with fewer than two images has
+        the probability 0, and its images, which no head can judge, have NaN.
+
+    Raises:
+        InputError: The network was given other images, or fewer than two categories have two images.
+    """
     model, images = unwrap(opinion.model), images_of(opinion.images)
-    ids, labels, features = _features(model, images, categories, processes)
-    every, given = features, labels
+    own_ids, own_labels, features = _features(model, images, categories, processes, (len(ids), progress))
+    rows = _rows_of(ids, labels, own_ids, own_labels)
+    every, given = features[rows], labels
     if opinion.training is not None:
         _, more, others = _features(model, images_of(opinion.training), categories, processes)
-        every, given = torch.cat([features, others]), torch.cat([labels, more])
+        every, given = torch.cat([every, others]), torch.cat([labels, more])
     counts = np.bincount(given.numpy(), minlength=categories)
     enough = np.flatnonzero(counts >= 2)
     if len(enough) < 2:
@@ -146,39 +187,50 @@ def _by_new_heads(
         )
     number = np.full(categories, -1)
     number[enough] = np.arange(len(enough))
-    used = torch.from_numpy(np.flatnonzero(counts[given.numpy()] >= 2))
+    used = np.flatnonzero(counts[given.numpy()] >= 2)
     heads = crossed_log_probabilities(
-        standardised(every[used]), number[given[used].numpy()], len(enough),
-        folds=FOLDS, seed=seed, device=device_of(model),
+        standardised(every[torch.from_numpy(used)]), number[given.numpy()[used]], len(enough),
+        folds=folds, seed=seed, device=device_of(model),
     )  # fmt: skip
-    # A category without images for the heads gets the probability 0, an image that they cannot judge NaN.
-    found = torch.full((len(given), categories), torch.nan, dtype=torch.float64)
-    judged = torch.full((len(used), categories), -torch.inf, dtype=torch.float64)
-    judged[:, torch.from_numpy(enough)] = torch.from_numpy(heads)
+    judged = np.full((len(used), categories), -np.inf)
+    judged[:, enough] = heads
+    found = np.full((len(given), categories), np.nan)
     found[used] = judged
-    return ids, labels, found[: len(ids)]
+    return found[: len(ids)]
 
 
 def _features(
-    model: nn.Module, images: Images, categories: int, processes: Processes
+    model: nn.Module,
+    images: Images,
+    categories: int,
+    processes: Processes,
+    told: tuple[int, Progress] = (0, silent),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids, labels and features of images: the input of the linear layer that gives the logits.
 
     A network without such a layer is described by the spatial means of its last maps (see `places_of`).
+    `told` are the expected number of images, and who is told how many are done.
     """
     places = places_of(model, first_images(model, images))
     if places.linear is not None:
         places = Places((), places.linear)
     device, dtype = device_of(model), dtype_of(model)
+    done, (total, progress) = 0, told
     with frozen_eval(model) as frozen, pooling(model, places) as pooled:
 
-        def run(batch: Batch) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        def run(batch: Batch) -> tuple[Tensor, tuple[int, dict[str, list[Tensor]]]]:
             frozen.logits(sent(batch.images, device, dtype))
-            return torch.zeros(len(batch.ids), categories), pooled.take()  # its own logits tell nothing
+            # Its own logits, which are of other categories, tell nothing.
+            return torch.zeros(len(batch.ids), categories), (len(batch.ids), pooled.take())
 
-        ids, labels, _ = predict_logits(model, images, run, pooled.add, processes)
-    features = torch.nan_to_num(pooled.features(len(ids)))
-    return ids, labels, features
+        def keep(taken: tuple[int, dict[str, list[Tensor]]]) -> None:
+            nonlocal done
+            done += taken[0]
+            pooled.add(taken[1])
+            progress("second opinion", done, max(total, done))
+
+        ids, labels, _ = predict_logits(model, images, run, keep, processes)
+    return ids, labels, torch.nan_to_num(pooled.features(len(ids)))
 
 
 def doubts_of(
@@ -205,7 +257,7 @@ def doubts_of(
     own = label_doubts(logits, labels, believed)
     if not second:
         return Doubts(own, np.full(len(labels), np.nan))
-    said = _mean_of([_scaled(each, labels, believed) for each in second])
+    said = log_of_mean([_scaled(each, labels, believed) for each in second])
     heard = np.isfinite(said).all(axis=1)
     together = log_softmax(logits / own.temperature, axis=1) + np.where(heard[:, None], said, 0.0)
     both = label_doubts(together, labels, believed)
@@ -222,8 +274,15 @@ def _scaled(logits: Logits, labels: np.ndarray, believed: np.ndarray) -> Logits:
     return np.where(judged[:, None], scaled, np.nan)
 
 
-def _mean_of(probabilities: Sequence[Logits]) -> Logits:
-    """Return the logarithms of the mean probabilities of the networks that say something of an image."""
+def log_of_mean(probabilities: Sequence[Logits]) -> Logits:
+    """Average the probabilities of several networks.
+
+    Args:
+        probabilities: The probabilities by each network; NaN where it says nothing of an image.
+
+    Returns:
+        The natural logarithms of the means over the networks that say something; NaN where none does.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, which is meant
         mean = np.nanmean(np.stack(probabilities), axis=0)

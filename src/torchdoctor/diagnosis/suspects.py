@@ -17,16 +17,19 @@ from torchdoctor.diagnosis.crossed_heads import (
     crossed_mistakes,
     standardised,
 )
-from torchdoctor.diagnosis.diagnose import category_names
 from torchdoctor.diagnosis.label_doubts import label_doubts
+from torchdoctor.diagnosis.second_opinion import (
+    Opinions,
+    SecondOpinion,
+    by_new_heads,
+    log_of_mean,
+    several,
+)
+from torchdoctor.diagnosis.seen_labels import Seen, look
 from torchdoctor.diagnosis.suspects_result import Suspect, Suspects
-from torchdoctor.evidence.measurement import first_images
-from torchdoctor.images.batches import Batch, Images
 from torchdoctor.images.loaders import ImageSource, images_of
-from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
-from torchdoctor.network.pooled import places_of, pooling
-from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.network.prediction import device_of
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError, Progress, silent
 
@@ -37,29 +40,6 @@ BY_HEART = 99.0  # percent of labels that the network gives back, from which it 
 LEARNED = 50.0  # percent of labels that the network gives back, below which it tells nothing about them
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the network says of the images, in the order of their ids; small categories are left out.
-
-    Attributes:
-        ids: The ids of the images.
-        labels: Their labels, which number the categories in `names`.
-        logits: The logits of these categories.
-        features: The averaged maps.
-        names: The names of the categories that have enough images.
-        accuracy: How many of all images are classified as labelled, in percent.
-        few: The names of the categories that were left out.
-    """
-
-    ids: Int[np.ndarray, " image"]
-    labels: Int[np.ndarray, " image"]
-    logits: Float[np.ndarray, "image category"]
-    features: Float[Tensor, "image feature"]
-    names: tuple[str, ...]
-    accuracy: float
-    few: tuple[str, ...]
-
-
 def find_suspects(
     model: nn.Module,
     images: ImageSource,
@@ -68,6 +48,7 @@ def find_suspects(
     seed: int = 0,
     *,
     classes: Sequence[str] | None = None,
+    second: Opinions = None,
     progress: Progress = silent,
     processes: Processes = ALONE,
 ) -> Suspects:
@@ -78,27 +59,28 @@ def find_suspects(
     the mean of the network's and that of the head fitted without the image. The heads alone give the share of
     wrong labels and the probability of each, which is made to fall along the ranking; from 0.5 on, images are
     listed. Both tend to be too low, because network and heads have learned from the wrong labels too.
-
-    A network that fits all of its training labels repeats the wrong ones: use one trained for fewer epochs.
+    Networks that were trained on other images (`second`) tell far more: with them, images are ranked by the
+    mean of the probabilities of all heads, those on their features among them.
 
     Args:
-        model: A network that was trained on these images.
+        model: A network that was trained on these images; one that fits all labels repeats the wrong ones.
         images: Its training images, normalised: a `DataLoader`, a `Dataset`, or a list of `Batch`.
         layers: Names and patterns of the layers whose maps are used; None: the last convolutions of the last
             two sizes of maps, and the input of the linear layer that gives the logits.
         folds: How many heads are fitted; categories with fewer images are left out.
         seed: The seed of the division into folds.
         classes: The names of the categories; None: those of `images`, else numbers.
-        progress: Called with ("suspects", heads fitted, heads in all).
+        second: Other networks with `new_head`, and these training images prepared for them.
+        progress: Called with ("suspects", heads fitted, heads in all); see also `by_new_heads`.
         processes: The processes that work together: each predicts some batches, and gets the whole result.
 
     Returns:
         The listed images, the most probably wrong labels first; none where wrong labels are not proven, or
-        where the network classifies fewer than half of the images as labelled.
+        where the network classifies fewer than half of the images as labelled and there is no other.
 
     Raises:
         InputError: Fewer than two categories have enough images, the network gives NaN, `folds` is below 2,
-            or a layer is not there.
+            a layer is not there, or another network has no new head or was given other images.
 
     Example:
         >>> from torchdoctor import Batch, find_suspects
@@ -107,19 +89,59 @@ def find_suspects(
         >>> find_suspects(model, [images]).images
         40
     """
-    if folds < 2:
-        raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
+    others = _checked(folds, second)
     seen = look(unwrap(model), images_of(images), layers, folds, classes, processes)
-    if seen.accuracy < LEARNED:
-        return Suspects((), len(seen.ids), 0.0, seen.accuracy, _remarks(seen, folds))
+    if seen.accuracy < LEARNED and not others:
+        return Suspects((), len(seen.ids), 0.0, seen.accuracy, _remarks(seen, folds, 0))
     features = standardised(seen.features)
     heads = crossed_log_probabilities(
         features, seen.labels, len(seen.names),
         folds=folds, seed=seed, device=device_of(model), progress=progress,
     )  # fmt: skip
-    ranking = rank(seen, heads, crossed_mistakes(heads, seen.labels, folds=folds, seed=seed))
-    suspects = _listed(seen, features, ranking)
-    return Suspects(suspects, len(seen.ids), round(ranking.share, 6), seen.accuracy, _remarks(seen, folds))
+    if others:
+        heads = _with_others(seen, heads, others, (folds, seed), progress, processes)
+    mistakes = crossed_mistakes(heads, seen.labels, folds=folds, seed=seed)
+    ranking = rank(seen, heads, mistakes, heads if others else None)
+    suspects, remarks = _listed(seen, features, ranking), _remarks(seen, folds, len(others))
+    return Suspects(suspects, len(seen.ids), round(ranking.share, 6), seen.accuracy, remarks)
+
+
+def _checked(folds: int, second: Opinions) -> tuple[SecondOpinion, ...]:
+    """Return opinions as a sequence; InputError for one fold, or a network that has learned the labels."""
+    if folds < 2:
+        raise InputError(f"folds is {folds}; expected at least 2: a head is judged on images it has not seen")
+    others = several(second)
+    if any(not opinion.new_head for opinion in others):
+        raise InputError(
+            "a second opinion about training labels has no new head: a network that was trained on these "
+            "labels repeats them. Give networks that were trained on other images, with new_head=True"
+        )
+    return others
+
+
+def _with_others(
+    seen: Seen,
+    heads: Float[np.ndarray, "image category"],
+    others: Sequence[SecondOpinion],
+    division: tuple[int, int],
+    progress: Progress,
+    processes: Processes,
+) -> Float[np.ndarray, "image category"]:
+    """Return the logarithms of the mean probabilities of the network's heads and those of other networks.
+
+    `division` are the number of folds and their seed. The heads of a network that has learned too little are
+    left out.
+    """
+    folds, seed = division
+    ids, labels = torch.from_numpy(seen.ids), torch.from_numpy(seen.numbers[seen.labels])
+    said = [np.exp(heads)] if seen.accuracy >= LEARNED else []
+    for opinion in others:
+        judged = by_new_heads(
+            opinion, ids, labels, int(seen.numbers.max()) + 1,
+            folds=folds, seed=seed, progress=progress, processes=processes,
+        )  # fmt: skip
+        said.append(np.exp(judged[:, seen.numbers]))
+    return log_of_mean(said)
 
 
 @dataclass(frozen=True)
@@ -143,6 +165,7 @@ def rank(
     seen: Seen,
     heads: Float[np.ndarray, "image category"],
     mistakes: Float[np.ndarray, "image category"],
+    together: Float[np.ndarray, "image category"] | None = None,
 ) -> Ranking:
     """Rank the images by what the network and the heads say about their labels.
 
@@ -150,12 +173,16 @@ def rank(
         seen: What the network says.
         heads: The log-probabilities by the heads, each for images that it was not fitted on.
         mistakes: How probable each label is as a wrong label of every category (see `crossed_mistakes`).
+        together: The log-probabilities that images are ranked by; None: the mean of the network's and those
+            by the heads.
 
     Returns:
         The ranking.
     """
     doubts = label_doubts(heads, seen.labels, mistaken=mistakes)
-    margin, proposed = margins((log_softmax(seen.logits, axis=1) + heads) / 2, seen.labels)
+    if together is None:
+        together = (log_softmax(seen.logits, axis=1) + heads) / 2
+    margin, proposed = margins(together, seen.labels)
     order = np.lexsort((seen.ids, margin))
     chances = np.zeros(len(order))
     if doubts.share > 0:
@@ -179,79 +206,18 @@ def _listed(seen: Seen, features: Float[Tensor, "image feature"], ranking: Ranki
     )  # fmt: skip
 
 
-def look(
-    model: nn.Module,
-    images: Images,
-    layers: Sequence[str] | None,
-    folds: int,
-    classes: Sequence[str] | None,
-    processes: Processes = ALONE,
-) -> Seen:
-    """Run all images through the network, and check that their labels can be judged.
-
-    Args:
-        model: The network.
-        images: The images.
-        layers: The layers whose maps are kept (see `find_suspects`).
-        folds: The number of images that a category needs.
-        classes: The names of the categories; None: those of `images`, else numbers.
-        processes: The processes that work together: each predicts a share of the batches.
-
-    Returns:
-        What the network says.
-
-    Raises:
-        InputError: Fewer than two categories have enough images, or the network gives NaN.
-    """
-    places = places_of(model, first_images(model, images), layers)
-    with frozen_eval(model) as frozen, pooling(model, places) as pooled:
-
-        def run(batch: Batch) -> tuple[Tensor, dict[str, list[Tensor]]]:
-            return frozen.logits(batch.images.to(device_of(model), dtype_of(model))), pooled.take()
-
-        ids, labels, logits = predict_logits(model, images, run, pooled.add, processes)
-    names = category_names(classes, images, logits.shape[1])
-    features = pooled.features(len(ids))
-    broken = ~(logits.isfinite().all(1) & features.isfinite().all(1))
-    if bool(broken.any()):
-        raise InputError(
-            f"the network gives NaN or infinity for {int(broken.sum())} of {len(ids)} images, such as image "
-            f"id {int(ids[broken][0])}: look for damaged weights, or run it in float32"
-        )
-    counts = np.bincount(labels.numpy(), minlength=len(names))
-    enough = np.flatnonzero(counts >= folds)
-    if len(enough) < 2:
-        raise InputError(
-            f"{len(enough)} of {len(names)} categories have {folds} images or more, one for each fold; "
-            "expected at least two categories: give more images, or fewer folds"
-        )
-    rows = torch.argsort(ids)
-    rows = rows[torch.isin(labels[rows], torch.from_numpy(enough))]
-    number = np.full(len(names), -1)
-    number[enough] = np.arange(len(enough))
-    return Seen(
-        ids=ids[rows].numpy(),
-        labels=number[labels[rows].numpy()],
-        logits=logits[rows][:, enough].double().numpy(),
-        features=features[rows],
-        names=tuple(names[category] for category in enough.tolist()),
-        accuracy=float(100.0 * (logits.argmax(1) == labels).double().mean()),
-        few=tuple(names[category] for category in np.flatnonzero((counts > 0) & (counts < folds)).tolist()),
-    )
-
-
-def _remarks(seen: Seen, folds: int) -> tuple[str, ...]:
-    """Say what was left out, and what the network cannot tell."""
+def _remarks(seen: Seen, folds: int, others: int) -> tuple[str, ...]:
+    """Say what was left out, and what the network cannot tell where there are no others."""
     remarks = []
     if seen.few:
         named = ", ".join(seen.few[:4]) + (f" and {len(seen.few) - 4} more" if len(seen.few) > 4 else "")
         remarks.append(f"Not looked at, with fewer than {folds} images each: {named}.")
-    if seen.accuracy < LEARNED:
+    if seen.accuracy < LEARNED and not others:
         remarks.append(
             f"Labels were not judged: the network gives back only {seen.accuracy:.1f} % of them, and below "
             f"{LEARNED:g} % it has learned too little to tell which are wrong."
         )
-    if seen.accuracy >= BY_HEART:
+    if seen.accuracy >= BY_HEART and not others:
         remarks.append(
             f"The network gives back {seen.accuracy:.1f} % of its training labels: wrong labels that it has "
             "learned by heart do not show. A network trained for fewer epochs tells more."

@@ -158,7 +158,9 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
         cost = {"diagnosis": cost_of(case, passes)}
         seconds = {"diagnose": _diagnosis_seconds(case, verb, step, passes)}
         if case.second and verb != "treat":
-            seconds["second opinion"] = sum(_opinion_seconds(opinion) for opinion in case.second)
+            seconds["second opinion"] = sum(
+                _opinion_seconds(opinion, len(case.data.train)) for opinion in case.second
+            )
     if verb in ("treat", "checkup"):
         stages, search = _treatment_seconds(case, verb, step, steps)
         seconds |= stages
@@ -244,12 +246,16 @@ def _treatment_seconds(
     return seconds, search
 
 
-def _opinion_seconds(opinion: SecondOpinion) -> float:
-    """Estimate how long another network takes for its images, from its second pass for a single one."""
+def _opinion_seconds(opinion: SecondOpinion, training: int) -> float:
+    """Estimate how long another network takes for its images, from its second pass for a single one.
+
+    With new heads it also judges the labels of all training images, of which `training` is the number.
+    """
     splits = [images for images in (opinion.images, opinion.training) if isinstance(images, Loader)]
     one = list(splits[0].select(splits[0].table.ids[:1]))
     predict_logits(opinion.model, one)
-    return timed(lambda: predict_logits(opinion.model, one)) * sum(map(len, splits))
+    images = sum(map(len, splits)) + (training if opinion.new_head else 0)
+    return timed(lambda: predict_logits(opinion.model, one)) * images
 
 
 def _steps_per_epoch(case: Case, verb: Verb) -> int:

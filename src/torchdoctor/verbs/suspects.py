@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from torchdoctor.case.preparation import Case
+from torchdoctor.case.second_opinion import opinion_on
 from torchdoctor.diagnosis.suspects import find_suspects
 from torchdoctor.diagnosis.suspects_result import FILE, LIST, Suspects
 from torchdoctor.report.suspect_cards import ShownSuspect
@@ -31,7 +32,8 @@ def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
     if (folder / FILE).is_file():
         return Suspects.load(folder)
     train = case.data.train
-    gigabytes = gigabytes_of(len(train), len(case.classes))
+    others = [opinion_on(opinion, train) for opinion in case.second if opinion.new_head]
+    gigabytes = gigabytes_of(len(train), len(case.classes), len(others))
     try:
         if gigabytes > MOST_GIGABYTES:
             raise InputError(
@@ -39,7 +41,7 @@ def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
                 f"{gigabytes:.0f} GB of memory: give a part of them to torchdoctor.find_suspects"
             )
         suspects = find_suspects(
-            case.model, train, seed=case.plan.seed, classes=case.classes, progress=progress,
+            case.model, train, seed=case.plan.seed, classes=case.classes, second=others, progress=progress,
             processes=case.processes,
         )  # fmt: skip
     except InputError as error:
@@ -49,17 +51,18 @@ def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
     return suspects
 
 
-def gigabytes_of(images: int, categories: int) -> float:
+def gigabytes_of(images: int, categories: int, others: int = 0) -> float:
     """Estimate the memory that the search for wrong labels takes.
 
     Args:
         images: The number of training images.
         categories: The number of categories.
+        others: The number of other networks that judge labels too.
 
     Returns:
         Gigabytes; with more than `MOST_GIGABYTES` a run leaves the search out.
     """
-    return images * (FEATURES + categories) * COPIES / 1e9
+    return images * (1 + others) * (FEATURES + categories) * COPIES / 1e9
 
 
 def suspects_record(folder: Path, suspects: Suspects) -> dict[str, object]:
