@@ -94,16 +94,13 @@ def find_suspects(
     if seen.accuracy < LEARNED and not others:
         return Suspects((), len(seen.ids), 0.0, seen.accuracy, _remarks(seen, folds, 0))
     features = standardised(seen.features)
-    heads = crossed_log_probabilities(
-        features, seen.labels, len(seen.names),
-        folds=folds, seed=seed, device=device_of(model), progress=progress,
-    )  # fmt: skip
-    if others:
-        heads = _with_others(seen, heads, others, (folds, seed), progress, processes)
+    heads = _judged(seen, features.to(device_of(model)), others, (folds, seed), progress, processes)
     mistakes = crossed_mistakes(heads, seen.labels, folds=folds, seed=seed)
     ranking = rank(seen, heads, mistakes, heads if others else None)
-    suspects, remarks = _listed(seen, features, ranking), _remarks(seen, folds, len(others))
-    return Suspects(suspects, len(seen.ids), round(ranking.share, 6), seen.accuracy, remarks)
+    return Suspects(
+        _listed(seen, features, ranking), len(seen.ids), round(ranking.share, 6), seen.accuracy,
+        _remarks(seen, folds, len(others)),
+    )  # fmt: skip
 
 
 def _checked(folds: int, second: Opinions) -> tuple[SecondOpinion, ...]:
@@ -119,20 +116,26 @@ def _checked(folds: int, second: Opinions) -> tuple[SecondOpinion, ...]:
     return others
 
 
-def _with_others(
+def _judged(
     seen: Seen,
-    heads: Float[np.ndarray, "image category"],
+    features: Float[Tensor, "image feature"],
     others: Sequence[SecondOpinion],
     division: tuple[int, int],
     progress: Progress,
     processes: Processes,
 ) -> Float[np.ndarray, "image category"]:
-    """Return the logarithms of the mean probabilities of the network's heads and those of other networks.
+    """Return the log-probabilities of heads on the network's features, or their mean with those of others.
 
     `division` are the number of folds and their seed. The heads of a network that has learned too little are
-    left out.
+    left out of a mean.
     """
     folds, seed = division
+    heads = crossed_log_probabilities(
+        features, seen.labels, len(seen.names),
+        folds=folds, seed=seed, device=features.device, progress=progress,
+    )  # fmt: skip
+    if not others:
+        return heads
     ids, labels = torch.from_numpy(seen.ids), torch.from_numpy(seen.numbers[seen.labels])
     said = [np.exp(heads)] if seen.accuracy >= LEARNED else []
     for opinion in others:
