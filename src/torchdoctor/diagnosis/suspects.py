@@ -59,8 +59,7 @@ def find_suspects(
     the mean of the network's and that of the head fitted without the image. The heads alone give the share of
     wrong labels and the probability of each, which is made to fall along the ranking; from 0.5 on, images are
     listed. Both tend to be too low, because network and heads have learned from the wrong labels too.
-    Networks that were trained on other images (`second`) tell far more: with them, images are ranked by the
-    mean of the probabilities of all heads, those on their features among them.
+    With `second`, which tells far more, images are ranked by the mean of the probabilities of all heads.
 
     Args:
         model: A network that was trained on these images; one that fits all labels repeats the wrong ones.
@@ -79,8 +78,8 @@ def find_suspects(
         where the network classifies fewer than half of the images as labelled and there is no other.
 
     Raises:
-        InputError: Fewer than two categories have enough images, the network gives NaN, `folds` is below 2,
-            a layer is not there, or another network has no new head or was given other images.
+        InputError: Too few images, NaN by the network, `folds` below 2, a layer that is not there, another
+            network without new head or with other images.
 
     Example:
         >>> from torchdoctor import Batch, find_suspects
