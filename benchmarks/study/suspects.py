@@ -1,13 +1,16 @@
 """Rank training images by how wrong their labels look, on labels that people gave, beside cleanlab's ranking.
 
     TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.suspects --cache FOLDER [--data random1 aggregate clean]
-        [--limit 10000] [--seeds 0 1] [--epochs 8] [--cleanlab FOLDER] [--out FILE]
+        [--limit 10000] [--seeds 0 1] [--epochs 8] [--second] [--cleanlab FOLDER] [--out FILE]
 
 A small residual network is trained on CIFAR-10's images with the labels of `cifar10_people/train.parquet`:
 `random1` is one person's answers, `aggregate` the majority of three; `clean` are the original labels. A label
 is wrong where it is not the original one. Everything below is measured on the images that the network was
 trained on, one pass of them through it and five heads fitted crosswise. cleanlab is no dependency: without
-it (`pip install --target FOLDER cleanlab scikit-learn`, then --cleanlab FOLDER) its lines are left out.
+it (`pip install --target FOLDER cleanlab scikit-learn`, then --cleanlab FOLDER) its lines are left out. With
+--second, the network of `--second-opinion pretrained` judges the labels too; cleanlab then gets its heads and
+the mean of all as well. Its features do not depend on the labels: they are computed once (20 minutes of a
+core for 45,000 images) and kept.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +33,12 @@ from torch import nn
 from benchmarks.study import json_lines
 from benchmarks.study.people import average_precision
 from benchmarks.study.planted_faults import keep
-from torchdoctor import load_data
+from torchdoctor import Batch, SecondOpinion, load_data
+from torchdoctor.case.second_opinion import opinion_on, published
+from torchdoctor.case.settings import Settings
 from torchdoctor.data.loader import Loader
 from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, crossed_mistakes, standardised
+from torchdoctor.diagnosis.second_opinion import by_new_heads, log_of_mean
 from torchdoctor.diagnosis.seen_labels import Seen, look
 from torchdoctor.diagnosis.suspects import LISTED, margins, rank
 from torchdoctor.models.architectures.small_resnet import SmallResNet
@@ -40,6 +46,7 @@ from torchdoctor.treatment.recipe import Recipe
 from torchdoctor.treatment.training import fit
 
 CATEGORIES, FOLDS = 10, 5
+SECOND = ", second opinion"  # ends the names of methods that another network takes part in
 FIRST = 0.05  # share of the images whose precision is measured
 Line = dict[str, object]
 
@@ -73,6 +80,55 @@ def network(file: Path, images: Loader, epochs: int, seed: int) -> nn.Module:
     return model.eval()
 
 
+class Described(nn.Module):
+    """A network whose features of each image were computed before; an image is its number."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.from_numpy(features))
+        self.fc = nn.Linear(features.shape[1], 2)
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return logits of two categories that nobody asks for, of images given as [image, 1, 1, 1]."""
+        logits: torch.Tensor = self.fc(self.get_buffer("features")[numbers.flatten().long()])
+        return logits
+
+
+def other_judge(file: Path, images: Loader) -> SecondOpinion:
+    """Return the network of `--second-opinion pretrained`; its features are read from the file if possible."""
+    if not file.is_file():
+        opinion = opinion_on(published("pretrained", Settings(), images, images), images)
+        rows: list[torch.Tensor] = []
+        linear = opinion.model.get_submodule("classifier")
+        hook = linear.register_forward_pre_hook(lambda _module, given: rows.append(given[0].half()))
+        with torch.inference_mode():
+            for number, batch in enumerate(opinion.images):
+                opinion.model(batch.images)
+                if number % 100 == 0:
+                    print(f"features of {sum(map(len, rows))} images", file=sys.stderr, flush=True)
+        hook.remove()
+        np.save(file, torch.cat(rows).numpy())
+    numbers = torch.arange(len(images)).float()[:, None, None, None]
+    labels = torch.from_numpy(images.table.labels)
+    batch = Batch(numbers, labels, torch.from_numpy(images.table.ids))
+    return SecondOpinion(Described(np.load(file).astype(np.float32)), [batch], new_head=True)
+
+
+def with_other(
+    seen: Seen, heads: np.ndarray, opinion: SecondOpinion, wrong: np.ndarray, seed: int
+) -> Iterator[Line]:
+    """Yield the lines with another network: of the package's ranking, and of the other network alone."""
+    ids, labels = torch.from_numpy(seen.ids), torch.from_numpy(seen.labels)
+    others = by_new_heads(opinion, ids, labels, CATEGORIES, folds=FOLDS, seed=seed)
+    together = log_of_mean([np.exp(heads), np.exp(others)])
+    found = ours(seen, together, wrong, seed, together)
+    yield {**next(found), "method": f"find_suspects{SECOND}"}
+    order = np.argsort(margins(others, seen.labels)[0], kind="stable")
+    yield {"method": "margin of the other network's heads alone", **of_ranking(wrong, order)}
+    for line in cleanlabs(seen, {"other heads": others, "mean of all heads": together}, wrong):
+        yield {**line, "method": f"{line['method']}{SECOND}"}
+
+
 def of_ranking(wrong: np.ndarray, order: np.ndarray) -> Line:
     """Return the share of wrong labels among the first images of a ranking, and its average precision."""
     first = order[: round(FIRST * len(order))]
@@ -85,9 +141,11 @@ def of_ranking(wrong: np.ndarray, order: np.ndarray) -> Line:
     }
 
 
-def ours(seen: Seen, heads: np.ndarray, wrong: np.ndarray, seed: int) -> Iterator[Line]:
+def ours(
+    seen: Seen, heads: np.ndarray, wrong: np.ndarray, seed: int, together: np.ndarray | None = None
+) -> Iterator[Line]:
     """Yield the line of the package's ranking, and of its parts alone."""
-    found = rank(seen, heads, crossed_mistakes(heads, seen.labels, folds=FOLDS, seed=seed))
+    found = rank(seen, heads, crossed_mistakes(heads, seen.labels, folds=FOLDS, seed=seed), together)
     listed = found.chances >= LISTED
     first = found.order[: round(FIRST * len(wrong))]
     yield {
@@ -106,7 +164,13 @@ def ours(seen: Seen, heads: np.ndarray, wrong: np.ndarray, seed: int) -> Iterato
         yield {"method": f"margin of the {name} alone", **of_ranking(wrong, order)}
 
 
-def cleanlabs(seen: Seen, heads: np.ndarray, wrong: np.ndarray) -> Iterator[Line]:
+def network_and_heads(seen: Seen, heads: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the log-probabilities of the network, of its heads, and their mean."""
+    network_own = log_softmax(seen.logits, axis=1)
+    return {"heads": heads, "network": network_own, "mean": (network_own + heads) / 2}
+
+
+def cleanlabs(seen: Seen, chances: Mapping[str, np.ndarray], wrong: np.ndarray) -> Iterator[Line]:
     """Yield the lines of cleanlab's scores and of its list, on the probabilities that ours has."""
     try:
         from cleanlab.filter import find_label_issues  # type: ignore[import-not-found]
@@ -114,8 +178,6 @@ def cleanlabs(seen: Seen, heads: np.ndarray, wrong: np.ndarray) -> Iterator[Line
     except ImportError as error:
         print(f"without cleanlab ({error})", file=sys.stderr)
         return
-    network_own = log_softmax(seen.logits, axis=1)
-    chances = {"heads": heads, "network": network_own, "mean": (network_own + heads) / 2}
     for name, logarithms in chances.items():
         probabilities = softmax(logarithms, axis=1)
         for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
@@ -139,21 +201,33 @@ def table(lines: Sequence[json_lines.Line]) -> str:
     most = max(line["images"] for line in lines)
     ranked = [line for line in lines if line["images"] == most and "precision_of_first" in line]
     rows = [
-        "| labels | wrong, % | wrong of the first 5 %, % | cleanlab's best | average precision | "
-        "cleanlab's best |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| labels | wrong, % | judged by | wrong of the first 5 %, % | cleanlab's best | average precision | "
+        "cleanlab's best | listed | wrong of them, % |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for data in dict.fromkeys(line["data"] for line in ranked):
-        of_data = [line for line in ranked if line["data"] == data]
-        own = next(line for line in of_data if line["method"] == "find_suspects")
-        theirs = [line for line in of_data if line["method"].startswith("cleanlab")]
-        first, precision = (
-            [own[name], max(line[name] for line in theirs)]
-            for name in ("precision_of_first", "average_precision")
-        )
-        shown = [f"{100 * own['share']:.1f}", *(f"{100 * one:.1f}" for one in first)]
-        rows.append(f"| {' | '.join([data, *shown, *(f'{one:.3f}' for one in precision)])} |")
+        for judges, ending in (("the network", ""), ("and `pretrained`", SECOND)):
+            of_data = [line for line in ranked if line["data"] == data]
+            own = [line for line in of_data if line["method"] == f"find_suspects{ending}"]
+            theirs = [
+                line
+                for line in of_data
+                if line["method"].startswith("cleanlab") and line["method"].endswith(SECOND) == bool(ending)
+            ]
+            rows += [_row(data, judges, line, theirs) for line in own]
     return "\n".join(rows)
+
+
+def _row(data: str, judges: str, own: json_lines.Line, theirs: Sequence[json_lines.Line]) -> str:
+    """Return a row of the table."""
+    first, precision = (
+        [own[name], *([max(line[name] for line in theirs)] if theirs else [])]
+        for name in ("precision_of_first", "average_precision")
+    )
+    shown = [data, f"{100 * own['share']:.1f}", judges]
+    shown += [*(f"{100 * one:.1f}" for one in first), *(f"{one:.3f}" for one in precision)]
+    right = 100 * own["listed_wrong"] / max(own["listed"], 1)
+    return f"| {' | '.join([*shown, str(own['listed']), f'{right:.0f}'])} |"
 
 
 def main() -> None:
@@ -169,6 +243,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10_000, help="training images")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--second", action="store_true", help="ask a network with published weights as well")
     parser.add_argument("--cleanlab", type=Path, help="the folder that cleanlab was installed into")
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     given = parser.parse_args()
@@ -193,7 +268,14 @@ def main() -> None:
             }  # fmt: skip
             wrong = seen.labels != truth[seen.ids]
             common["share"] = round(float(wrong.mean()), 4)
-            for line in (*ours(seen, heads, wrong, seed), *cleanlabs(seen, heads, wrong)):
+            lines = [
+                *ours(seen, heads, wrong, seed),
+                *cleanlabs(seen, network_and_heads(seen, heads), wrong),
+            ]
+            if given.second:
+                file = given.cache / f"suspects-features-{given.limit}-{seed}.npy"
+                lines += with_other(seen, heads, other_judge(file, images), wrong, seed)
+            for line in lines:
                 json_lines.write({**common, **line}, given.out)
 
 
