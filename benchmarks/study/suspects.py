@@ -95,7 +95,7 @@ class Described(nn.Module):
 
 
 def other_judge(file: Path, images: Loader) -> SecondOpinion:
-    """Return the network of `--second-opinion pretrained`; its features are read from the file if possible."""
+    """Return the network of `--second-opinion pretrained`; its features are kept in the file."""
     if not file.is_file():
         opinion = opinion_on(published("pretrained", Settings(), images, images), images)
         rows: list[torch.Tensor] = []
