@@ -1,13 +1,18 @@
 """Measure what the answers of a person bring, by their number: corrected labels, and marked objects.
 
-    TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.person [--kinds labels masks] [--seeds 20 21 22]
-        [--out benchmarks/results/person.jsonl]
+    TORCHDOCTOR_DATA=ROOT python -m benchmarks.study.person --cache FOLDER [--kinds labels people masks]
+        [--seeds 20 21 22] [--out benchmarks/results/person.jsonl]
 
 A person is simulated, who is wrong one time in ten: with another category, or with a box somewhere else.
 
 `labels`: an EfficientNet-Lite0 with its published weights, whose last layer is fitted on 1,200 images of
 mini-ImageNet with 20 % wrong labels (as in `planted_photos`). The person answers for the first images that
 `find_suspects` lists; the arm `relabelled` trains with the answers.
+
+`people`: a small residual network, trained on 9,000 images of CIFAR-10 with the labels that one person gave
+(`random1` of `cifar10_people`; 17 % are wrong). The person answers for the first images that `find_suspects`
+lists, by the network alone and with the network of `--second-opinion pretrained`, whose features are kept in
+the folder.
 
 `masks`: a small residual network, trained on 4,000 images of Tiny-ImageNet in which tinted surroundings give
 the category away (as in `photo_causes`). The person draws boxes on the first images of every category, which
@@ -39,6 +44,8 @@ from benchmarks.study.photo_networks import KINDS
 from benchmarks.study.planted import interval
 from benchmarks.study.planted_photos import CATEGORIES, planted
 from benchmarks.study.planted_stages import accuracies, simulated_answers
+from benchmarks.study.suspects import CATEGORIES as CLASSES
+from benchmarks.study.suspects import images_with, other_judge
 from torchdoctor import diagnose, find_suspects, load_data
 from torchdoctor.data.loader import Loader
 from torchdoctor.data.table import ImageTable
@@ -55,6 +62,7 @@ from torchdoctor.treatment.settings import TreatmentSettings
 from torchdoctor.treatment.treat import DEFAULTS, trial_of
 
 LABELS, MASKS = (15, 30, 60, 120, 240), (2, 5, 10, 20)  # answers; masks of each category
+PEOPLE, PEOPLES_IMAGES, PEOPLES_EPOCHS = (100, 300, 600, 900), 10_000, 10
 EPOCHS, REPETITIONS, WRONG = 4, 2, 0.1
 
 Line = dict[str, Any]
@@ -87,7 +95,7 @@ def scores(
     return {name: round(float(np.mean(values)), 2) for name, values in found.items()}
 
 
-def labels(seed: int) -> Line:
+def labels(seed: int, _cache: Path) -> Line:
     """Return what corrected labels bring."""
     plant = planted("wrong labels", seed)
     assert plant.truth is not None
@@ -109,6 +117,46 @@ def labels(seed: int) -> Line:
         cure = relabelled(answers.labels)
         found = scores(model, images, diagnosis, {"relabelled": cure}, recipe, plant.test, seed)
         line |= {"control": found["control"], str(count): found["relabelled"]}
+    return line
+
+
+def people(seed: int, cache: Path) -> Line:
+    """Return what corrected labels bring where a person gave the wrong ones."""
+    kind, root = KINDS["residual"], os.environ["TORCHDOCTOR_DATA"]
+    images, truth = images_with("random1", PEOPLES_IMAGES, 0)
+    tests = load_data(f"parquet:{root}/cifar10", image_size=32).tests["test"]
+    drawn = np.random.default_rng(seed).permutation(tests.table.ids)
+    checked, test = (tests.select(np.sort(part)) for part in np.array_split(drawn, 2))
+    torch.manual_seed(seed)
+    model = kind.build(CLASSES)
+    kind.train(model, images, lambda batch: batch, PEOPLES_EPOCHS, seed)
+    diagnosis = diagnose(model.eval(), images, layers=kind.layers, draws=0)
+    recipe = Recipe(epochs=EPOCHS)
+    rate = measured_rate(model, images, checked, recipe, seed=seed).chosen
+    recipe = replace(recipe, learning_rate=rate)
+    line: Line = {
+        "kind": "people",
+        "seed": seed,
+        "learning_rate": rate,
+        "faulty": round(correct(model, test), 2),
+    }
+    other = other_judge(cache / f"suspects-features-{PEOPLES_IMAGES}-0.npy", images)
+    for name, second in (("", None), ("pretrained ", other)):
+        suspects = find_suspects(model, images, seed=seed, second=second)
+        wrong = [
+            truth[one.id] != images.table.labels[images.table.ids == one.id][0] for one in suspects.suspects
+        ]
+        line |= {
+            f"{name}listed": len(wrong),
+            f"{name}wrong": round(float(np.mean(wrong)), 3) if wrong else None,
+        }
+        for count in [count for count in PEOPLE if count <= len(wrong)]:
+            few = replace(suspects, suspects=suspects.suspects[:count])
+            answers = simulated_answers(few, images, truth, CLASSES, seed, share=1.0)
+            if answers is not None:
+                cure = relabelled(answers.labels)
+                found = scores(model, images, diagnosis, {"relabelled": cure}, recipe, test, seed)
+                line |= {"control": found["control"], f"{name}{count}": found["relabelled"]}
     return line
 
 
@@ -152,7 +200,7 @@ def surrounded(images: Loader, agreement: float, wrong: float, seed: int) -> Loa
     return Loader(table, images.preprocessing, images.batch_size)
 
 
-def masks(seed: int) -> Line:
+def masks(seed: int, _cache: Path) -> Line:
     """Return what marked objects bring."""
     kind, root = KINDS["residual"], os.environ["TORCHDOCTOR_DATA"]
     data = load_data(
@@ -183,8 +231,13 @@ def masks(seed: int) -> Line:
     return line
 
 
-KIND = {"labels": labels, "masks": masks}
-COUNTED = {"labels": ("answers", LABELS), "masks": ("boxes of each category", MASKS)}
+JUDGES = {"": "gain", "pretrained ": "gain, `--second-opinion pretrained`"}  # who lists the labels
+KIND = {"labels": labels, "people": people, "masks": masks}
+COUNTED = {
+    "labels": ("answers", LABELS),
+    "people": ("answers", PEOPLE),
+    "masks": ("boxes of each category", MASKS),
+}
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -192,21 +245,39 @@ def table(lines: Sequence[Line]) -> str:
     tables = []
     for kind, (what, counts) in COUNTED.items():
         own = [line for line in lines if line["kind"] == kind]
-        known = [count for count in counts if own and all(str(count) in line for line in own)]
-        cells = []
-        for count in known:
-            gains = [line[str(count)] - line.get(f"control {count}", line.get("control")) for line in own]
-            mean, low, high = interval(gains)
-            cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
-        head = f"| {what} | {' | '.join(map(str, known))} |"
-        tables.append("\n".join([head, "|---" * (len(known) + 1) + "|", f"| gain | {' | '.join(cells)} |"]))
+        if not own:
+            continue
+        known = [count for count in counts if any(_in_all(own, f"{judge}{count}") for judge in JUDGES)]
+        rows = [f"| {what} | {' | '.join(map(str, known))} |", "|---" * (len(known) + 1) + "|"]
+        for judge, gain in JUDGES.items():
+            cells = [
+                _gain(own, count, judge) if _in_all(own, f"{judge}{count}") else "fewer listed"
+                for count in known
+            ]
+            if any(_in_all(own, f"{judge}{count}") for count in known):
+                rows.append(f"| {gain} | {' | '.join(cells)} |")
+        tables.append("\n".join(rows))
     return "\n\n".join(tables)
+
+
+def _in_all(lines: Sequence[Line], field: str) -> bool:
+    """Return whether every line has a field."""
+    return all(field in line for line in lines)
+
+
+def _gain(lines: Sequence[Line], count: int, judge: str) -> str:
+    """Return the gain over the control with its interval over seeds."""
+    controls = [line.get(f"control {count}", line.get("control")) for line in lines]
+    gains = [line[f"{judge}{count}"] - control for line, control in zip(lines, controls, strict=True)]
+    mean, low, high = interval(gains)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:
     """Measure what is missing, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", type=Path, help="only print the tables of this file")
+    parser.add_argument("--cache", type=Path, default=Path(), help="where features are kept")
     parser.add_argument("--kinds", nargs="+", default=list(KIND), choices=list(KIND))
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
     parser.add_argument("--out", type=Path, help="a .jsonl; what it holds is not measured again")
@@ -218,7 +289,7 @@ def main() -> None:
     for kind, seed in product(given.kinds, given.seeds):
         if (kind, seed) in done:
             continue
-        line = KIND[kind](seed)
+        line = KIND[kind](seed, given.cache)
         json_lines.write(line, given.out)
 
 
