@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from torchdoctor import Batch, InputError, SecondOpinion, find_suspects
-from torchdoctor.files.reading import read_json
+from torchdoctor.diagnosis.causes_result import Causes
 
 
 class Colours(nn.Module):
@@ -121,10 +121,14 @@ def test_diagnose_lets_another_network_judge_training_labels(
               "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32],
                                  "num_classes": 7, "first_conv": "conv1.0", "classifier": "fc"}}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(record))
-    code, _, told = command(
+    code, said, told = command(
         "diagnose", "--weights", trained / "model.safetensors", "--data", f"folder:{photos}", "--draws", "0",
-        "--second-opinion", f"local-dir:{folder},{trained}", "--out", "run",
+        "--second-opinion", f"local-dir:{folder},{trained}", "--confidence", 0.5, "--out", "run",
     )  # fmt: skip
-    assert code in (0, 4), told
-    suspects = read_json(tmp_path / "run" / "suspects.json") if (tmp_path / "run").exists() else None
-    assert suspects is None or suspects["images"] > 0
+    assert code == 0, told
+    assert f"second opinion: local-dir:{folder}, " in " ".join(said.split())
+    causes = Causes.load(tmp_path / "run")
+    assert len(causes.others) == 2 and all(0 <= right <= 100 for right in causes.others)
+    assert json.loads((tmp_path / "run" / "suspects.json").read_text())["images"] > 0
+    assert command("report", "run", "--out", "page.html")[0] == 0
+    assert "Other networks judged the labels too (" in (tmp_path / "page.html").read_text()

@@ -57,6 +57,10 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
             text = f"{value:.1f} %" if isinstance(value, float) else str(value)
             console.print(f"{name.replace('_', ' ')}: {text}", highlight=False, soft_wrap=True, markup=False)
     _print_preparation(console, outcome.record)
+    others: Any = outcome.record.get("second_opinion") or {}
+    for name, accuracy in others.items():
+        text = f"second opinion: {name}, {accuracy:.1f} % of the validation images right"
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     causes: Any = outcome.record.get("causes") or {}
     if causes:
         text = ", ".join(f"{name} {number}" for name, number in causes.items())

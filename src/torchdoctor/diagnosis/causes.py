@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -180,7 +181,18 @@ def find_causes(
     outputs = (ids, labels, logits, heard)
     examined = _examined(model, images, diagnosis, outputs, more, seed, progress, processes)
     errors = tuple(_judged(diagnosis.classes, *error) for error in sorted(examined, key=lambda each: each[0]))
-    return Causes(errors, len(ids), 100.0 * (1 - len(examined) / len(ids)))
+    return Causes(
+        errors, len(ids), 100.0 * (1 - len(examined) / len(ids)), _accuracies(heard, labels.numpy())
+    )
+
+
+def _accuracies(outputs: tuple[np.ndarray, ...], labels: Int[np.ndarray, " image"]) -> tuple[float, ...]:
+    """Return how many of the images that it judges each other network classifies as labelled, in percent."""
+    judged = [~np.isnan(logits).any(axis=1) for logits in outputs]
+    return tuple(
+        100.0 * float((logits[rows].argmax(1) == labels[rows]).mean()) if rows.any() else math.nan
+        for logits, rows in zip(outputs, judged, strict=True)
+    )
 
 
 def _judged(

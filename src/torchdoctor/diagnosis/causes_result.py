@@ -83,6 +83,7 @@ class Causes:
         errors: The misclassified images in the order of their ids.
         images: The number of all images.
         accuracy: The share of correctly classified images, in percent.
+        others: The same share of each other network that judged labels too (see `SecondOpinion`).
 
     Example:
         >>> chances = {"background": 0.9, "unknown": 0.1}
@@ -96,6 +97,7 @@ class Causes:
     errors: tuple[ErrorCause, ...]
     images: int
     accuracy: float
+    others: tuple[float, ...] = ()
 
     @property
     def counts(self) -> dict[Cause, int]:
@@ -176,7 +178,10 @@ class Causes:
         """
         record = read_record(Path(folder) / FILE, CausesRecord)
         return cls(
-            tuple(ErrorCause(**error.model_dump()) for error in record.errors), record.images, record.accuracy
+            tuple(ErrorCause(**error.model_dump()) for error in record.errors),
+            record.images,
+            record.accuracy,
+            record.others,
         )
 
 
@@ -198,6 +203,7 @@ class CausesRecord(Record):
     errors: tuple[ErrorRecord, ...]
     images: int
     accuracy: Number
+    others: tuple[Number, ...] = ()
 
 
 def some_of(causes: Causes, most: int) -> Sequence[ErrorCause]:
