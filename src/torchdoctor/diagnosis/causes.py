@@ -148,8 +148,7 @@ def find_causes(
             (`label looks wrong`, `ambiguous`); None: only those of the network itself.
         seed: The seed of the choice of images whose backgrounds are put behind the objects, and of the folds
             that new heads of other networks are fitted to.
-        progress: Called with ("causes", errors done, errors in all), and by other networks with
-            ("second opinion", images done, images in all).
+        progress: Called with ("causes", errors done, errors in all); see also `by_new_heads`.
         processes: The processes that work together: each computes some batches, and gets the whole result.
 
     Returns:
