@@ -146,8 +146,7 @@ def find_causes(
             that takes no larger images is not tried on them. None: the cause is not looked for.
         second: Another network, or several, whose predictions for these images are also used to judge labels
             (`label looks wrong`, `ambiguous`); None: only those of the network itself.
-        seed: The seed of the choice of images whose backgrounds are put behind the objects, and of the folds
-            that new heads of other networks are fitted to.
+        seed: The seed of the choice of images whose backgrounds are used, and of the folds of new heads.
         progress: Called with ("causes", errors done, errors in all); see also `by_new_heads`.
         processes: The processes that work together: each computes some batches, and gets the whole result.
 
@@ -170,8 +169,8 @@ def find_causes(
         8
     """
     model, images = unwrap(model), images_of(images)
-    layers = [layer.name for layer in diagnosis.layers]
-    (ids, labels, logits), features = logits_and_features(model, images, layers, processes)
+    named = [layer.name for layer in diagnosis.layers]
+    (ids, labels, logits), features = logits_and_features(model, images, named, processes)
     right = (logits.argmax(1) == labels).numpy()
     heard = second_logits(second, ids, labels, logits.shape[1], seed, progress, processes)
     more = unlike_others(distances(features, right), right)
@@ -180,9 +179,8 @@ def find_causes(
     outputs = (ids, labels, logits, heard)
     examined = _examined(model, images, diagnosis, outputs, more, seed, progress, processes)
     errors = tuple(_judged(diagnosis.classes, *error) for error in sorted(examined, key=lambda each: each[0]))
-    return Causes(
-        errors, len(ids), 100.0 * (1 - len(examined) / len(ids)), _accuracies(heard, labels.numpy())
-    )
+    accuracy = 100.0 * (1 - len(examined) / len(ids))
+    return Causes(errors, len(ids), accuracy, _accuracies(heard, labels.numpy()))
 
 
 def _accuracies(outputs: tuple[np.ndarray, ...], labels: Int[np.ndarray, " image"]) -> tuple[float, ...]:
