@@ -413,6 +413,8 @@ def test_errors_without_a_cause_are_last_and_lead_to_another_network():
     found = next_steps(known(*errors, second_opinion=last))
     assert [step.cause for step in found] == ["over-fitted", "unknown"] and found[1].command == last
     assert [step.cause for step in next_steps(known(*errors))] == ["over-fitted"]
+    (labels,) = next_steps(known(an_error(1, "label looks wrong"), second_opinion=last))
+    assert labels.command == last and labels.action.endswith("judges them too may prove it.")
 
 
 def test_steps_come_in_the_order_of_their_errors_but_ones_own_mistakes_first():
