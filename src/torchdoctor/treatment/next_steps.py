@@ -209,10 +209,11 @@ def _kernels(known: Known) -> Step | None:
 def _labels(known: Known) -> Step:
     suspects = known.suspects.suspects if known.suspects is not None else ()
     if not suspects:
-        more = " A network with published weights that judges them too may prove it."
+        other = " A network with published weights that judges them too may prove it."
         return (
             "Look at the labels of these images: the answers of the network speak against them. No training "
-            f"label is listed, because that any is wrong is not proven.{more if known.second_opinion else ''}",
+            "label is listed, because that any is wrong is not proven."
+            + (other if known.second_opinion else ""),
             "",
             known.second_opinion,
         )
