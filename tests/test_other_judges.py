@@ -6,22 +6,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from backbones import Colours, saved_backbone
 from torchdoctor import Batch, InputError, SecondOpinion, find_suspects
 from torchdoctor.diagnosis.causes_result import Causes
-
-
-class Colours(nn.Module):
-    """A network that was trained on other categories, two of them; its features are the mean colours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 2)
-
-    def forward(self, pixels):
-        return self.fc(self.pool(pixels).flatten(1))
 
 
 class Repeats(nn.Module):
@@ -111,22 +100,13 @@ def test_who_has_learned_these_labels_or_sees_other_images_is_refused():
 def test_diagnose_lets_another_network_judge_training_labels(
     photos, trained, command, blank_figures, tmp_path
 ):
-    import timm
-
-    torch.manual_seed(0)
-    folder = tmp_path / "backbone"
-    folder.mkdir()
-    save_file(timm.create_model("resnet10t", num_classes=7).state_dict(), folder / "model.safetensors")
-    record = {"architecture": "resnet10t", "num_classes": 7,
-              "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32],
-                                 "num_classes": 7, "first_conv": "conv1.0", "classifier": "fc"}}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(record))
+    name = saved_backbone(tmp_path / "backbone")
     code, said, told = command(
         "diagnose", "--weights", trained / "model.safetensors", "--data", f"folder:{photos}", "--draws", "0",
-        "--second-opinion", f"local-dir:{folder},{trained}", "--confidence", 0.5, "--out", "run",
+        "--second-opinion", f"{name},{trained}", "--confidence", 0.5, "--out", "run",
     )  # fmt: skip
     assert code == 0, told
-    assert f"second opinion: local-dir:{folder}, " in " ".join(said.split())
+    assert f"second opinion: {name}, " in " ".join(said.split())
     causes = Causes.load(tmp_path / "run")
     assert len(causes.others) == 2 and all(0 <= right <= 100 for right in causes.others)
     assert json.loads((tmp_path / "run" / "suspects.json").read_text())["images"] > 0

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from backbones import Colours, saved_backbone
 from torchdoctor import Batch, InputError, SecondOpinion, diagnose, find_causes
 from torchdoctor.case.config import settings_from
 from torchdoctor.case.preparation import prepare
@@ -153,17 +152,6 @@ def test_a_second_network_that_denies_the_label_makes_the_image_ambiguous_not_wr
     assert sure[1]["label looks wrong"] < surer[1]["label looks wrong"] < 0.5
 
 
-class Colours(nn.Module):
-    """A network that was trained on other categories, two of them; its features are the mean colours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 2)
-
-    def forward(self, pixels):
-        return self.fc(self.pool(pixels).flatten(1))
-
-
 def coloured(number, start, wrong=(), seed=0):
     """Images of three categories that differ in their colour, some with another label; and their truth."""
     generator = torch.Generator().manual_seed(seed)
@@ -244,18 +232,10 @@ def test_several_opinions_are_averaged(examined):
         assert said[1] == pytest.approx((said[0] + said[2]) / 2)
 
 
-@pytest.fixture
-def backbone(tmp_path):
+@pytest.fixture(params=[7, 0], ids=["with a head", "without a head"])
+def backbone(tmp_path, request):
     """A small network of timm with weights for other categories, as a folder that timm saved."""
-    torch.manual_seed(0)
-    folder = tmp_path / "backbone"
-    folder.mkdir()
-    save_file(timm.create_model("resnet10t", num_classes=7).state_dict(), folder / "model.safetensors")
-    published = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32], "num_classes": 7,
-                 "first_conv": "conv1.0", "classifier": "fc"}  # fmt: skip
-    record = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": published}
-    (folder / "config.json").write_text(json.dumps(record))
-    return f"local-dir:{folder}"
+    return saved_backbone(tmp_path / "backbone", request.param)
 
 
 def test_a_network_with_published_weights_gets_new_heads(photos, trained, backbone):

