@@ -86,7 +86,12 @@ BYTES = Preprocessing(32, (0.0,) * 3, (1 / 255,) * 3)
     [
         (PLAIN, False, "--mean 0 --std 1"),
         (BYTES, False, "0..255"),
-        (Preprocessing(32, IMAGENET.mean, IMAGENET.std, "squash"), True, "--resize squash"),
+        pytest.param(
+            Preprocessing(32, IMAGENET.mean, IMAGENET.std, "squash"),
+            True,
+            "--resize squash",
+            marks=pytest.mark.slow,
+        ),
         (Preprocessing(32, PLAIN.mean, PLAIN.std, "squash"), True, "--resize squash"),
     ],
     ids=["plain", "bytes", "squash", "plain-squash"],

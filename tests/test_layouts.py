@@ -284,7 +284,12 @@ def test_penalties_of_tails_equal_those_of_the_whole_network(name, draws):
     assert one.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+IN_SHORT = ("vit", "swin", "levit")  # one of each layout; the others take half a minute
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in IN_SHORT else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_every_verb_works_on_transformers(name):
     network, batch = made(name), some_images(9)
     assert [each for each in check_model(network, batch.images[:2]) if each.level == "error"] == []

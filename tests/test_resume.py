@@ -90,6 +90,7 @@ def test_a_treatment_killed_at_a_kill_point_ends_the_same(whole, tmp_path, place
     assert results(open_run(tmp_path / "run")) == wanted
 
 
+@pytest.mark.slow
 def test_three_random_kills_in_a_row_end_the_same(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHDOCTOR_CHECKPOINT_STEPS", "2")
     wanted, at = whole
