@@ -141,23 +141,18 @@ def people(seed: int, cache: Path) -> Line:
         "faulty": round(correct(model, test), 2),
     }
     other = other_judge(cache / f"suspects-features-{PEOPLES_IMAGES}-0.npy", images)
-    for name, second in (("", None), ("pretrained ", other)):
+    given = dict(zip(images.table.ids.tolist(), images.table.labels.tolist(), strict=True))
+    arms = dict[str, Cure | str]()
+    for judge, second in zip(JUDGES, (None, other), strict=True):
         suspects = find_suspects(model, images, seed=seed, second=second)
-        wrong = [
-            truth[one.id] != images.table.labels[images.table.ids == one.id][0] for one in suspects.suspects
-        ]
-        line |= {
-            f"{name}listed": len(wrong),
-            f"{name}wrong": round(float(np.mean(wrong)), 3) if wrong else None,
-        }
+        wrong = [truth[one.id] != given[one.id] for one in suspects.suspects]
+        line |= {f"{judge}listed": len(wrong), f"{judge}wrong": int(np.sum(wrong))}
         for count in [count for count in PEOPLE if count <= len(wrong)]:
             few = replace(suspects, suspects=suspects.suspects[:count])
             answers = simulated_answers(few, images, truth, CLASSES, seed, share=1.0)
             if answers is not None:
-                cure = relabelled(answers.labels)
-                found = scores(model, images, diagnosis, {"relabelled": cure}, recipe, test, seed)
-                line |= {"control": found["control"], f"{name}{count}": found["relabelled"]}
-    return line
+                arms[f"{judge}{count}"] = relabelled(answers.labels, f"{judge}{count}")
+    return line | scores(model, images, diagnosis, arms, recipe, test, seed)
 
 
 @dataclass(frozen=True)
