@@ -32,7 +32,6 @@ from benchmarks.study.planted_faults import keep
 from benchmarks.study.second_network import STAGES, Enlarged, cifar, second_network
 from torchdoctor import Batch, SecondOpinion, diagnose, load_data
 from torchdoctor.case.second_opinion import published
-from torchdoctor.case.settings import Settings
 from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.causes import find_causes
 from torchdoctor.diagnosis.causes_result import Causes
@@ -133,7 +132,7 @@ def said(name: str, cache: Path, root: str, data: Splits) -> SecondOpinion:
             other = second_network(cache, enlarged)
             opinion = SecondOpinion(other, Enlarged(enlarged.tests["test"], STAGES[-1][0]))
         else:
-            opinion = published(name, Settings(), tests, data.train)
+            opinion = published(name, tests, data.train)
         (logits,) = second_logits(opinion, ids, labels, len(data.classes))
         np.save(file, logits)
     logits = np.load(file)

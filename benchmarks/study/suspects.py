@@ -35,7 +35,6 @@ from benchmarks.study.people import average_precision
 from benchmarks.study.planted_faults import keep
 from torchdoctor import Batch, SecondOpinion, load_data
 from torchdoctor.case.second_opinion import opinion_on, published
-from torchdoctor.case.settings import Settings
 from torchdoctor.data.loader import Loader
 from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, crossed_mistakes, standardised
 from torchdoctor.diagnosis.second_opinion import by_new_heads, log_of_mean
@@ -97,7 +96,7 @@ class Described(nn.Module):
 def other_judge(file: Path, images: Loader) -> SecondOpinion:
     """Return the network of `--second-opinion pretrained`; its features are kept in the file."""
     if not file.is_file():
-        opinion = opinion_on(published("pretrained", Settings(), images, images), images)
+        opinion = opinion_on(published("pretrained", images, images), images)
         rows: list[torch.Tensor] = []
         linear = opinion.model.get_submodule("classifier")
         hook = linear.register_forward_pre_hook(lambda _module, given: rows.append(given[0].half()))

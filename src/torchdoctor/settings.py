@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -187,14 +188,19 @@ def _bare(annotation: Any) -> Any:
 
 
 def _names(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """Read a list of names: from a list, or from text in which commas separate them."""
+    """Read a list of names, or text in which commas separate them; a path that is there is not divided."""
     if value is None and types.NoneType in kinds:
         return None
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     parts = [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
     if not isinstance(parts, list | tuple):
         raise ValueError("no list")
-    names = tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
+    names = tuple(
+        name.strip()
+        for part in parts
+        for name in ([str(part)] if Path(str(part)).exists() else str(part).split(","))
+        if name.strip()
+    )
     if not names and not (parts == () and not words):  # a decided list may be empty, a chosen one may not
         raise ValueError("empty")
     return names[0] if len(names) == 1 and names[0] in words else names

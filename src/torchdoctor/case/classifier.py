@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
 from torchdoctor.models.state_names import fitted
 from torchdoctor.models.weights import load_into, read_checkpoint, weights_card
 from torchdoctor.types import InputError
+
+USUAL = {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}  # what is not said otherwise
 
 
 def load_classifier(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
@@ -55,16 +58,30 @@ def _published(settings: Settings) -> tuple[nn.Module, tuple[str, ...], Preproce
     """Return a network with the weights that its library publishes, its last layer included."""
     if settings.model is None:
         raise InputError(f"--model is missing: --weights {PRETRAINED} needs torchvision:NAME or timm:NAME")
-    own = own_preprocessing(settings.model, pretrained=True)
-    if not own.get("categories"):
+    preprocessing, categories = published_preparation(settings.model)
+    if not categories:
         raise InputError(
             f"--weights {PRETRAINED}: {settings.model} has no published weights with a known head"
         )
-    size = own["image_size"] if settings.image_size == "auto" else settings.image_size
-    preprocessing = Preprocessing(size, tuple(own["mean"]), tuple(own["std"]))
-    classes = imagenet_names(own["categories"])
-    model = load_model(settings.model, classes, PRETRAINED, image_size=size)
+    if settings.image_size != "auto":
+        preprocessing = replace(preprocessing, image_size=settings.image_size)
+    classes = imagenet_names(categories)
+    model = load_model(settings.model, classes, PRETRAINED, image_size=preprocessing.image_size)
     return model.to(device_named(settings.device)).eval(), classes, preprocessing
+
+
+def published_preparation(name: str) -> tuple[Preprocessing, int | None]:
+    """Return how images are prepared for published weights.
+
+    Args:
+        name: The name of the network, as for `load_model`.
+
+    Returns:
+        The preparation, with 224 px and ImageNet's numbers where the source of the network does not say them;
+        and the number of categories of the published head, None without one.
+    """
+    own = own_preprocessing(name, pretrained=True)
+    return Preprocessing.from_json({**USUAL, **own}), own.get("categories") or None
 
 
 def imagenet_names(categories: int) -> tuple[str, ...]:
@@ -102,10 +119,5 @@ def _head_size(name: str, state: dict[str, torch.Tensor], preprocessing: Preproc
 
 def _preprocessing(settings: Settings, card: dict[str, Any], name: str) -> Preprocessing:
     """Return what was asked for, else the card's or the model's own, else 224 px and ImageNet's numbers."""
-    known = {
-        "image_size": 224,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        **(card.get("preprocessing") or own_preprocessing(name, pretrained=True)),
-    }
-    return preprocessing_of(settings, Preprocessing.from_json(known))
+    known = card.get("preprocessing") or own_preprocessing(name, pretrained=True)
+    return preprocessing_of(settings, Preprocessing.from_json({**USUAL, **known}))

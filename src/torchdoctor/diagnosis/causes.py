@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from torchdoctor.diagnosis.detail import with_more_pixels
 from torchdoctor.diagnosis.preparation_check import better_preparation, right_if
 from torchdoctor.diagnosis.renaming import other_order
 from torchdoctor.diagnosis.result import Diagnosis
-from torchdoctor.diagnosis.second_opinion import Doubts, Opinions, doubts_of, second_logits
+from torchdoctor.diagnosis.second_opinion import Doubts, Opinions, accuracies_of, doubts_of, second_logits
 from torchdoctor.diagnosis.statistics import out_of_step
 from torchdoctor.diagnosis.unlike import FAR, distances, logits_and_features, unlike_others
 from torchdoctor.images.batches import Batch, Images, only
@@ -180,16 +179,7 @@ def find_causes(
     examined = _examined(model, images, diagnosis, outputs, more, seed, progress, processes)
     errors = tuple(_judged(diagnosis.classes, *error) for error in sorted(examined, key=lambda each: each[0]))
     accuracy = 100.0 * (1 - len(examined) / len(ids))
-    return Causes(errors, len(ids), accuracy, _accuracies(heard, labels.numpy()))
-
-
-def _accuracies(outputs: tuple[np.ndarray, ...], labels: Int[np.ndarray, " image"]) -> tuple[float, ...]:
-    """Return how many of the images that it judges each other network classifies as labelled, in percent."""
-    judged = [~np.isnan(logits).any(axis=1) for logits in outputs]
-    return tuple(
-        100.0 * float((logits[rows].argmax(1) == labels[rows]).mean()) if rows.any() else math.nan
-        for logits, rows in zip(outputs, judged, strict=True)
-    )
+    return Causes(errors, len(ids), accuracy, accuracies_of(second, heard, labels.numpy()))
 
 
 def _judged(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -83,7 +83,8 @@ class Causes:
         errors: The misclassified images in the order of their ids.
         images: The number of all images.
         accuracy: The share of correctly classified images, in percent.
-        others: The same share of each other network that judged labels too (see `SecondOpinion`).
+        others: The same share by the name of each other network that judged labels too (see
+            `SecondOpinion`), of the images that it judged.
 
     Example:
         >>> chances = {"background": 0.9, "unknown": 0.1}
@@ -97,7 +98,7 @@ class Causes:
     errors: tuple[ErrorCause, ...]
     images: int
     accuracy: float
-    others: tuple[float, ...] = ()
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[Cause, int]:
@@ -203,7 +204,7 @@ class CausesRecord(Record):
     errors: tuple[ErrorRecord, ...]
     images: int
     accuracy: Number
-    others: tuple[Number, ...] = ()
+    others: dict[str, Number] = Field(default_factory=dict)
 
 
 def some_of(causes: Causes, most: int) -> Sequence[ErrorCause]:

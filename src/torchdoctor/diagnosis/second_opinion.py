@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, standardised
 from torchdoctor.diagnosis.label_doubts import LabelDoubts, label_doubts
 from torchdoctor.evidence.measurement import first_images
-from torchdoctor.images.batches import Batch, Images, sent
+from torchdoctor.images.batches import Images
 from torchdoctor.images.loaders import ImageSource, images_of
-from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.outputs import unwrap
-from torchdoctor.network.pooled import Places, places_of, pooling
-from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.network.pooled import Places, logits_and_pooled, places_of
+from torchdoctor.network.prediction import device_of, predict_logits
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError, Progress, silent
 
@@ -40,13 +39,16 @@ class SecondOpinion:
             each image is judged by a head that was fitted to the labels of others. For a network that was
             trained on other images, such as one with published weights.
         training: More images that the heads are fitted to, prepared for this network, such as training
-            images; None: only `images`. Not used without `new_head`.
+            images; None: only `images`. None of `images` may be among them: it would be judged by its own
+            label. Not used without `new_head`.
+        name: What it is called in results; where it is empty, its number from 1.
     """
 
     model: nn.Module
     images: ImageSource
     new_head: bool = False
     training: ImageSource | None = None
+    name: str = ""
 
 
 Opinions = SecondOpinion | Sequence[SecondOpinion] | None
@@ -123,6 +125,27 @@ def several(second: Opinions) -> tuple[SecondOpinion, ...]:
     return () if second is None else (second,) if isinstance(second, SecondOpinion) else tuple(second)
 
 
+def accuracies_of(
+    second: Opinions, outputs: Sequence[Logits], labels: Int[np.ndarray, " image"]
+) -> dict[str, float]:
+    """Measure the other networks on the images that each judges.
+
+    Args:
+        second: The networks.
+        outputs: Their logits, as `second_logits` returns them.
+        labels: The labels of the images.
+
+    Returns:
+        By the name of each, how many images it classifies as labelled, in percent; NaN where it judges none.
+    """
+    found = {}
+    for number, (opinion, logits) in enumerate(zip(several(second), outputs, strict=True), 1):
+        rows = ~np.isnan(logits).any(axis=1)
+        right = float((logits[rows].argmax(1) == labels[rows]).mean()) if rows.any() else np.nan
+        found[opinion.name or str(number)] = 100.0 * right
+    return found
+
+
 def _rows_of(ids: Tensor, labels: Tensor, own_ids: Tensor, own_labels: Tensor) -> list[int]:
     """Return where the examined images are among those of a second opinion; InputError if they are others."""
     place = {image: row for row, image in enumerate(own_ids.tolist())}
@@ -166,7 +189,7 @@ def by_new_heads(
 
     Returns:
         For each image the natural logarithms of the probabilities. A category with fewer than two images has
-        the probability 0, and its images, which no head can judge, have NaN.
+        the probability 0. Its images, and those whose features are not finite, cannot be judged and have NaN.
 
     Raises:
         InputError: The network was given other images, or fewer than two categories have two images.
@@ -178,7 +201,8 @@ def by_new_heads(
     if opinion.training is not None:
         _, more, others = _features(model, images_of(opinion.training), categories, processes)
         every, given = torch.cat([every, others]), torch.cat([labels, more])
-    counts = np.bincount(given.numpy(), minlength=categories)
+    sound = every.isfinite().all(1).numpy()
+    counts = np.bincount(given.numpy()[sound], minlength=categories)
     enough = np.flatnonzero(counts >= 2)
     if len(enough) < 2:
         raise InputError(
@@ -187,7 +211,7 @@ def by_new_heads(
         )
     number = np.full(categories, -1)
     number[enough] = np.arange(len(enough))
-    used = np.flatnonzero(counts[given.numpy()] >= 2)
+    used = np.flatnonzero((counts[given.numpy()] >= 2) & sound)
     heads = crossed_log_probabilities(
         standardised(every[torch.from_numpy(used)]), number[given.numpy()[used]], len(enough),
         folds=folds, seed=seed, device=device_of(model),
@@ -214,23 +238,12 @@ def _features(
     places = places_of(model, first_images(model, images))
     if places.linear is not None:
         places = Places((), places.linear)
-    device, dtype = device_of(model), dtype_of(model)
-    done, (total, progress) = 0, told
-    with frozen_eval(model) as frozen, pooling(model, places) as pooled:
-
-        def run(batch: Batch) -> tuple[Tensor, tuple[int, dict[str, list[Tensor]]]]:
-            frozen.logits(sent(batch.images, device, dtype))
-            # Its own logits, which are of other categories, tell nothing.
-            return torch.zeros(len(batch.ids), categories), (len(batch.ids), pooled.take())
-
-        def keep(taken: tuple[int, dict[str, list[Tensor]]]) -> None:
-            nonlocal done
-            done += taken[0]
-            pooled.add(taken[1])
-            progress("second opinion", done, max(total, done))
-
-        ids, labels, _ = predict_logits(model, images, run, keep, processes)
-    return ids, labels, torch.nan_to_num(pooled.features(len(ids)))
+    total, progress = told
+    ids, labels, _, features = logits_and_pooled(
+        model, images, places, categories=categories, processes=processes,
+        progress=lambda done: progress("second opinion", done, max(total, done)),
+    )  # fmt: skip
+    return ids, labels, features
 
 
 def doubts_of(

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from torchdoctor.diagnosis.diagnose import category_names
 from torchdoctor.evidence.measurement import first_images
-from torchdoctor.images.batches import Batch, Images
-from torchdoctor.network.frozen import frozen_eval
-from torchdoctor.network.pooled import places_of, pooling
-from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
+from torchdoctor.images.batches import Images
+from torchdoctor.network.pooled import logits_and_pooled, places_of
 from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
@@ -31,6 +29,7 @@ class Seen:
         features: The averaged maps.
         names: The names of the categories that have enough images.
         numbers: The numbers of these categories among all.
+        categories: The number of all categories.
         accuracy: How many of all images are classified as labelled, in percent.
         few: The names of the categories that were left out.
     """
@@ -41,6 +40,7 @@ class Seen:
     features: Float[Tensor, "image feature"]
     names: tuple[str, ...]
     numbers: Int[np.ndarray, " category"]
+    categories: int
     accuracy: float
     few: tuple[str, ...]
 
@@ -70,14 +70,8 @@ def look(
         InputError: Fewer than two categories have enough images, or the network gives NaN.
     """
     places = places_of(model, first_images(model, images), layers)
-    with frozen_eval(model) as frozen, pooling(model, places) as pooled:
-
-        def run(batch: Batch) -> tuple[Tensor, dict[str, list[Tensor]]]:
-            return frozen.logits(batch.images.to(device_of(model), dtype_of(model))), pooled.take()
-
-        ids, labels, logits = predict_logits(model, images, run, pooled.add, processes)
+    ids, labels, logits, features = logits_and_pooled(model, images, places, processes=processes)
     names = category_names(classes, images, logits.shape[1])
-    features = pooled.features(len(ids))
     broken = ~(logits.isfinite().all(1) & features.isfinite().all(1))
     if bool(broken.any()):
         raise InputError(
@@ -102,6 +96,7 @@ def look(
         features=features[rows],
         names=tuple(names[category] for category in enough.tolist()),
         numbers=enough,
+        categories=len(names),
         accuracy=float(100.0 * (logits.argmax(1) == labels).double().mean()),
         few=tuple(names[category] for category in np.flatnonzero((counts > 0) & (counts < folds)).tolist()),
     )

@@ -70,8 +70,9 @@ class CausesSettings(SettingsGroup):
 
     second_opinion: tuple[str, ...] | None = setting(
         None,
-        "Other networks that judge the labels of validation images too, separated by commas: pretrained "
-        "(EfficientNet-Lite2), another network with published weights such as torchvision:resnet50, or runs "
-        "or weights of networks for the same categories, ideally more accurate ones.",
+        "Other networks that judge labels too, separated by commas: pretrained (EfficientNet-Lite2) or "
+        "another network with published weights, such as torchvision:resnet50, for training and validation "
+        "images; or runs or weights of networks for the same categories, ideally more accurate ones, for "
+        "validation images.",
         left_out="the network judges labels alone",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def find_suspects(
     the mean of the network's and that of the head fitted without the image. The heads alone give the share of
     wrong labels and the probability of each, which is made to fall along the ranking; from 0.5 on, images are
     listed. Both tend to be too low, because network and heads have learned from the wrong labels too.
-    With `second`, which tells far more, images are ranked by the mean of the probabilities of all heads.
+    With `second`, which tells far more, images are ranked by the mean of the probabilities of these heads.
 
     Args:
         model: A network that was trained on these images; one that fits all labels repeats the wrong ones.
@@ -69,7 +69,7 @@ def find_suspects(
         folds: How many heads are fitted; categories with fewer images are left out.
         seed: The seed of the division into folds.
         classes: The names of the categories; None: those of `images`, else numbers.
-        second: Other networks with `new_head`, and these training images prepared for them.
+        second: Other networks with `new_head`, and these images prepared for them; `training` is not used.
         progress: Called with ("suspects", heads fitted, heads in all); see also `by_new_heads`.
         processes: The processes that work together: each predicts some batches, and gets the whole result.
 
@@ -139,11 +139,12 @@ def _judged(
     said = [np.exp(heads)] if seen.accuracy >= LEARNED else []
     for opinion in others:
         judged = by_new_heads(
-            opinion, ids, labels, int(seen.numbers.max()) + 1,
+            replace(opinion, training=None), ids, labels, seen.categories,
             folds=folds, seed=seed, progress=progress, processes=processes,
         )  # fmt: skip
         said.append(np.exp(judged[:, seen.numbers]))
-    return log_of_mean(said)
+    together = log_of_mean(said)
+    return np.where(np.isnan(together), heads, together)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,12 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchdoctor.display.counts import count_of
+from torchdoctor.images.batches import Batch, sent
 from torchdoctor.network.default_layers import default_layers
 from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.network.hooks import Hook, find_layer, hooked
 from torchdoctor.network.layers import chosen_layers
 from torchdoctor.network.layouts import Layout, held_in, remembered
+from torchdoctor.network.prediction import device_of, dtype_of, predict_logits
 from torchdoctor.network.taps import find_layouts
+from torchdoctor.processes import ALONE, Processes
 from torchdoctor.types import InputError
 
 STAGES = 2  # how many sizes of maps are kept where nobody names layers
@@ -152,6 +155,50 @@ def _last_linear(model: nn.Module, images: Tensor) -> str | None:
     ):
         logits = frozen.logits(images[:1])
     return next((name for name, shape in reversed(called) if shape == logits.shape), None)
+
+
+def logits_and_pooled(
+    model: nn.Module,
+    images: Iterable[Batch],
+    places: Places,
+    *,
+    categories: int | None = None,
+    progress: Callable[[int], None] = lambda _done: None,
+    processes: Processes = ALONE,
+) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "image feature"]]:
+    """Run images through a network, and keep what it says and the averaged maps.
+
+    Args:
+        model: The network; it is left as it was.
+        images: Batches of normalised images.
+        places: Where the network is listened to.
+        categories: How many zeros stand for the logits of each image, where those of the network are of other
+            categories; None: its own logits.
+        progress: Called with the number of images done.
+        processes: The processes that work together: each predicts a share of the batches.
+
+    Returns:
+        Ids, labels, logits and features of the images, in the order of `images`.
+
+    Raises:
+        InputError: There is no image, an id comes twice, or a label has no logit.
+    """
+    device, dtype, done = device_of(model), dtype_of(model), 0
+    with frozen_eval(model) as frozen, pooling(model, places) as pooled:
+
+        def run(batch: Batch) -> tuple[Tensor, tuple[int, dict[str, list[Tensor]]]]:
+            logits = frozen.logits(sent(batch.images, device, dtype))
+            given = logits if categories is None else torch.zeros(len(batch.ids), categories)
+            return given, (len(batch.ids), pooled.take())
+
+        def keep(taken: tuple[int, dict[str, list[Tensor]]]) -> None:
+            nonlocal done
+            done += taken[0]
+            pooled.add(taken[1])
+            progress(done)
+
+        ids, labels, logits = predict_logits(model, images, run, keep, processes)
+    return ids, labels, logits, pooled.features(len(ids))
 
 
 @contextmanager

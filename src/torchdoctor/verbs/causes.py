@@ -53,22 +53,6 @@ def causes_stage(case: Case, folder: Path, diagnosis: Diagnosis, progress: Progr
     return causes
 
 
-def second_opinion_record(case: Case, causes: Causes) -> dict[str, object]:
-    """Return what `diagnose --json` prints of other networks.
-
-    Args:
-        case: The prepared case.
-        causes: The causes of the validation errors.
-
-    Returns:
-        Under `second_opinion` how many validation images each other network classifies as labelled, in
-        percent, by its name; nothing where no other network was asked.
-    """
-    if not causes.others:
-        return {}
-    return {"second_opinion": dict(zip(case.plan.second_opinion or (), causes.others, strict=True))}
-
-
 def _names(case: Case) -> dict[int, str]:
     """Return the names of the validation images by id."""
     table = case.data.validation.table

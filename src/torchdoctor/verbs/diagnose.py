@@ -33,7 +33,7 @@ from torchdoctor.verbs.begin import (
     silent_text,
     with_facts,
 )
-from torchdoctor.verbs.causes import causes_stage, figures_stage, second_opinion_record
+from torchdoctor.verbs.causes import causes_stage, figures_stage
 from torchdoctor.verbs.next_steps import read_steps, steps_record, steps_stage
 from torchdoctor.verbs.suspects import suspects_record, suspects_stage
 
@@ -209,7 +209,7 @@ def _diagnosed(
     record = {
         **diagnosis_record(folder, diagnosis),
         "validation_accuracy": causes.accuracy,
-        **second_opinion_record(case, causes),
+        **({"second_opinion": dict(causes.others)} if causes.others else {}),
         "causes": causes.counts,
         **({"suspects": suspects_record(folder, suspects)} if suspects else {}),
         "figures": str(folder / "figures"),

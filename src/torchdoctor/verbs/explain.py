@@ -135,7 +135,7 @@ def classifier_of(settings: Settings) -> Classifier:
         model, classes, preprocessing = load_classifier(settings)
         return Classifier(model, classes, preprocessing, None, None)
     if settings.diagnosis is None:
-        case = prepare(settings, "diagnose")
+        case = prepare(settings.but(second_opinion=None), "diagnose")
         return Classifier(case.model, case.classes, case.data.preprocessing, case.data, None)
     folder = open_run(Path(settings.diagnosis))
     diagnosis = Diagnosis.load(folder / "diagnosis")

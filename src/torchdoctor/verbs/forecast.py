@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from torchdoctor.case.defaults import masked_count
 from torchdoctor.case.network_trial import TryOut, trial_images, try_out_network, try_out_training
 from torchdoctor.case.preparation import SWAPPED, Case, prepare
+from torchdoctor.case.second_opinion import opinion_on
 from torchdoctor.case.settings import Settings, Verb
 from torchdoctor.case.splits import swapped_count
 from torchdoctor.case.timing import (
@@ -27,9 +29,10 @@ from torchdoctor.case.timing import (
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
+from torchdoctor.evidence.measurement import first_images
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.network.checks import gives_live_maps
-from torchdoctor.network.prediction import predict_logits
+from torchdoctor.network.frozen import frozen_eval
 from torchdoctor.runs.folder import RunFolder
 from torchdoctor.runs.history import check_trackers
 from torchdoctor.treatment.annotated_share import share_drawn
@@ -157,10 +160,8 @@ def _plan(settings: Settings, verb: Verb, *, needs_weights: bool = True) -> dict
         passes = diagnosis_passes(case) or passes_of(case)
         cost = {"diagnosis": cost_of(case, passes)}
         seconds = {"diagnose": _diagnosis_seconds(case, verb, step, passes)}
-        if case.second and verb != "treat":
-            seconds["second opinion"] = sum(
-                _opinion_seconds(opinion, len(case.data.train)) for opinion in case.second
-            )
+        if case.second:
+            seconds["second opinion"] = sum(_opinion_seconds(case, opinion) for opinion in case.second)
     if verb in ("treat", "checkup"):
         stages, search = _treatment_seconds(case, verb, step, steps)
         seconds |= stages
@@ -246,16 +247,19 @@ def _treatment_seconds(
     return seconds, search
 
 
-def _opinion_seconds(opinion: SecondOpinion, training: int) -> float:
-    """Estimate how long another network takes for its images, from its second pass for a single one.
+def _opinion_seconds(case: Case, opinion: SecondOpinion) -> float:
+    """Estimate how long another network takes for its images, from its second pass for a training image.
 
-    With new heads it also judges the labels of all training images, of which `training` is the number.
+    With new heads it also judges the labels of all training images.
     """
     splits = [images for images in (opinion.images, opinion.training) if isinstance(images, Loader)]
-    one = list(splits[0].select(splits[0].table.ids[:1]))
-    predict_logits(opinion.model, one)
-    images = sum(map(len, splits)) + (training if opinion.new_head else 0)
-    return timed(lambda: predict_logits(opinion.model, one)) * images
+    prepared = opinion_on(opinion, case.data.train).images
+    assert isinstance(prepared, Loader)
+    pixels = first_images(opinion.model, prepared.select(prepared.table.ids[:1]))
+    with frozen_eval(opinion.model) as frozen, torch.inference_mode():
+        frozen.logits(pixels)
+        seconds = timed(lambda: frozen.logits(pixels))
+    return seconds * (sum(map(len, splits)) + (len(case.data.train) if opinion.new_head else 0))
 
 
 def _steps_per_epoch(case: Case, verb: Verb) -> int:

@@ -155,7 +155,7 @@ def _session(folder: Path, run: str, changes: Mapping[str, object]) -> Session:
     if not (folder / "diagnosis").is_dir():
         raise InputError(f"run {run!r} holds no diagnosis: give a run of diagnose or checkup")
     recorded = settings_from(read_config(folder / "config.yaml"))
-    plain = recorded.but(auto=False, arms="auto", constraints="auto", labels=None)
+    plain = recorded.but(auto=False, arms="auto", constraints="auto", labels=None, second_opinion=None)
     try:
         case = prepare(settings_from({**changes, "out": str(folder)}, base=plain), "diagnose")
     except InputError as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torchdoctor.case.preparation import Case
 from torchdoctor.case.second_opinion import opinion_on
+from torchdoctor.diagnosis.second_opinion import SecondOpinion
 from torchdoctor.diagnosis.suspects import find_suspects
 from torchdoctor.diagnosis.suspects_result import FILE, LIST, Suspects
 from torchdoctor.report.suspect_cards import ShownSuspect
@@ -31,24 +34,39 @@ def suspects_stage(case: Case, folder: Path, progress: Progress) -> Suspects:
     """
     if (folder / FILE).is_file():
         return Suspects.load(folder)
-    train = case.data.train
-    others = [opinion_on(opinion, train) for opinion in case.second if opinion.new_head]
-    gigabytes = gigabytes_of(len(train), len(case.classes), len(others))
     try:
-        if gigabytes > MOST_GIGABYTES:
-            raise InputError(
-                f"{len(train):,} images of {len(case.classes):,} categories would take about "
-                f"{gigabytes:.0f} GB of memory: give a part of them to torchdoctor.find_suspects"
-            )
-        suspects = find_suspects(
-            case.model, train, seed=case.plan.seed, classes=case.classes, second=others, progress=progress,
-            processes=case.processes,
-        )  # fmt: skip
+        suspects = _found(case, progress)
     except InputError as error:
         suspects = Suspects((), 0, 0.0, math.nan, (f"Labels were not looked at: {error}.",))
     named = [one.id for one in suspects.suspects]
     suspects.save(folder, names=dict(zip(named, case.names_of(named), strict=True)))
     return suspects
+
+
+def _found(case: Case, progress: Progress) -> Suspects:
+    """Look for suspects, with other networks where that works; InputError where nothing can be said."""
+    train = case.data.train
+
+    def find(second: Sequence[SecondOpinion]) -> Suspects:
+        gigabytes = gigabytes_of(len(train), len(case.classes), len(second))
+        if gigabytes > MOST_GIGABYTES:
+            raise InputError(
+                f"{len(train):,} images of {len(case.classes):,} categories would take about "
+                f"{gigabytes:.0f} GB of memory: give a part of them to torchdoctor.find_suspects"
+            )
+        return find_suspects(
+            case.model, train, seed=case.plan.seed, classes=case.classes, second=second, progress=progress,
+            processes=case.processes,
+        )  # fmt: skip
+
+    others = [opinion_on(opinion, train) for opinion in case.second if opinion.new_head]
+    try:
+        return find(others)
+    except InputError as error:
+        if not others:
+            raise
+        alone = find(())
+        return replace(alone, remarks=(*alone.remarks, f"No other network judged these labels: {error}."))
 
 
 def gigabytes_of(images: int, categories: int, others: int = 0) -> float:
