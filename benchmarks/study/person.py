@@ -9,7 +9,7 @@ A person is simulated, who is wrong one time in ten: with another category, or w
 mini-ImageNet with 20 % wrong labels (as in `planted_photos`). The person answers for the first images that
 `find_suspects` lists; the arm `relabelled` trains with the answers.
 
-`people`: a small residual network, trained on 9,000 images of CIFAR-10 with the labels that one person gave
+`people`: a small residual network, trained on 10,000 images of CIFAR-10 with the labels that one person gave
 (`random1` of `cifar10_people`; 17 % are wrong). The person answers for the first images that `find_suspects`
 lists, by the network alone and with the network of `--second-opinion pretrained`, whose features are kept in
 the folder.
