@@ -27,10 +27,11 @@ from scipy.stats import mannwhitneyu
 from torch import nn
 
 from benchmarks.study import json_lines
+from benchmarks.study.kept_outputs import Kept, numbered
 from benchmarks.study.photo_networks import plain, resnet20
 from benchmarks.study.planted_faults import keep
 from benchmarks.study.second_network import STAGES, Enlarged, cifar, second_network
-from torchdoctor import Batch, SecondOpinion, diagnose, load_data
+from torchdoctor import SecondOpinion, diagnose, load_data
 from torchdoctor.case.second_opinion import published
 from torchdoctor.data.load import Splits
 from torchdoctor.diagnosis.causes import find_causes
@@ -110,18 +111,6 @@ def network(kind: str, epochs: int, weights: Path | None, cache: Path, data: Spl
     return model.eval()
 
 
-class Said(nn.Module):
-    """A network that repeats what another has said of each image; an image is its number."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        super().__init__()
-        self.register_buffer("logits", torch.from_numpy(logits))
-
-    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return what was said of images, given as [image, 1, 1, 1]."""
-        return self.get_buffer("logits")[numbers.flatten().long()]
-
-
 def said(name: str, cache: Path, root: str, data: Splits) -> SecondOpinion:
     """Return the opinion of one other network on the test images, computed once and kept in the folder."""
     tests, file = data.tests["test"], cache / f"said-{name}.npy"
@@ -138,8 +127,7 @@ def said(name: str, cache: Path, root: str, data: Splits) -> SecondOpinion:
     logits = np.load(file)
     right = int((logits.argmax(1) == labels.numpy()).sum())
     print(f"{name}: {right} of {len(labels)} test images are right", flush=True)
-    numbers = torch.arange(len(ids)).float()[:, None, None, None]
-    return SecondOpinion(Said(logits), [Batch(numbers, labels, ids)])
+    return SecondOpinion(Kept(logits), [numbered(tests.table)])
 
 
 def compared(causes: Causes, root: str) -> Line:

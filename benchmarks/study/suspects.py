@@ -31,9 +31,10 @@ from scipy.special import log_softmax, softmax
 from torch import nn
 
 from benchmarks.study import json_lines
+from benchmarks.study.kept_outputs import Kept, numbered
 from benchmarks.study.people import average_precision
 from benchmarks.study.planted_faults import keep
-from torchdoctor import Batch, SecondOpinion, load_data
+from torchdoctor import SecondOpinion, load_data
 from torchdoctor.case.second_opinion import opinion_on, published
 from torchdoctor.data.loader import Loader
 from torchdoctor.diagnosis.crossed_heads import crossed_log_probabilities, crossed_mistakes, standardised
@@ -79,20 +80,6 @@ def network(file: Path, images: Loader, epochs: int, seed: int) -> nn.Module:
     return model.eval()
 
 
-class Described(nn.Module):
-    """A network whose features of each image were computed before; an image is its number."""
-
-    def __init__(self, features: np.ndarray) -> None:
-        super().__init__()
-        self.register_buffer("features", torch.from_numpy(features))
-        self.fc = nn.Linear(features.shape[1], 2)
-
-    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return logits of two categories that nobody asks for, of images given as [image, 1, 1, 1]."""
-        logits: torch.Tensor = self.fc(self.get_buffer("features")[numbers.flatten().long()])
-        return logits
-
-
 def other_judge(file: Path, images: Loader) -> SecondOpinion:
     """Return the network of `--second-opinion pretrained`; its features are kept in the file."""
     if not file.is_file():
@@ -107,10 +94,10 @@ def other_judge(file: Path, images: Loader) -> SecondOpinion:
                     print(f"features of {sum(map(len, rows))} images", file=sys.stderr, flush=True)
         hook.remove()
         np.save(file, torch.cat(rows).numpy())
-    numbers = torch.arange(len(images)).float()[:, None, None, None]
-    labels = torch.from_numpy(images.table.labels)
-    batch = Batch(numbers, labels, torch.from_numpy(images.table.ids))
-    return SecondOpinion(Described(np.load(file).astype(np.float32)), [batch], new_head=True)
+    features = np.load(file).astype(np.float32)
+    # Two logits of no meaning, by a linear layer whose inputs are the features.
+    described = nn.Sequential(Kept(features), nn.Linear(features.shape[1], 2))
+    return SecondOpinion(described, [numbered(images.table)], new_head=True)
 
 
 def with_other(
@@ -120,8 +107,8 @@ def with_other(
     ids, labels = torch.from_numpy(seen.ids), torch.from_numpy(seen.labels)
     others = by_new_heads(opinion, ids, labels, CATEGORIES, folds=FOLDS, seed=seed)
     together = log_of_mean([np.exp(heads), np.exp(others)])
-    found = ours(seen, together, wrong, seed, together)
-    yield {**next(found), "method": f"find_suspects{SECOND}"}
+    own = ours(seen, together, wrong, seed, with_network=False)
+    yield {**next(own), "method": f"find_suspects{SECOND}"}
     order = np.argsort(margins(others, seen.labels)[0], kind="stable")
     yield {"method": "margin of the other network's heads alone", **of_ranking(wrong, order)}
     for line in cleanlabs(seen, {"other heads": others, "mean of all heads": together}, wrong):
@@ -141,10 +128,11 @@ def of_ranking(wrong: np.ndarray, order: np.ndarray) -> Line:
 
 
 def ours(
-    seen: Seen, heads: np.ndarray, wrong: np.ndarray, seed: int, together: np.ndarray | None = None
+    seen: Seen, heads: np.ndarray, wrong: np.ndarray, seed: int, *, with_network: bool = True
 ) -> Iterator[Line]:
     """Yield the line of the package's ranking, and of its parts alone."""
-    found = rank(seen, heads, crossed_mistakes(heads, seen.labels, folds=FOLDS, seed=seed), together)
+    mistakes = crossed_mistakes(heads, seen.labels, folds=FOLDS, seed=seed)
+    found = rank(seen, heads, mistakes, with_network=with_network)
     listed = found.chances >= LISTED
     first = found.order[: round(FIRST * len(wrong))]
     yield {

@@ -38,14 +38,11 @@ def settings_from(
     merged = dict(read_config(file, kind)) if file is not None else {}
     merged |= _by_todays_names({name: value for name, value in values.items() if value is not None}, kind)
     found = kind(**{**(dict(base) if base is not None else {}), **merged})
-    files = {
-        name: tuple(_weights_file(one, flag_of(name)) for one in given)
-        if isinstance(given, tuple)
-        else _weights_file(given, flag_of(name))
-        for name in ("weights", "second_opinion")
-        if (given := getattr(found, name, None)) is not None
-    }
-    return found.but(**files)
+    weights, opinions = found.weights, found.second_opinion
+    return found.but(
+        weights=weights and _weights_file(weights, "--weights"),
+        second_opinion=opinions and tuple(_weights_file(each, "--second-opinion") for each in opinions),
+    )
 
 
 def _by_todays_names(values: Mapping[str, object], kind: type[SettingsGroup]) -> dict[str, object]:

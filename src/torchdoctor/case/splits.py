@@ -8,6 +8,7 @@ import numpy as np
 
 from torchdoctor.case.preparation import SWAPPED, Case
 from torchdoctor.data.loader import CPU, Loader
+from torchdoctor.data.table import spread_over
 from torchdoctor.images.backgrounds import across_categories
 from torchdoctor.images.batches import Batch, Images
 
@@ -26,8 +27,7 @@ def swapped_images(images: Loader, seed: int) -> tuple[Batch, ...]:
         At most 2000 of the images that have masks, spread over the split; empty without masks.
     """
     masked = images.table.ids[images.table.has_mask]
-    if len(masked) > MOST_SWAPPED:
-        masked = masked[np.linspace(0, len(masked) - 1, MOST_SWAPPED).round().astype(int)]
+    masked = spread_over(masked, MOST_SWAPPED)
     # All are composed at once, which main memory has more room for.
     chosen = replace(images.select(masked), device=CPU)
     return across_categories(chosen, seed) if len(masked) else ()

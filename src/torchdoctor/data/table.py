@@ -186,6 +186,19 @@ def carve(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, Image
     return table.select(np.flatnonzero(~is_split_off)), table.select(np.flatnonzero(is_split_off))
 
 
+def spread_over(ids: Int[np.ndarray, " image"], most: int) -> Int[np.ndarray, " chosen"]:
+    """Choose images at even distances, the first and the last among them.
+
+    Args:
+        ids: The ids of images.
+        most: The largest number to choose.
+
+    Returns:
+        `most` of the ids, in their order; all where there are no more.
+    """
+    return ids[np.linspace(0, len(ids) - 1, min(most, len(ids))).round().astype(int)]
+
+
 def places_of(
     ids: Int[np.ndarray, " image"], wanted: Int[np.ndarray, " chosen"]
 ) -> Int[np.ndarray, " chosen"]:

@@ -28,8 +28,8 @@ DISPUTED = (-0.215, 0.164, 0.314)
 # network with published weights, a fine-tuned network, and the mean of both (benchmarks/LOG.md).
 REJECTED_BY_SECOND = (-4.322, 0.774)
 DISPUTED_BY_SECOND = (-1.515, 0.629)
-# From -log p(label) = 4 on, people reject hardly more labels (15 to 20 %): what is above counts a twentieth,
-# and above 12 nothing.
+# Where -log p(label) is above 4, people reject 15 to 20 % of the labels, however far above: what exceeds 4
+# counts a twentieth, and what exceeds 12 nothing.
 TELLS_UP_TO, BEYOND, MOST = 4.0, 0.05, 12.0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,13 +91,13 @@ def second_logits(
     Raises:
         InputError: A network has other categories or was given other images.
     """
-    found = []
+    outputs: list[Logits] = []
     for opinion in several(second):
         if opinion.new_head:
             judged = by_new_heads(
                 opinion, ids, labels, categories, seed=seed, progress=progress, processes=processes
             )
-            found.append(judged)
+            outputs.append(judged)
             continue
         own_ids, own_labels, logits = predict_logits(
             unwrap(opinion.model), images_of(opinion.images), processes=processes
@@ -109,8 +109,8 @@ def second_logits(
             )
         rows = _rows_of(ids, labels, own_ids, own_labels)
         finite = torch.nan_to_num(logits[rows].double(), nan=0.0, posinf=1e6, neginf=-1e6)
-        found.append(finite.numpy())
-    return tuple(found)
+        outputs.append(finite.numpy())
+    return tuple(outputs)
 
 
 def several(second: Opinions) -> tuple[SecondOpinion, ...]:
@@ -138,12 +138,12 @@ def accuracies_of(
     Returns:
         By the name of each, how many images it classifies as labelled, in percent; NaN where it judges none.
     """
-    found = {}
+    accuracies = {}
     for number, (opinion, logits) in enumerate(zip(several(second), outputs, strict=True), 1):
         rows = ~np.isnan(logits).any(axis=1)
         right = float((logits[rows].argmax(1) == labels[rows]).mean()) if rows.any() else np.nan
-        found[opinion.name or str(number)] = 100.0 * right
-    return found
+        accuracies[opinion.name or str(number)] = 100.0 * right
+    return accuracies
 
 
 def _rows_of(ids: Tensor, labels: Tensor, own_ids: Tensor, own_labels: Tensor) -> list[int]:
@@ -194,15 +194,17 @@ def by_new_heads(
     Raises:
         InputError: The network was given other images, or fewer than two categories have two images.
     """
-    model, images = unwrap(opinion.model), images_of(opinion.images)
-    own_ids, own_labels, features = _features(model, images, categories, processes, (len(ids), progress))
-    rows = _rows_of(ids, labels, own_ids, own_labels)
-    every, given = features[rows], labels
+    model = unwrap(opinion.model)
+    own_ids, own_labels, own_features = _features(
+        model, images_of(opinion.images), categories, processes,
+        lambda done: progress("second opinion", done, max(len(ids), done)),
+    )  # fmt: skip
+    features, every_label = own_features[_rows_of(ids, labels, own_ids, own_labels)], labels
     if opinion.training is not None:
-        _, more, others = _features(model, images_of(opinion.training), categories, processes)
-        every, given = torch.cat([every, others]), torch.cat([labels, more])
-    sound = every.isfinite().all(1).numpy()
-    counts = np.bincount(given.numpy()[sound], minlength=categories)
+        _, more_labels, more_features = _features(model, images_of(opinion.training), categories, processes)
+        features, every_label = torch.cat([features, more_features]), torch.cat([labels, more_labels])
+    truth, sound = every_label.numpy(), features.isfinite().all(1).numpy()
+    counts = np.bincount(truth[sound], minlength=categories)
     enough = np.flatnonzero(counts >= 2)
     if len(enough) < 2:
         raise InputError(
@@ -211,16 +213,15 @@ def by_new_heads(
         )
     number = np.full(categories, -1)
     number[enough] = np.arange(len(enough))
-    used = np.flatnonzero((counts[given.numpy()] >= 2) & sound)
-    heads = crossed_log_probabilities(
-        standardised(every[torch.from_numpy(used)]), number[given.numpy()[used]], len(enough),
+    usable = np.flatnonzero((counts[truth] >= 2) & sound)
+    judged = np.full((len(usable), categories), -np.inf)
+    judged[:, enough] = crossed_log_probabilities(
+        standardised(features[torch.from_numpy(usable)]), number[truth[usable]], len(enough),
         folds=folds, seed=seed, device=device_of(model),
     )  # fmt: skip
-    judged = np.full((len(used), categories), -np.inf)
-    judged[:, enough] = heads
-    found = np.full((len(given), categories), np.nan)
-    found[used] = judged
-    return found[: len(ids)]
+    log_probabilities = np.full((len(truth), categories), np.nan)
+    log_probabilities[usable] = judged
+    return log_probabilities[: len(ids)]
 
 
 def _features(
@@ -228,21 +229,18 @@ def _features(
     images: Images,
     categories: int,
     processes: Processes,
-    told: tuple[int, Progress] = (0, silent),
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids, labels and features of images: the input of the linear layer that gives the logits.
 
     A network without such a layer is described by the spatial means of its last maps (see `places_of`).
-    `told` are the expected number of images, and who is told how many are done.
     """
     places = places_of(model, first_images(model, images))
     if places.linear is not None:
         places = Places((), places.linear)
-    total, progress = told
     ids, labels, _, features = logits_and_pooled(
-        model, images, places, categories=categories, processes=processes,
-        progress=lambda done: progress("second opinion", done, max(total, done)),
-    )  # fmt: skip
+        model, images, places, categories=categories, progress=progress, processes=processes
+    )
     return ids, labels, features
 
 

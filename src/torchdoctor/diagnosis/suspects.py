@@ -59,7 +59,7 @@ def find_suspects(
     the mean of the network's and that of the head fitted without the image. The heads alone give the share of
     wrong labels and the probability of each, which is made to fall along the ranking; from 0.5 on, images are
     listed. Both tend to be too low, because network and heads have learned from the wrong labels too.
-    With `second`, which tells far more, images are ranked by the mean of the probabilities of these heads.
+    With `second`, the mean probabilities of the heads on all networks' features take the place of log p.
 
     Args:
         model: A network that was trained on these images; one that fits all labels repeats the wrong ones.
@@ -95,7 +95,7 @@ def find_suspects(
     features = standardised(seen.features)
     heads = _judged(seen, features.to(device_of(model)), others, (folds, seed), progress, processes)
     mistakes = crossed_mistakes(heads, seen.labels, folds=folds, seed=seed)
-    ranking = rank(seen, heads, mistakes, heads if others else None)
+    ranking = rank(seen, heads, mistakes, with_network=not others)
     return Suspects(
         _listed(seen, features, ranking), len(seen.ids), round(ranking.share, 6), seen.accuracy,
         _remarks(seen, folds, len(others)),
@@ -168,7 +168,8 @@ def rank(
     seen: Seen,
     heads: Float[np.ndarray, "image category"],
     mistakes: Float[np.ndarray, "image category"],
-    together: Float[np.ndarray, "image category"] | None = None,
+    *,
+    with_network: bool = True,
 ) -> Ranking:
     """Rank the images by what the network and the heads say about their labels.
 
@@ -176,16 +177,15 @@ def rank(
         seen: What the network says.
         heads: The log-probabilities by the heads, each for images that it was not fitted on.
         mistakes: How probable each label is as a wrong label of every category (see `crossed_mistakes`).
-        together: The log-probabilities that images are ranked by; None: the mean of the network's and those
-            by the heads.
+        with_network: Whether images are ranked by the mean of the network's log-probabilities and those by
+            the heads, or by the heads alone.
 
     Returns:
         The ranking.
     """
     doubts = label_doubts(heads, seen.labels, mistaken=mistakes)
-    if together is None:
-        together = (log_softmax(seen.logits, axis=1) + heads) / 2
-    margin, proposed = margins(together, seen.labels)
+    judged = (log_softmax(seen.logits, axis=1) + heads) / 2 if with_network else heads
+    margin, proposed = margins(judged, seen.labels)
     order = np.lexsort((seen.ids, margin))
     chances = np.zeros(len(order))
     if doubts.share > 0:

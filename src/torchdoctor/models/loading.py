@@ -184,8 +184,8 @@ def _timm(name: str, classes: int, channels: int, *, pretrained: bool) -> nn.Mod
         raise InputError(_unknown(name, rest, timm.list_models()))
     if source == "local-dir" and not (Path(rest) / "config.json").is_file():
         raise InputError(f"model {name!r}: no config.json in {rest!r}; expected a folder that timm saved")
-    packaged = from_package(rest) if source == "timm" and pretrained else {}
     try:
+        packaged = from_package(rest) if source == "timm" and pretrained else {}
         return timm.create_model(
             rest if source == "timm" else name,
             pretrained=pretrained,

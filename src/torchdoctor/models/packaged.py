@@ -36,7 +36,7 @@ def packaged_weights(name: str) -> dict[str, Tensor] | None:
     import timm
 
     file: str = getattr(import_module(package), holder).get_model_file_path()
-    with torch.device("meta"):  # only the names are wanted: the packages call the same tensors otherwise
+    with torch.device("meta"):  # only names are wanted: the packages give the same tensors others
         names = timm.create_model(base).state_dict()
     return dict(zip(names, load_weights(file).values(), strict=True))
 
